@@ -1,0 +1,71 @@
+"""pricepix: OHLCV history in, the binary chart images of "(Re-)Imag(in)ing Price Trends" out.
+
+Names load on first use, so that ``import pricepix`` costs nothing that is not used: torch, dask and
+lightning are never imported before something needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pricepix import samples
+    from pricepix.build import render_universe
+    from pricepix.labels import forward_returns
+    from pricepix.panel import Panel
+    from pricepix.preview import contact_sheet, enlarge
+    from pricepix.render import REASONS, RenderResult, render_panel, render_windows
+    from pricepix.spec import ImageSpec
+    from pricepix.store import ImageStore, open_store
+    from pricepix.windows import WindowIndex
+
+_HOME = {
+    "ImageSpec": "pricepix.spec",
+    "ImageStore": "pricepix.store",
+    "Panel": "pricepix.panel",
+    "REASONS": "pricepix.render",
+    "RenderResult": "pricepix.render",
+    "WindowIndex": "pricepix.windows",
+    "contact_sheet": "pricepix.preview",
+    "enlarge": "pricepix.preview",
+    "forward_returns": "pricepix.labels",
+    "open_store": "pricepix.store",
+    "render_panel": "pricepix.render",
+    "render_universe": "pricepix.build",
+    "render_windows": "pricepix.render",
+}
+_MODULES = ("samples", "train")
+
+__all__ = [
+    "REASONS",
+    "ImageSpec",
+    "ImageStore",
+    "Panel",
+    "RenderResult",
+    "WindowIndex",
+    "__version__",
+    "contact_sheet",
+    "enlarge",
+    "forward_returns",
+    "open_store",
+    "render_panel",
+    "render_universe",
+    "render_windows",
+    "samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"pricepix.{name}")
+    else:
+        raise AttributeError(f"module 'pricepix' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})
