@@ -1,0 +1,429 @@
+"""Sample markets: a simulator with a known answer, and five real stocks.
+
+``simulate`` makes a market of any size, a pure random walk unless a pattern is planted in it;
+``stocks`` loads the real daily bars that the package ``bokeh-sampledata`` carries.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+__all__ = ["simulate", "stocks"]
+
+_INTERVALS = {"1d": 0, "1m": 1, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 60}
+_SESSION_START = 9 * 60 + 30
+_SESSION_MINUTES = 390
+_BARS_A_YEAR_DAILY = 252
+_SYMBOLS = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
+
+
+def simulate(
+    instruments: int = 100,
+    bars: int = 1000,
+    *,
+    seed: int = 0,
+    start: str = "2000-01-03",
+    interval: Literal["1d", "1m", "5m", "10m", "15m", "30m", "1h"] = "1d",
+    tick: float = 0.01,
+    volatility: tuple[float, float] = (0.20, 0.50),
+    price: tuple[float, float] = (10.0, 200.0),
+    correlation: float = 0.0,
+    overnight: float = 0.3,
+    jump_rate: float = 0.004,
+    halt_rate: float = 0.001,
+    halts: Literal["missing", "absent"] = "missing",
+    split_rate: float = 0.0003,
+    delist_rate: float = 0.0001,
+    list_late: float = 0.2,
+    bayes_accuracy: float | None = None,
+    horizon: int = 5,
+) -> pl.DataFrame:
+    """Simulate a market of daily or intraday bars on a tick grid.
+
+    By default prices are driftless random walks: nothing in any image says anything about any later
+    return, so that a classifier that beats one half out of sample has leaked.
+
+    Log prices move by Gaussian steps whose median is 0 (not the mean of the simple return), so that a
+    return is above 0 as often as below it, rounding ties aside. A step splits into an overnight gap and
+    the bar's own move; high and low are the extremes of a Brownian bridge from open to close, each drawn
+    from its exact marginal law, ``(o + c +- sqrt((c - o)^2 - 2 s^2 ln U)) / 2``. Volume is lognormal,
+    persistent, and rises with the bar's range.
+
+    Parameters
+    ----------
+    instruments : int
+        Number of instruments, at least 1. Names are ``S0000``, ``S0001``, ...
+    bars : int
+        Length of the calendar in bars, at least 2. An instrument that lists late or is delisted has fewer.
+    seed : int
+        Seed of the one generator everything is drawn from.
+    start : str
+        First day, ISO format; moved to the next business day. Calendars have no holidays.
+    interval : {"1d", "1m", "5m", "10m", "15m", "30m", "1h"}
+        Length of a bar. Intraday bars fill a session of 09:30 to 16:00 and are stamped with their end.
+    tick : float
+        Price grid of the traded prices.
+    volatility : (float, float)
+        Range of the instruments' yearly volatilities (uniform).
+    price : (float, float)
+        Range of the first prices (log-uniform).
+    correlation : float
+        Share of each step's variance, 0 to below 1, that is one market-wide step.
+    overnight : float
+        Share of a day's variance, 0 to below 1, that comes overnight as a gap between close and open.
+    jump_rate : float
+        Chance that an overnight gap is a news gap of five times its size.
+    halt_rate : float
+        Chance a bar that a trading halt of 1 to 5 bars begins.
+    halts : {"missing", "absent"}
+        Halted bars have missing prices and volume 0, or their rows are absent.
+    split_rate : float
+        Chance a day of a split (2, 3 or 4 for 1). Prices before it are that much higher.
+    delist_rate : float
+        Chance a day that the instrument is delisted: its rows end.
+    list_late : float
+        Share of the instruments that list within the first half of the calendar instead of at its start.
+    bayes_accuracy : float, optional
+        Plants a pattern, and is the best accuracy at which the sign of the return over `horizon` bars can
+        be known from the past: between 0.5 and 1. ``None`` plants none. See Notes.
+    horizon : int
+        Horizon, in bars, of the return that the planted pattern predicts.
+
+    Returns
+    -------
+    polars.DataFrame
+        Sorted by instrument and time. Columns ``instrument`` (str), ``time`` (date; datetime[ns] without
+        zone for intraday bars), ``open``, ``high``, ``low``, ``close`` (float64, as traded), ``volume``
+        (float64, shares as traded), ``adjustment_factor`` (float64; traded price times factor is the
+        price adjusted for splits), ``total_return`` (float64; close over the close of the instrument's
+        last traded bar, minus 1, adjusted; missing on the first bar and in halts) and, with a planted
+        pattern, ``signal`` (int8, +1 or -1). Missing values are null.
+
+    Raises
+    ------
+    ValueError
+        If an argument is outside the range given above.
+
+    Notes
+    -----
+    The planted pattern is the last bar's shadow: a fair coin ``s`` thrown for every bar gives it a long
+    lower shadow (+1) or a long upper shadow (-1). A second coin makes ``y = s`` with chance
+    `bayes_accuracy` and ``y = -s`` otherwise, and the close `horizon` bars later is drawn from the random
+    walk's own step, conditioned on lying above (y = +1) or below (y = -1) today's close by a tick or more.
+    That later close is the first number that depends on ``y``, and ``y`` depends on the past through ``s``
+    alone. So, given everything up to and including a bar, the sign of its return is ``s`` with chance
+    exactly `bayes_accuracy`, at every bar, overlapping horizons or not, and no rule can do better. Adjust
+    prices for splits (or set ``split_rate=0``); with a pattern halted rows are always absent, so that
+    the horizon counts the same bars for everyone. What an image rounds away can only lower the accuracy.
+    """
+    _check(instruments, bars, interval, tick, volatility, price, bayes_accuracy, horizon)
+    for name, value in (("correlation", correlation), ("overnight", overnight)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value}; it is a share of the variance, at least 0 and below 1")
+    rates = {"jump_rate": jump_rate, "halt_rate": halt_rate, "split_rate": split_rate}
+    for name, value in (rates | {"delist_rate": delist_rate, "list_late": list_late}).items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it is a probability between 0 and 1")
+    if halts not in ("missing", "absent"):
+        raise ValueError(f"halts is {halts!r}; choose 'missing' or 'absent'")
+
+    rng = np.random.default_rng(seed)
+    per_day = 1 if interval == "1d" else -(-_SESSION_MINUTES // _INTERVALS[interval])
+    time, new_day = _calendar(start, bars, interval, per_day)
+    shape = (bars, instruments)
+
+    yearly = rng.uniform(*volatility, instruments)
+    day_sd = yearly / np.sqrt(_BARS_A_YEAR_DAILY)
+    bar_sd = day_sd * np.sqrt((1 - overnight) / per_day)
+    gap_sd = np.where(new_day[:, None], day_sd * np.sqrt(overnight), 0.0)
+
+    listed = _listed(rng, new_day, instruments, delist_rate, list_late)
+    halted = _halted(rng, shape, halt_rate) & listed
+    traded = listed & ~halted
+    gap = gap_sd * _steps(rng, shape, correlation)
+    gap *= np.where(rng.random(shape) < jump_rate, 5.0, 1.0)
+    move = bar_sd * _steps(rng, shape, correlation)
+    first = np.exp(rng.uniform(np.log(price[0]), np.log(price[1]), instruments)) / tick
+
+    signal = None
+    if bayes_accuracy is None:
+        log_close = np.log(first) + np.cumsum(gap + move, axis=0)
+        close = np.maximum(np.rint(np.exp(log_close)), 1.0)
+        open_ = np.maximum(np.rint(np.exp(log_close - move)), 1.0)
+        high, low = _extremes(rng, open_, close, bar_sd)
+    else:
+        signal = np.where(rng.random(shape) < 0.5, 1, -1).astype(np.int8)
+        sign = np.where(rng.random(shape) < bayes_accuracy, signal, -signal)
+        close, previous = _planted_closes(rng, first, gap + move, sign, traded, horizon)
+        # The open lies between the closes, so that the body leaves the shadows to speak.
+        open_ = np.maximum(np.rint(previous + (close - previous) * rng.uniform(0.0, 0.6, shape)), 1.0)
+        high, low = _shadows(rng, open_, close, signal, np.log(close / previous).std(axis=0))
+
+    volume = _volume(rng, (high - low) / (close * bar_sd) + 0.2, per_day)
+    ratio = _split_ratio(rng, new_day, listed, split_rate)
+
+    instrument_list = [f"S{i:04d}" for i in range(instruments)]
+    keep = listed & ~halted if halts == "absent" or signal is not None else listed
+    blank = halted & keep
+    returns = _returns(close, traded)
+
+    def column(values: np.ndarray, *, missing: bool = False) -> np.ndarray:
+        flat = np.ascontiguousarray(values.T)
+        if missing:
+            flat = np.where(blank.T, np.nan, flat)
+        return flat[keep.T]
+
+    rows = keep.T
+    which = np.broadcast_to(np.arange(instruments)[:, None], rows.shape)[rows]
+    when = np.broadcast_to(time[None, :], rows.shape)[rows]
+    data = {
+        "instrument": pl.Series(np.array(instrument_list)[which]),
+        "time": pl.Series(when).cast(pl.Date)
+        if interval == "1d"
+        else pl.Series(when).cast(pl.Datetime("ns")),
+        "open": column(_on_grid(open_ * ratio, tick), missing=True),
+        "high": column(_on_grid(high * ratio, tick), missing=True),
+        "low": column(_on_grid(low * ratio, tick), missing=True),
+        "close": column(_on_grid(close * ratio, tick), missing=True),
+        "volume": column(np.where(halted, 0.0, np.rint(volume / ratio))),
+        "adjustment_factor": column(1.0 / ratio),
+        "total_return": column(returns),
+    }
+    if signal is not None:
+        data["signal"] = column(signal)
+    frame = pl.DataFrame(data)
+    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def stocks(*, adjustment_factor: bool = False) -> pl.DataFrame:
+    """Real daily bars of AAPL, FB, GOOG, IBM and MSFT, from the package ``bokeh-sampledata``.
+
+    Parameters
+    ----------
+    adjustment_factor : bool
+        Add the column ``adjustment_factor`` (float64): the source's adjusted close over its close.
+
+    Returns
+    -------
+    polars.DataFrame
+        Columns ``symbol`` (str), ``date`` (date), ``open``, ``high``, ``low``, ``close``, ``volume``
+        (float64), sorted by symbol and date; 2000-03-01 to 2013-03-01 at most. Prices are as traded,
+        not adjusted for splits.
+
+    Raises
+    ------
+    ImportError
+        If the package is not installed; the message is the line that installs it.
+    """
+    try:
+        from bokeh_sampledata import stocks as source
+    except ImportError as error:
+        raise ImportError(
+            'the sample stocks need the package bokeh-sampledata: pip install "pricepix[sample]"'
+        ) from error
+    frames = []
+    for symbol in _SYMBOLS:
+        table = getattr(source, symbol)
+        columns = {
+            name: np.asarray(table[name], dtype=np.float64)
+            for name in ("open", "high", "low", "close", "volume")
+        }
+        frame = pl.DataFrame(
+            {"symbol": [symbol] * len(table["date"]), "date": [str(day) for day in table["date"]], **columns}
+        )
+        if adjustment_factor:
+            factor = np.asarray(table["adj_close"], dtype=np.float64) / columns["close"]
+            frame = frame.with_columns(adjustment_factor=pl.Series(factor))
+        frames.append(frame)
+    return pl.concat(frames).with_columns(pl.col("date").str.to_date()).sort("symbol", "date")
+
+
+def _check(
+    instruments: int,
+    bars: int,
+    interval: str,
+    tick: float,
+    volatility: tuple[float, float],
+    price: tuple[float, float],
+    bayes_accuracy: float | None,
+    horizon: int,
+) -> None:
+    if instruments < 1 or bars < 2:
+        raise ValueError(f"instruments={instruments}, bars={bars}; give at least 1 instrument and 2 bars")
+    if interval not in _INTERVALS:
+        raise ValueError(f"interval is {interval!r}; choose one of {', '.join(map(repr, _INTERVALS))}")
+    for name, (low, high) in (("volatility", volatility), ("price", price)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name} is ({low}, {high}); give a range of positive numbers, lower end first")
+    if not 0 < tick <= price[0] / 10:
+        raise ValueError(
+            f"tick is {tick}; it must be positive and at most a tenth of the lowest first price {price[0]}"
+        )
+    if bayes_accuracy is not None and not 0.5 <= bayes_accuracy <= 1:
+        raise ValueError(
+            f"bayes_accuracy is {bayes_accuracy}; give a number between 0.5 and 1, or None for no pattern"
+        )
+    if not 1 <= horizon < bars:
+        raise ValueError(f"horizon is {horizon}; it must be at least 1 and below bars={bars}")
+
+
+def _calendar(start: str, bars: int, interval: str, per_day: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times of the bars (datetime64) and whether each opens a day."""
+    try:
+        begin = np.datetime64(start, "D")
+    except ValueError as error:
+        raise ValueError(f"start is {start!r}; give a day as YYYY-MM-DD") from error
+    days = np.busday_offset(begin, np.arange(-(-bars // per_day)), roll="forward")
+    if interval == "1d":
+        return days, np.ones(bars, bool)
+    minutes = np.minimum(
+        _SESSION_START + _INTERVALS[interval] * np.arange(1, per_day + 1), _SESSION_START + _SESSION_MINUTES
+    )
+    time = (days[:, None].astype("datetime64[m]") + minutes[None, :].astype("timedelta64[m]")).ravel()[:bars]
+    return time.astype("datetime64[ns]"), np.arange(bars) % per_day == 0
+
+
+def _steps(rng: np.random.Generator, shape: tuple[int, int], correlation: float) -> np.ndarray:
+    own = rng.standard_normal(shape)
+    if correlation == 0:
+        return own
+    return np.sqrt(1 - correlation) * own + np.sqrt(correlation) * rng.standard_normal((shape[0], 1))
+
+
+def _extremes(
+    rng: np.random.Generator, open_: np.ndarray, close: np.ndarray, sd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """High and low of a Brownian bridge from open to close, on the grid."""
+    low_log, high_log = np.log(open_), np.log(close)
+    total, square = low_log + high_log, (high_log - low_log) ** 2
+    up = np.sqrt(square - 2 * sd**2 * np.log1p(-rng.random(open_.shape)))
+    down = np.sqrt(square - 2 * sd**2 * np.log1p(-rng.random(open_.shape)))
+    high = np.maximum(np.rint(np.exp((total + up) / 2)), np.maximum(open_, close))
+    low = np.minimum(np.rint(np.exp((total - down) / 2)), np.minimum(open_, close))
+    return high, np.maximum(low, 1.0)
+
+
+def _planted_closes(
+    rng: np.random.Generator,
+    first: np.ndarray,
+    step: np.ndarray,
+    sign: np.ndarray,
+    traded: np.ndarray,
+    horizon: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Closes in ticks, and the close of the traded bar before each.
+
+    Random-walk steps, each conditioned on its side of the close `horizon` traded bars before. A step that
+    falls on the wrong side is drawn again from an exponential tail beyond the border, about as wide as
+    the Gaussian tail is there.
+    """
+    bars, instruments = step.shape
+    # Count in traded bars: each instrument's traded bars first, in order.
+    slot = np.argsort(~traded, axis=0, kind="stable")
+    step, sign = np.take_along_axis(step, slot, 0), np.take_along_axis(sign, slot, 0)
+    packed = np.empty((bars, instruments))
+    sd = np.sqrt(np.mean(step**2, axis=0))
+    beyond = rng.standard_exponential((bars, instruments))
+    current = np.maximum(np.rint(first), 2.0)
+    before = np.empty_like(packed)
+    for t in range(bars):
+        before[t] = current
+        proposal = np.rint(current * np.exp(step[t]))
+        if t >= horizon:
+            base, side = packed[t - horizon], sign[t - horizon]
+            # From the step's centre to the border, in standard deviations; only the tail's width needs it.
+            distance = np.maximum(np.log(base / current) * side / sd, 0.0)
+            drawn = np.rint(base * np.exp(side * sd / (distance + 1.0) * beyond[t]))
+            proposal = np.where((proposal - base) * side < 1, drawn, proposal)
+            proposal = np.where((proposal - base) * side < 1, base + side, proposal)
+            if (proposal < 1).any():
+                raise ValueError(
+                    "a price fell to the lowest tick, where the planted pattern cannot be kept; "
+                    "raise price, or lower volatility or bars"
+                )
+        packed[t] = current = np.maximum(proposal, 1.0)
+    close, previous = np.empty_like(packed), np.empty_like(packed)
+    np.put_along_axis(close, slot, packed, 0)
+    np.put_along_axis(previous, slot, before, 0)
+    return close, previous
+
+
+def _shadows(
+    rng: np.random.Generator, open_: np.ndarray, close: np.ndarray, signal: np.ndarray, sd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """High and low with a long shadow below the body (+1) or above it (-1) and hardly one opposite."""
+    top, bottom = np.maximum(open_, close), np.minimum(open_, close)
+    unit = close * sd
+    long_ = np.rint(unit * rng.uniform(1.0, 2.0, close.shape)) + 2
+    short = np.rint(unit * rng.uniform(0.0, 0.1, close.shape))
+    high = top + np.where(signal > 0, short, long_)
+    low = bottom - np.where(signal > 0, long_, short)
+    return high, np.maximum(low, 1.0)
+
+
+def _volume(rng: np.random.Generator, spread: np.ndarray, per_day: int) -> np.ndarray:
+    """Shares: a level an instrument, a persistent part, noise, and more when the bar's range is wide."""
+    bars, instruments = spread.shape
+    level = rng.uniform(np.log(5e4), np.log(2e7), instruments) - np.log(per_day)
+    shock = rng.standard_normal((bars, instruments)) * 0.15
+    persistent = np.empty_like(shock)
+    state = np.zeros(instruments)
+    for t in range(bars):
+        state = 0.97 * state + shock[t]
+        persistent[t] = state
+    noise = rng.standard_normal((bars, instruments)) * 0.3
+    return np.maximum(np.exp(level + persistent + noise) * np.sqrt(spread), 1.0)
+
+
+def _listed(
+    rng: np.random.Generator, new_day: np.ndarray, instruments: int, delist_rate: float, list_late: float
+) -> np.ndarray:
+    bars = len(new_day)
+    late = rng.random(instruments) < list_late
+    first = np.where(late, rng.integers(0, max(bars // 2, 1), instruments), 0)
+    dies = (rng.random((bars, instruments)) < delist_rate) & new_day[:, None]
+    # Somebody must survive to be drawn: a delisting in an instrument's first tenth is put off.
+    dies[: max(bars // 10, 2)] = False
+    last = np.where(dies.any(axis=0), dies.argmax(axis=0), bars)
+    row = np.arange(bars)[:, None]
+    return (row >= np.minimum(first, np.maximum(last - 2, 0))) & (row < last)
+
+
+def _halted(rng: np.random.Generator, shape: tuple[int, int], halt_rate: float) -> np.ndarray:
+    begins = rng.random(shape) < halt_rate
+    length = rng.integers(1, 6, shape)
+    halted = np.zeros(shape, bool)
+    for d in range(5):
+        halted[d:] |= (begins & (length > d))[: shape[0] - d]
+    return halted
+
+
+def _split_ratio(
+    rng: np.random.Generator, new_day: np.ndarray, listed: np.ndarray, split_rate: float
+) -> np.ndarray:
+    """Traded price over adjusted price: the product of all later splits."""
+    shape = listed.shape
+    splits = (rng.random(shape) < split_rate) & new_day[:, None] & listed
+    ratio = np.where(splits, rng.choice([2.0, 3.0, 4.0], shape, p=[0.7, 0.2, 0.1]), 1.0)
+    later = np.ones(shape)
+    later[:-1] = np.cumprod(ratio[:0:-1], axis=0)[::-1]
+    return later
+
+
+def _returns(close: np.ndarray, traded: np.ndarray) -> np.ndarray:
+    """Close over the close of the last traded bar, minus 1; NaN where either is missing."""
+    bars = close.shape[0]
+    row = np.where(traded, np.arange(bars)[:, None], -1)
+    last = np.maximum.accumulate(row, axis=0)
+    previous = np.vstack([np.full((1, close.shape[1]), -1), last[:-1]])
+    base = np.take_along_axis(close, np.maximum(previous, 0), axis=0)
+    return np.where(traded & (previous >= 0), close / base - 1.0, np.nan)
+
+
+def _on_grid(ticks: np.ndarray, tick: float) -> np.ndarray:
+    """Ticks to prices, as the nearest double of the decimal a feed would print."""
+    per_unit = round(1 / tick)
+    return ticks / per_unit if per_unit and abs(per_unit * tick - 1) < 1e-12 else ticks * tick
