@@ -1,0 +1,382 @@
+"""Checked entry points over the kernels: check, plan tasks, choose a driver, run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.render import kernels
+from pricepix.render.kernels import Drawing
+from pricepix.render.reasons import REASONS
+from pricepix.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+    from pricepix.windows import WindowIndex
+
+_STYLE_CODES = {
+    "jkx": kernels.JKX,
+    "cnn_for_trading": kernels.CNN_FOR_TRADING,
+    "image_trading": kernels.IMAGE_TRADING,
+}
+# Windows a task: enough to share the moving averages of a stretch, few enough to balance two threads.
+_TASK_WINDOWS = 256
+# Numba's default threading layer kills the process when two threads are inside a parallel region at once, and
+# its threads do not survive a fork. Whoever does not get the lock, or is a forked child, runs worker threads of
+# its own over the serial driver instead.
+_parallel_region = threading.Lock()
+_parallel_process: int | None = None
+
+_NO_FLAGS = np.zeros(0, np.bool_)
+_NO_VALUES = np.zeros(0)
+_NO_MA = np.zeros((0, 0))
+
+
+class RenderResult(NamedTuple):
+    """What ``render_windows`` returns."""
+
+    images: NDArray[np.uint8]
+    """uint8 (N, height, width), 0 and 255, row 0 at the top; blank where there is no image."""
+    reason: NDArray[np.uint8]
+    """uint8 (N,): 0 for a valid window, else a code that ``REASONS`` names."""
+
+
+def drawing_of(spec: ImageSpec) -> Drawing:
+    """Translate a spec into the integers that kernels take."""
+    height = spec.height
+    if spec.style == "cnn_for_trading":
+        # Its volume panel is 5 or 11 pixels high at heights 32 and 64, and prices may use all rows.
+        volume_height, price_height = {32: 5, 64: 11}.get(height, 0), height
+    else:
+        volume_height = height // 5
+        price_height = height - volume_height - 1 if spec.volume else height
+    return Drawing(
+        style=_STYLE_CODES[spec.style],
+        pixel_chart=int(spec.chart == "pixel"),
+        per_field=int(spec.scale == "per_field"),
+        volume=int(spec.volume),
+        rebuild=int(spec.rebuild == "returns"),
+        lookback=spec.lookback,
+        aggregate=spec.aggregate,
+        bars=spec.bars,
+        height=height,
+        width=spec.width,
+        price_height=price_height,
+        volume_height=volume_height,
+        history=spec.history,
+        partial_ma=int(spec.style == "cnn_for_trading"),
+    )
+
+
+def render_windows(
+    ohlcv: Any, spec: ImageSpec | str | Mapping[str, Any], ma: Any = None, at_limit: Any = None
+) -> RenderResult:
+    """Draw windows that are given bar by bar.
+
+    Parameters
+    ----------
+    ohlcv : array_like, float64 (N, L, 5)
+        Open, high, low, close, volume of N windows of ``L = spec.lookback`` bars; NaN is missing. float32 is
+        refused: it rounds prices off their tick grid, which moves pixels in up to one image of seven.
+    spec : ImageSpec, str or dict
+        What to draw, or the name of a preset.
+    ma : array_like, float64 (N, L, n) or (N, L), optional
+        The moving averages at each bar, in the order of ``spec.ma``. Required exactly if the spec draws any,
+        since a window does not hold the history that they need.
+    at_limit : array_like, bool (N, 2, L), optional
+        True where a bar sits at its up-limit (0) or down-limit (1); style ``image_trading`` draws flat windows
+        by it.
+
+    Returns
+    -------
+    RenderResult
+        ``images`` uint8 (N, height, width) and ``reason`` uint8 (N,).
+
+    Raises
+    ------
+    TypeError
+        If an array is not of a type that holds the numbers exactly.
+    ValueError
+        If a shape does not fit the spec.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spec = ImageSpec(lookback=2, height=3)
+    >>> window = [[1.0, 3.0, 1.0, 2.0, 0.0], [2.0, 3.0, 2.0, 3.0, 0.0]]
+    >>> render_windows([window], spec).images[0] // 255
+    array([[0, 1, 0, 0, 1, 1],
+           [0, 1, 1, 1, 1, 0],
+           [1, 1, 0, 0, 0, 0]], dtype=uint8)
+    """
+    spec = ImageSpec.of(spec)
+    if spec.rebuild is not None:
+        raise ValueError(
+            "rebuild='returns' needs the returns of a panel: use render_panel, or spec.replace(rebuild=None)"
+        )
+    block = _exact_floats("ohlcv", ohlcv)
+    if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
+        raise ValueError(
+            f"ohlcv has shape {block.shape}, expected (N, {spec.lookback}, 5): N windows of lookback="
+            f"{spec.lookback} bars with open, high, low, close and volume"
+        )
+    n = block.shape[0]
+    given = _given_averages(ma, n, spec)
+    up, down = _limit_flags(at_limit, n, spec)
+    images = np.empty((n, *spec.shape), np.uint8)
+    reason = np.empty(n, np.uint8)
+    last = np.arange(n, dtype=np.int64) * spec.lookback + (spec.lookback - 1)
+    run(
+        block.reshape(-1, 5), _NO_VALUES, up, down, given, spec,
+        first=last - (spec.lookback - 1), row=last, dest=np.arange(n, dtype=np.int64),
+        out=images, mode=kernels.PIXELS, reason=reason, threads=None,
+    )  # fmt: skip
+    return RenderResult(images, reason)
+
+
+def render_panel(
+    panel: Panel,
+    windows: WindowIndex,
+    spec: ImageSpec | str | Mapping[str, Any] | None = None,
+    out: NDArray[np.uint8] | None = None,
+    bits: bool = False,
+    threads: int | None = None,
+) -> NDArray[np.uint8]:
+    """Draw the windows of an index, in its order.
+
+    Parameters
+    ----------
+    panel : Panel
+        The bars that the index was made from.
+    windows : WindowIndex
+        Which windows to draw. Part of an index (``windows[a:b]``) draws that part.
+    spec : ImageSpec, str or dict, optional
+        What to draw; the index's own spec by default. Another one must leave every window drawable.
+    out : numpy.ndarray, optional
+        Where to write: uint8, C-contiguous, of the result's shape. Allocated when not given.
+    bits : bool
+        Return one bit a pixel, columns first, most significant bit first, instead of one byte.
+    threads : int, optional
+        Threads to draw with; all that Numba may use by default. ``1`` draws in the calling thread without the
+        interpreter's lock, which is what worker threads and dask tasks want.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (n, height, width) of 0 and 255, or with `bits` uint8 (n, ceil(height * width / 8)).
+
+    Raises
+    ------
+    ValueError
+        If index, panel, spec and `out` do not belong together.
+    """
+    spec = windows.spec if spec is None else ImageSpec.of(spec)
+    n = len(windows)
+    shape = (n, spec.packed_bytes) if bits else (n, *spec.shape)
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        layout = "C-contiguous" if out.flags.c_contiguous else "not C-contiguous"
+        raise ValueError(
+            f"out is {out.dtype} {out.shape}, {layout}; expected a C-contiguous uint8 array of shape {shape}"
+        )
+    reason = np.empty(n, np.uint8)
+    render_rows(panel, windows.row, spec, out, bits=bits, reason=reason, threads=threads)
+    if reason.any():
+        bad = int(np.flatnonzero(reason)[0])
+        raise ValueError(
+            f"{np.count_nonzero(reason)} of {n} windows can not be drawn with this spec (first: window {bad}, "
+            f"{REASONS[int(reason[bad])]}): make the index with WindowIndex.from_panel(panel, spec) of the same "
+            "panel and spec"
+        )
+    return out
+
+
+def render_rows(
+    panel: Panel,
+    row: NDArray[np.int64],
+    spec: ImageSpec,
+    out: NDArray[np.uint8] | None,
+    *,
+    bits: bool = False,
+    reason: NDArray[np.uint8],
+    threads: int | None = None,
+) -> None:
+    """Draw the windows that end at the panel rows `row`, in any order; ``out=None`` finds the reasons alone."""
+    offsets = panel.offsets
+    if len(row) and (row.min() < 0 or row.max() >= offsets[-1]):
+        raise ValueError(
+            f"windows end at panel rows {row.min()} to {row.max()}, but the panel has {offsets[-1]} rows: make the "
+            "index from this panel"
+        )
+    dest = np.arange(len(row), dtype=np.int64)
+    if len(row) > 1 and (row[1:] < row[:-1]).any():
+        dest = np.argsort(row, kind="stable")
+        row = row[dest]
+    first = offsets[np.searchsorted(offsets, row, side="right") - 1]
+    if len(row) and (row - first < spec.lookback - 1).any():
+        raise ValueError(
+            f"a window is shorter than lookback={spec.lookback}: make the index with WindowIndex.from_panel"
+        )
+    fields = panel.fields
+    total_return = _NO_VALUES
+    if spec.rebuild == "returns":
+        if "total_return" not in fields:
+            raise ValueError(
+                "rebuild='returns' needs total returns, but the panel has "
+                f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use rebuild=None"
+            )
+        total_return = fields["total_return"]
+    if out is None:
+        mode, target = kernels.DRY, np.empty((0, 0, 0), np.uint8)
+    elif bits:
+        mode, target = kernels.BITS, out[:, :, None]
+    else:
+        mode, target = kernels.PIXELS, out
+    run(
+        panel.bars, total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS), _NO_MA, spec,
+        first=first, row=row, dest=dest, out=target, mode=mode, reason=reason, threads=threads,
+    )  # fmt: skip
+
+
+def run(
+    bars: NDArray[np.float64],
+    total_return: NDArray[np.float64],
+    up: NDArray[np.bool_],
+    down: NDArray[np.bool_],
+    given_ma: NDArray[np.float64],
+    spec: ImageSpec,
+    *,
+    first: NDArray[np.int64],
+    row: NDArray[np.int64],
+    dest: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    mode: int,
+    reason: NDArray[np.uint8],
+    threads: int | None,
+) -> None:
+    """Cut the windows (ascending by row) into tasks and run them on the driver that fits."""
+    if len(row) == 0:
+        return
+    starts = np.empty(len(row) + 1, np.int64)
+    tasks = kernels.plan_tasks(row, first, spec.lookback, _TASK_WINDOWS, starts)
+    arguments = (
+        bars, total_return, up, down, given_ma, np.array(spec.ma, np.int64), drawing_of(spec),
+    )  # fmt: skip
+    rest = (first, row, dest, out, mode, reason)
+    starts = starts[: tasks + 1]
+    wanted = _usable_threads() if threads is None else threads
+    if wanted < 1:
+        raise ValueError(f"threads={threads} is not a number of threads: give 1 or more, or None for all")
+    if wanted == 1 or tasks == 1:
+        kernels.render_serial(*arguments, starts, *rest)
+    elif threads is None and _enter_parallel_region():
+        try:
+            kernels.render_parallel(*arguments, starts, *rest)
+        finally:
+            _parallel_region.release()
+    else:
+        # Tasks are many and of similar size, so a few slices a thread balance well.
+        cuts = np.linspace(0, tasks, min(tasks, 8 * wanted) + 1).astype(np.int64)
+        with ThreadPoolExecutor(wanted) as pool:
+            list(
+                pool.map(
+                    lambda a, b: kernels.render_serial(*arguments, starts[a : b + 1], *rest), cuts[:-1], cuts[1:]
+                )
+            )
+
+
+def _usable_threads() -> int:
+    import numba
+
+    return int(numba.get_num_threads())
+
+
+def _enter_parallel_region() -> bool:
+    global _parallel_process  # noqa: PLW0603
+    if _parallel_process not in (None, os.getpid()):
+        return False
+    if not _parallel_region.acquire(blocking=False):
+        return False
+    _parallel_process = os.getpid()
+    return True
+
+
+def widen(
+    bits: NDArray[np.uint8], height: int, width: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Turn column bits into images.
+
+    Parameters
+    ----------
+    bits : numpy.ndarray, uint8 (n, ceil(height * width / 8))
+        One bit a pixel, columns first, most significant bit first.
+    height, width : int
+        Size of the images.
+    out : numpy.ndarray, uint8 (n, height, width), optional
+        Where to write; allocated when not given.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (n, height, width) of 0 and 255, row 0 at the top.
+    """
+    expected = (height * width + 7) // 8
+    if bits.ndim != 2 or bits.shape[1] != expected or bits.dtype != np.uint8:
+        raise ValueError(
+            f"bits is {bits.dtype} {bits.shape}, expected uint8 (n, {expected}) for {height}x{width} images"
+        )
+    if out is None:
+        out = np.empty((len(bits), height, width), np.uint8)
+    elif out.shape != (len(bits), height, width) or out.dtype != np.uint8:
+        raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {(len(bits), height, width)}")
+    kernels.unpack_images(bits, out)
+    return out
+
+
+def _exact_floats(name: str, values: Any) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype == np.float64 or array.dtype.kind in "iub":
+        return np.ascontiguousarray(array, np.float64)
+    if array.dtype.kind == "f":
+        raise TypeError(
+            f"{name} is {array.dtype}, which rounds prices off their tick grid and moves pixels: give float64 read "
+            f"from the source, or {name}.astype('float64') if the rounding is accepted"
+        )
+    raise TypeError(f"{name} is {array.dtype}, expected float64")
+
+
+def _given_averages(ma: Any, n: int, spec: ImageSpec) -> NDArray[np.float64]:
+    if not spec.ma:
+        if ma is not None:
+            raise ValueError("ma is given but the spec draws none: drop it, or use spec.replace(ma=(...))")
+        return _NO_MA
+    expected = (n, spec.lookback, len(spec.ma))
+    if ma is None:
+        raise ValueError(
+            f"the spec draws moving averages {spec.ma}: give ma of shape {expected}, or use spec.replace(ma=())"
+        )
+    array = _exact_floats("ma", ma)
+    if array.shape == expected[:2] and len(spec.ma) == 1:
+        array = array[:, :, None]
+    if array.shape != expected:
+        raise ValueError(f"ma has shape {array.shape}, expected {expected} for the averages {spec.ma}")
+    return array.reshape(n * spec.lookback, len(spec.ma))
+
+
+def _limit_flags(at_limit: Any, n: int, spec: ImageSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    if at_limit is None:
+        return _NO_FLAGS, _NO_FLAGS
+    array = np.asarray(at_limit)
+    if array.dtype != np.bool_ or array.shape != (n, 2, spec.lookback):
+        raise ValueError(
+            f"at_limit is {array.dtype} {array.shape}, expected bool {(n, 2, spec.lookback)}: up-limit and "
+            "down-limit flags of each bar"
+        )
+    return array[:, 0].reshape(-1), array[:, 1].reshape(-1)
