@@ -1,0 +1,62 @@
+"""Fixtures for all tests: the folder of reference data, made-up bars, Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Compiling a kernel takes seconds and its speed says nothing about its pixels: no example has a deadline.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=_SLOW)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of reference data (golden images of other renderers, real bars); skips the test without it."""
+    named = os.environ.get("PRICEPIX_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"reference data folder not found: {folder} (PRICEPIX_SHARED names another place)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    """Function from the name of a golden file to its arrays by name."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        path = shared / "golden" / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"golden file not found: {path}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def make_walk():
+    """Function to an (n, 5) table of bars: a random walk on a cent grid, seeded.
+
+    High and low enclose open and close, so every bar is clean; prices are whole cents, so that ties of the
+    pixel grid occur as they do in real data.
+    """
+
+    def walk(n: int, seed: int = 0, start: float = 50.0, volatility: float = 0.02) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        close = start * np.exp(np.cumsum(rng.normal(0, volatility, n)))
+        open_ = np.concatenate([[start], close[:-1]]) * np.exp(rng.normal(0, volatility / 4, n))
+        high = np.maximum(open_, close) * np.exp(np.abs(rng.normal(0, volatility / 2, n)))
+        low = np.minimum(open_, close) * np.exp(-np.abs(rng.normal(0, volatility / 2, n)))
+        prices = np.maximum(np.round(np.stack([open_, high, low, close], axis=1), 2), 0.01)
+        volume = np.round(np.exp(rng.normal(12, 0.7, n)))
+        return np.ascontiguousarray(np.column_stack([prices, volume]))
+
+    return walk
