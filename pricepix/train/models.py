@@ -1,0 +1,811 @@
+"""Networks: one configurable `PriceCNN`, every published architecture a preset of it, and `SeriesCNN`.
+
+Only torch is imported here, so that scoring needs no more than torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise ImportError('pricepix.train needs torch: pip install "pricepix[train]"') from error
+
+__all__ = [
+    "CHECKPOINT_VERSION",
+    "PRESETS",
+    "SERIES_PRESETS",
+    "CNNSpec",
+    "ConvBlock",
+    "Ensemble",
+    "PriceCNN",
+    "SeriesBlock",
+    "SeriesCNN",
+    "SeriesSpec",
+    "load_model",
+    "save_model",
+]
+
+CHECKPOINT_VERSION = 1
+_FORMAT = "pricepix-model"
+_log = logging.getLogger("pricepix.train")
+
+Pair = tuple[int, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    """Convolution, batch norm, activation, max-pool. Pairs are (rows, columns).
+
+    `pool` of (1, 1) is no pooling; its stride is its size. `pool_ceil` rounds the pooled size up.
+    """
+
+    channels: int
+    kernel: Pair = (5, 3)
+    stride: Pair = (1, 1)
+    padding: Pair = (2, 1)
+    dilation: Pair = (1, 1)
+    pool: Pair = (2, 1)
+    pool_ceil: bool = False
+
+
+@dataclass(frozen=True)
+class CNNSpec:
+    """Every parameter of a `PriceCNN`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the preset, or any name.
+    height, width : int
+        Size of the images in pixels.
+    blocks : tuple of ConvBlock
+        None at all makes the network a logistic regression on pixels.
+    activation : {"leaky_relu", "relu"}
+    negative_slope : float
+        Slope of the leaky activation below 0.
+    dropout : float
+        Chance that a feature is dropped before the linear layer.
+    outputs : int
+        2 or more classes, or 1 for regression.
+    conv_bias, linear_bias : float or None
+        Value the biases start with; None leaves torch's own start. Weights start Xavier uniform.
+    raw_pixels : bool
+        The network takes pixels as 0 and 255 where its source does, not scaled to mean 0.
+    first_row : {"top", "bottom"}
+        Row that comes first in the network's own input. Images always arrive with row 0 at the top, as
+        pricepix makes them; a network from a source that has the lowest price first turns them over.
+    """
+
+    name: str
+    height: int
+    width: int
+    blocks: tuple[ConvBlock, ...]
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    negative_slope: float = 0.01
+    dropout: float = 0.5
+    outputs: int = 2
+    conv_bias: float | None = None
+    linear_bias: float | None = 0.01
+    raw_pixels: bool = False
+    first_row: Literal["top", "bottom"] = "top"
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"{self.name}: image size is {self.height}x{self.width}; give positive numbers")
+        if self.outputs < 1:
+            raise ValueError(
+                f"{self.name}: outputs is {self.outputs}; give 1 for regression or 2 or more classes"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"{self.name}: dropout is {self.dropout}; give a chance of at least 0 and below 1"
+            )
+        if self.activation not in ("leaky_relu", "relu"):
+            raise ValueError(f"{self.name}: activation is {self.activation!r}; choose 'leaky_relu' or 'relu'")
+        if self.first_row not in ("top", "bottom"):
+            raise ValueError(f"{self.name}: first_row is {self.first_row!r}; choose 'top' or 'bottom'")
+        self.features()
+
+    def features(self) -> tuple[int, int, int]:
+        """Channels, rows and columns that reach the linear layer."""
+        size, channels = (self.height, self.width), 1
+        for i, block in enumerate(self.blocks):
+            size = tuple(  # type: ignore[assignment]
+                _pooled(
+                    (n + 2 * block.padding[k] - block.dilation[k] * (block.kernel[k] - 1) - 1)
+                    // block.stride[k]
+                    + 1,
+                    block.pool[k],
+                    block.pool_ceil,
+                )
+                for k, n in enumerate(size)
+            )
+            channels = block.channels
+            if min(size) < 1:
+                raise ValueError(
+                    f"{self.name}: block {i} leaves {size[0]}x{size[1]} of an image of "
+                    f"{self.height}x{self.width}; use fewer blocks, more padding or larger images"
+                )
+        return channels, *size
+
+    def replace(self, **changes: Any) -> CNNSpec:
+        """Return the spec with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CNNSpec:
+        """Rebuild from `to_dict`."""
+        _known(cls, values)
+        blocks = []
+        for block in values["blocks"]:
+            _known(ConvBlock, block)
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+            blocks.append(ConvBlock(**plain))
+        return cls(**{**values, "blocks": tuple(blocks)})
+
+
+@dataclass(frozen=True)
+class SeriesBlock:
+    """1-D convolution, batch norm, leaky ReLU, max-pool."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    pool: int = 2
+    pool_ceil: bool = True
+
+
+@dataclass(frozen=True)
+class SeriesSpec:
+    """Every parameter of a `SeriesCNN`. No blocks at all makes it a logistic regression.
+
+    Attributes
+    ----------
+    name : str
+    lookback : int
+        Bars of a window.
+    blocks : tuple of SeriesBlock
+    channels : int
+        Series of a window: open, high, low, close, moving average, volume.
+    negative_slope, dropout, outputs, conv_bias, linear_bias
+        As in `CNNSpec`.
+    """
+
+    name: str
+    lookback: int
+    blocks: tuple[SeriesBlock, ...]
+    channels: int = 6
+    negative_slope: float = 0.01
+    dropout: float = 0.5
+    outputs: int = 2
+    conv_bias: float | None = None
+    linear_bias: float | None = 0.01
+
+    def features(self) -> tuple[int, int]:
+        """Channels and length that reach the linear layer."""
+        size, channels = self.lookback, self.channels
+        for i, block in enumerate(self.blocks):
+            size = (size + 2 * block.padding - block.dilation * (block.kernel - 1) - 1) // block.stride + 1
+            size = _pooled(size, block.pool, block.pool_ceil)
+            channels = block.channels
+            if size < 1:
+                raise ValueError(
+                    f"{self.name}: block {i} leaves nothing of {self.lookback} bars; use fewer blocks"
+                )
+        return channels, size
+
+    def replace(self, **changes: Any) -> SeriesSpec:
+        """Return the spec with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SeriesSpec:
+        """Rebuild from `to_dict`."""
+        _known(cls, values)
+        return cls(**{**values, "blocks": tuple(SeriesBlock(**block) for block in values["blocks"])})
+
+
+def _pooled(size: int, pool: int, ceil: bool) -> int:
+    # torch drops a last window that would start beyond the input; with stride = size none does.
+    return -(-size // pool) if ceil else size // pool
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> None:
+    names = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - names):
+        raise ValueError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}"
+        )
+
+
+def _jkx(lookback: int, height: int, channels: Sequence[int], stride: Pair, dilation: Pair) -> CNNSpec:
+    blocks = [ConvBlock(c, pool_ceil=True) for c in channels]
+    blocks[0] = replace(blocks[0], stride=stride, dilation=dilation)
+    return CNNSpec(f"jkx{lookback}", height, 3 * lookback, tuple(blocks))
+
+
+def _image_trading(bars: int) -> CNNSpec:
+    return CNNSpec(
+        f"cnn{bars}u",
+        3 * bars,
+        3 * bars,
+        (ConvBlock(64, pool=(2, 2), pool_ceil=True), ConvBlock(128, pool=(2, 2))),
+        activation="relu",
+        conv_bias=0.01,
+        raw_pixels=True,
+    )
+
+
+_CNNFT: dict[str, Any] = {"activation": "relu", "conv_bias": 0.01, "raw_pixels": True, "first_row": "bottom"}
+
+PRESETS: dict[str, CNNSpec] = {
+    spec.name: spec
+    for spec in (
+        # Jiang, Kelly, Xiu, "(Re-)Imag(in)ing Price Trends", as the authors' code has it: linear bias .01.
+        _jkx(5, 32, (64, 128), (1, 1), (1, 1)),
+        _jkx(20, 64, (64, 128, 256), (3, 1), (2, 1)),
+        _jkx(60, 96, (64, 128, 256, 512), (3, 1), (3, 1)),
+        # ImageTrading and CNN-for-Trading: Xavier weights, every bias .01, pixels as they are.
+        _image_trading(49),
+        _image_trading(9),
+        CNNSpec("cnnft5", 32, 15, (ConvBlock(64), ConvBlock(128)), **_CNNFT),
+        CNNSpec(
+            "cnnft20",
+            64,
+            60,
+            (
+                ConvBlock(64, stride=(3, 1), padding=(3, 1), dilation=(2, 1)),
+                ConvBlock(128, padding=(3, 1)),
+                ConvBlock(256),
+            ),
+            **_CNNFT,
+        ),
+        CNNSpec(
+            "lich20",
+            64,
+            60,
+            tuple(ConvBlock(c, stride=(3, 1), padding=(12, 1), dilation=(2, 1)) for c in (64, 128, 256)),
+            conv_bias=0.01,
+            raw_pixels=True,
+        ),
+    )
+}
+
+SERIES_PRESETS: dict[str, SeriesSpec] = {
+    spec.name: spec
+    for lookback, channels in ((5, (64,)), (20, (64, 128)), (60, (64, 128, 256)))
+    for spec in (
+        SeriesSpec(f"cnn1d{lookback}", lookback, tuple(SeriesBlock(c) for c in channels)),
+        SeriesSpec(f"logistic{lookback}", lookback, (), dropout=0.0, linear_bias=0.0),
+    )
+}
+
+
+class _Network(nn.Module):
+    """What `PriceCNN` and `SeriesCNN` share: start values, normalising statistics, prediction."""
+
+    kind: ClassVar[str]
+    spec: CNNSpec | SeriesSpec
+    mean: Tensor
+    std: Tensor
+    family: str
+    metadata: dict[str, Any]
+
+    def _start(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                bias = self.spec.linear_bias if isinstance(module, nn.Linear) else self.spec.conv_bias
+                if bias is not None and module.bias is not None:
+                    nn.init.constant_(module.bias, bias)
+
+    def _check_input(self, inputs: Tensor) -> None:
+        raise NotImplementedError
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Shape of one input."""
+        raise NotImplementedError
+
+    def set_normalisation(self, mean: Any, std: Any) -> Self:
+        """Set the mean and standard deviation that inputs are normalised by.
+
+        Statistics belong to the training rows; they are saved with the weights and so reach scoring.
+        """
+        mean = torch.as_tensor(mean, dtype=torch.float32).reshape(self.mean.shape)
+        std = torch.as_tensor(std, dtype=torch.float32).reshape(self.std.shape)
+        if not bool(torch.isfinite(mean).all()) or not bool((torch.isfinite(std) & (std > 0)).all()):
+            raise ValueError(
+                f"mean is {mean.tolist()} and standard deviation {std.tolist()}; "
+                "they must be finite, the latter positive"
+            )
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, inputs: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
+        """Score inputs, as float32 (n,), in evaluation mode and on the network's own device.
+
+        Two classes: the probability of the upper one. More classes: the expected class divided by the
+        highest, which is 0 for surely the lowest and 1 for surely the highest. One output: its value.
+        """
+        return self._in_batches(inputs, batch_size, self._score)
+
+    @torch.inference_mode()
+    def probabilities(self, inputs: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
+        """Class probabilities, float32 (n, classes)."""
+        if self.spec.outputs == 1:
+            raise ValueError(f"{self.spec.name} is a regression: it has no class probabilities; use predict")
+        return self._in_batches(inputs, batch_size, lambda outputs: outputs.float().softmax(1))
+
+    def _score(self, outputs: Tensor) -> Tensor:
+        if self.spec.outputs == 1:
+            return outputs.float()[:, 0]
+        classes = torch.linspace(0, 1, self.spec.outputs, device=outputs.device)
+        return outputs.float().softmax(1) @ classes
+
+    def _in_batches(self, inputs: np.ndarray | Tensor, batch_size: int, final: Any) -> np.ndarray:
+        was_training = self.training
+        device = self.mean.device
+        self.eval()
+        try:
+            tensor = torch.from_numpy(inputs) if isinstance(inputs, np.ndarray) else inputs
+            parts = [
+                final(self(tensor[i : i + batch_size].to(device))).cpu()
+                for i in range(0, len(tensor), batch_size)
+            ]
+        finally:
+            self.train(was_training)
+        if not parts:
+            self._check_input(tensor)
+            return final(torch.empty((0, self.spec.outputs))).numpy()
+        return torch.cat(parts).numpy()
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **options: Any) -> Self:
+        """Load a checkpoint; see `load_model`. A checkpoint of the other kind of network is an error."""
+        model = _load_one(Path(path), **options)
+        if not isinstance(model, cls):
+            raise ValueError(
+                f"{path} holds a {type(model).__name__} ({model.family}), not a {cls.__name__}; "
+                f"load it with {type(model).__name__}.from_checkpoint"
+            )
+        return model
+
+
+class PriceCNN(_Network):
+    """Convolutional network over chart images.
+
+    Parameters
+    ----------
+    spec : CNNSpec or str
+        Every parameter, or the name of a preset: ``jkx5``, ``jkx20``, ``jkx60``, ``cnn49u``, ``cnn9u``,
+        ``cnnft5``, ``cnnft20``, ``lich20``.
+
+    Attributes
+    ----------
+    mean, std : Tensor
+        Normalising statistics in units of 0 to 1 (buffers, saved with the weights): the network sees
+        ``(pixel / 255 - mean) / std``. A network that takes raw pixels has mean 0 and std 1/255.
+    family : str
+        Where the weights come from: ``"new"``, ``"pricepix"``, or the foreign family recognised.
+    metadata : dict
+        What the checkpoint says of its training: image spec, horizon, target, split.
+    """
+
+    kind = "PriceCNN"
+
+    def __init__(self, spec: CNNSpec | str) -> None:
+        super().__init__()
+        spec = _preset(spec, PRESETS) if isinstance(spec, str) else spec
+        self.spec: CNNSpec = spec
+        self.family = "new"
+        self.metadata = {}
+        layers: list[nn.Module] = []
+        channels = 1
+        for block in spec.blocks:
+            layer: list[nn.Module] = [
+                nn.Conv2d(
+                    channels, block.channels, block.kernel, block.stride, block.padding, block.dilation
+                ),
+                nn.BatchNorm2d(block.channels),
+                nn.LeakyReLU(spec.negative_slope) if spec.activation == "leaky_relu" else nn.ReLU(),
+            ]
+            if block.pool != (1, 1):
+                layer.append(nn.MaxPool2d(block.pool, ceil_mode=block.pool_ceil))
+            layers.append(nn.Sequential(*layer))
+            channels = block.channels
+        self.blocks = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.linear = nn.Linear(math.prod(spec.features()), spec.outputs)
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("std", torch.tensor(1 / 255 if spec.raw_pixels else 1.0))
+        self._start()
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.spec.height, self.spec.width
+
+    def _check_input(self, inputs: Tensor) -> None:
+        if inputs.dtype != torch.uint8:
+            raise TypeError(
+                f"images are {inputs.dtype}; give uint8 pixels of 0 and 255, the network scales them"
+            )
+        if inputs.ndim != 3 or tuple(inputs.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"images are {tuple(inputs.shape)}; {self.spec.name} takes "
+                f"(n, {self.spec.height}, {self.spec.width})"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, outputs) of images (n, height, width) uint8, row 0 at the top, on any device."""
+        self._check_input(images)
+        scale = 1.0 / (255.0 * self.std)
+        x = images.to(scale.dtype) * scale - self.mean / self.std
+        if self.spec.first_row == "bottom":
+            x = x.flip(1)
+        x = self.blocks(x.unsqueeze(1))
+        return self.linear(self.dropout(x.flatten(1)))
+
+
+class SeriesCNN(_Network):
+    """The authors' 1-D network over the numbers behind a chart, or a logistic regression on them.
+
+    Parameters
+    ----------
+    spec : SeriesSpec or str
+        Every parameter, or a preset: ``cnn1d5``, ``cnn1d20``, ``cnn1d60``, ``logistic5``, ``logistic20``,
+        ``logistic60``.
+
+    Notes
+    -----
+    Inputs are float32 (n, 6, lookback): open, high, low, close, moving average and volume, image-scaled
+    by `pricepix.train.baselines.window_series`. They are normalised by a mean and standard deviation a
+    channel; what is missing then becomes 0, as in the authors' code.
+    """
+
+    kind = "SeriesCNN"
+
+    def __init__(self, spec: SeriesSpec | str) -> None:
+        super().__init__()
+        spec = _preset(spec, SERIES_PRESETS) if isinstance(spec, str) else spec
+        self.spec: SeriesSpec = spec
+        self.family = "new"
+        self.metadata = {}
+        layers: list[nn.Module] = []
+        channels = spec.channels
+        for block in spec.blocks:
+            layers.append(
+                nn.Sequential(
+                    nn.Conv1d(
+                        channels, block.channels, block.kernel, block.stride, block.padding, block.dilation
+                    ),
+                    nn.BatchNorm1d(block.channels),
+                    nn.LeakyReLU(spec.negative_slope),
+                    nn.MaxPool1d(block.pool, ceil_mode=block.pool_ceil),
+                )
+            )
+            channels = block.channels
+        self.blocks = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.linear = nn.Linear(math.prod(spec.features()), spec.outputs)
+        self.register_buffer("mean", torch.zeros(spec.channels, 1))
+        self.register_buffer("std", torch.ones(spec.channels, 1))
+        self._start()
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Channels and bars of a window."""
+        return self.spec.channels, self.spec.lookback
+
+    def _check_input(self, inputs: Tensor) -> None:
+        if not inputs.is_floating_point():
+            raise TypeError(f"series are {inputs.dtype}; give float32, as window_series makes them")
+        if inputs.ndim != 3 or tuple(inputs.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"series are {tuple(inputs.shape)}; {self.spec.name} takes "
+                f"(n, {self.spec.channels}, {self.spec.lookback})"
+            )
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Logits (n, outputs) of series (n, channels, lookback) float32."""
+        self._check_input(series)
+        x = torch.nan_to_num((series - self.mean) / self.std, nan=0.0, posinf=0.0, neginf=0.0)
+        return self.linear(self.dropout(self.blocks(x).flatten(1)))
+
+
+class Ensemble(nn.Module):
+    """Networks of one architecture and training, differing in seed; averaged by the mean of their softmax.
+
+    Parameters
+    ----------
+    members : sequence of PriceCNN or SeriesCNN
+        At least one, all of one input shape and number of outputs.
+    """
+
+    def __init__(self, members: Sequence[_Network]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        shapes = {(m.kind, m.input_shape, m.spec.outputs) for m in members}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"members differ in kind, input or outputs: {sorted(shapes)}; "
+                "an ensemble needs one architecture"
+            )
+        self.members = nn.ModuleList(members)
+        self.spec = members[0].spec
+        self.metadata = dict(members[0].metadata)
+        self.family = members[0].family
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Shape of one input."""
+        first = self.members[0]
+        assert isinstance(first, _Network)
+        return first.input_shape
+
+    def _each(self, method: str, inputs: np.ndarray | Tensor, batch_size: int) -> np.ndarray:
+        parts = [getattr(member, method)(inputs, batch_size) for member in self.members]
+        return np.asarray(np.mean(np.stack(parts), axis=0, dtype=np.float64), dtype=np.float32)
+
+    def predict(self, inputs: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
+        """Mean over the members of their `predict`, float32 (n,)."""
+        return self._each("predict", inputs, batch_size)
+
+    def probabilities(self, inputs: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
+        """Mean over the members of their class probabilities, float32 (n, classes)."""
+        return self._each("probabilities", inputs, batch_size)
+
+
+def _preset(name: str, presets: Mapping[str, T]) -> T:
+    if name not in presets:
+        raise ValueError(f"there is no model {name!r}; choose one of {', '.join(presets)}")
+    return presets[name]
+
+
+def save_model(model: PriceCNN | SeriesCNN, path: str | Path) -> None:
+    """Save spec, weights, normalising statistics and metadata in one file of plain tensors and values."""
+    torch.save(describe(model) | {"state_dict": model.state_dict()}, path)
+
+
+def describe(model: _Network) -> dict[str, Any]:
+    """Return what a checkpoint needs besides the weights to rebuild the model."""
+    return {
+        "format": _FORMAT,
+        "version": CHECKPOINT_VERSION,
+        "kind": model.kind,
+        "spec": model.spec.to_dict(),
+        "metadata": model.metadata,
+    }
+
+
+def load_model(path: str | Path) -> PriceCNN | SeriesCNN | Ensemble:
+    """Load a checkpoint, or a run's folder with one model or an ensemble.
+
+    Parameters
+    ----------
+    path : str or Path
+        A checkpoint of pricepix or of a family that `PriceCNN.from_checkpoint` recognises; or the folder
+        of a run, whose members' best checkpoints ``member_*/best.ckpt`` are averaged.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, or the folder holds no finished member.
+    ValueError
+        If the file is not a checkpoint of a known architecture.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _load_one(path)
+    found = sorted(path.glob("member_*/best.ckpt")) or sorted(path.glob("best.ckpt"))
+    if not found:
+        raise FileNotFoundError(
+            f"{path} holds no member_*/best.ckpt; give a checkpoint or the folder of a run"
+        )
+    models = [_load_one(file) for file in found]
+    return models[0] if len(models) == 1 else Ensemble(models)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a foreign family names its layers; `{}` stands for the block's number."""
+
+    name: str
+    conv: str
+    norm: str
+    linear: str
+    first: int
+    # (blocks, features into the linear layer) -> preset
+    presets: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+
+_FAMILIES = (
+    _Family(
+        "jkx (the authors' code)",
+        "conv_layers.{}.0",
+        "conv_layers.{}.1",
+        "fc",
+        0,
+        {
+            (2, 15_360): "jkx5",
+            (3, 46_080): "jkx20",
+            (4, 184_320): "jkx60",
+            (1, 192): "cnn1d5",
+            (2, 640): "cnn1d20",
+            (3, 2_048): "cnn1d60",
+        },
+    ),
+    _Family(
+        "cnn_for_trading",
+        "conv{}.Conv",
+        "conv{}.BN",
+        "FC",
+        1,
+        {(2, 15_360): "cnnft5", (3, 46_080): "cnnft20", (2, 175_232): "cnn49u", (2, 6_272): "cnn9u"},
+    ),
+    _Family("lich99", "layer{}.0", "layer{}.1", "fc1.1", 1, {(3, 46_080): "lich20"}),
+)
+
+
+def _load_one(
+    path: Path,
+    *,
+    mean_std: tuple[float, float] | None = None,
+    first_row: Literal["top", "bottom"] | None = None,
+) -> PriceCNN | SeriesCNN:
+    """Load one checkpoint.
+
+    `mean_std` gives the statistics a foreign checkpoint was trained with but does not hold; `first_row`
+    overrides the row order a foreign network expects.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises UnpicklingError, RuntimeError, EOFError or others, by kind of damage.
+        raise ValueError(
+            f"{path} is not a checkpoint of plain tensors that torch can load safely: {error}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors")
+    header = content.get("pricepix", content)
+    if isinstance(header, Mapping) and header.get("format") == _FORMAT:
+        model = _load_own(path, header, content["state_dict"])
+        family = "pricepix"
+    else:
+        model, family = _load_foreign(path, content)
+    if first_row is not None and isinstance(model, PriceCNN):
+        model.spec = model.spec.replace(first_row=first_row)
+    if mean_std is not None:
+        model.set_normalisation(*mean_std)
+    model.family = family
+    model.eval()
+    _log.info("%s: recognised %s, architecture %s", path, family, model.spec.name)
+    return model
+
+
+def _load_own(path: Path, header: Mapping[str, Any], state: Mapping[str, Tensor]) -> PriceCNN | SeriesCNN:
+    if header["version"] != CHECKPOINT_VERSION:
+        raise ValueError(
+            f"{path} is a model of format version {header['version']}; "
+            f"this pricepix reads version {CHECKPOINT_VERSION}"
+        )
+    model: PriceCNN | SeriesCNN
+    if header["kind"] == "PriceCNN":
+        model = PriceCNN(CNNSpec.from_dict(header["spec"]))
+    else:
+        model = SeriesCNN(SeriesSpec.from_dict(header["spec"]))
+    own = {_strip(key): value for key, value in state.items()}
+    _load_state(path, model, {key: value for key, value in own.items() if key in model.state_dict()})
+    model.metadata = dict(header["metadata"])
+    return model
+
+
+def _strip(key: str) -> str:
+    """Drop the prefixes that wrappers put before names: DataParallel, torch.compile, the training loop."""
+    for prefix in ("module.", "network.", "_orig_mod.", "model."):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | SeriesCNN, str]:
+    state: Any = content
+    for key in ("model_state_dict", "state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            state = content[key]
+            break
+    tensors = {_strip(str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
+    for family in _FAMILIES:
+        blocks = 0
+        while f"{family.conv.format(blocks + family.first)}.weight" in tensors:
+            blocks += 1
+        weight = tensors.get(f"{family.linear}.weight")
+        if not blocks or weight is None:
+            continue
+        found = family.presets.get((blocks, weight.shape[1]))
+        if found is None:
+            raise ValueError(
+                f"{path} names its layers as {family.name} does, but {blocks} blocks that end in "
+                f"{weight.shape[1]} features are none of its networks: {', '.join(family.presets.values())}"
+            )
+        outputs = weight.shape[0]
+        model: PriceCNN | SeriesCNN
+        if found in PRESETS:
+            model = PriceCNN(PRESETS[found].replace(outputs=outputs))
+        else:
+            model = SeriesCNN(SERIES_PRESETS[found].replace(outputs=outputs))
+        renamed = {"mean": model.mean.clone(), "std": model.std.clone()}
+        for i in range(blocks):
+            for part, prefix in (("0", family.conv), ("1", family.norm)):
+                start = prefix.format(i + family.first) + "."
+                names = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+                renamed |= {f"blocks.{i}.{part}.{k}": v for k, v in names.items()}
+        renamed |= {
+            f"linear.{k.removeprefix(family.linear + '.')}": v
+            for k, v in tensors.items()
+            if k.startswith(family.linear + ".")
+        }
+        _load_state(path, model, renamed)
+        return model, family.name
+    found_names = sorted(tensors)
+    raise ValueError(
+        f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
+        f"({', '.join(found_names[:4])}, ...) are named "
+        f"as in none of pricepix, {', '.join(family.name for family in _FAMILIES)}"
+    )
+
+
+def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    wrong = [
+        f"{key} is {tuple(state[key].shape) if key in state else 'missing'}, expected {tuple(value.shape)}"
+        for key, value in own.items()
+        if key not in state or state[key].shape != value.shape
+    ]
+    extra = sorted(set(state) - set(own))
+    if wrong or extra:
+        problem = wrong[0] if wrong else f"{extra[0]} is not part of the network"
+        raise ValueError(
+            f"{path} is a checkpoint of another architecture than {model.spec.name}: {problem} "  # type: ignore[union-attr]
+            f"({len(wrong) + len(extra)} tensors differ)"
+        )
+    model.load_state_dict(state)
