@@ -1,0 +1,415 @@
+"""Compiled loops behind :mod:`pricepix.panel`: placing rows, checking bars, merging calendars, hashing.
+
+Nothing here checks its arguments. Every function releases the interpreter's lock and allocates next to nothing.
+Arrays that are only read come in as read-only C-contiguous arrays, so that each function is compiled once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# What can be said of a bar, one bit a kind. The names and the order are those of pricepix.panel.BAR_KINDS.
+HIGH_BELOW_LOW = 1
+NONPOSITIVE_PRICE = 2
+INFINITE_PRICE = 4
+INFINITE_VOLUME = 8
+NEGATIVE_VOLUME = 16
+MISSING_BAR = 32
+PARTIAL_BAR = 64
+MIDPOINT_PRICE = 128
+OUTSIDE_RANGE = 256
+N_BAR_KINDS = 9
+BAR_ERRORS = HIGH_BELOW_LOW | NONPOSITIVE_PRICE | INFINITE_PRICE | INFINITE_VOLUME | NEGATIVE_VOLUME
+
+# Eight instruments side by side fill the cache lines of a (time, instrument) array of float64.
+_TILE = 8
+
+_NAN_BITS = np.uint64(0x7FF8000000000000)
+_INF_BITS = np.uint64(0x7FF0000000000000)
+_SIGN_OFF = np.uint64(0x7FFFFFFFFFFFFFFF)
+_MINUS_ZERO = np.uint64(0x8000000000000000)
+# The odd multipliers of xxHash64.
+_P1 = np.uint64(0x9E3779B185EBCA87)
+_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3 = np.uint64(0x165667B19E3779F9)
+_P4 = np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+_U0 = np.uint64(0)
+_U29 = np.uint64(29)
+_U31 = np.uint64(31)
+_U32 = np.uint64(32)
+_U33 = np.uint64(33)
+
+
+@njit(cache=True, nogil=True)
+def bar_kinds(open_, high, low, close, volume, midpoint):
+    """Return the bits of everything that is to be said of one bar; 0 for an ordinary one."""
+    # An ordinary bar passes here, and everything below is paid for by the others only.
+    if (
+        low > 0.0
+        and low <= open_
+        and low <= close
+        and open_ <= high
+        and close <= high
+        and high < np.inf
+        and not (volume < 0.0)
+        and volume != np.inf
+    ):
+        return 0
+    kinds = 0
+    if midpoint:
+        if open_ < 0.0 or high < 0.0 or low < 0.0 or close < 0.0:
+            kinds |= MIDPOINT_PRICE
+        open_, high, low, close = abs(open_), abs(high), abs(low), abs(close)
+    missing = 0
+    for price in (open_, high, low, close):
+        if np.isnan(price):
+            missing += 1
+        elif np.isinf(price):
+            kinds |= INFINITE_PRICE
+        elif price <= 0.0:
+            kinds |= NONPOSITIVE_PRICE
+    if missing == 4:
+        kinds |= MISSING_BAR
+    elif missing > 0:
+        kinds |= PARTIAL_BAR
+    if high < low:
+        kinds |= HIGH_BELOW_LOW
+    elif open_ < low or open_ > high or close < low or close > high:
+        kinds |= OUTSIDE_RANGE
+    if np.isinf(volume):
+        kinds |= INFINITE_VOLUME
+    elif volume < 0.0:
+        kinds |= NEGATIVE_VOLUME
+    return kinds
+
+
+@njit(cache=True, nogil=True)
+def _count(kinds, counts):
+    for bit in range(N_BAR_KINDS):
+        if kinds >> bit & 1:
+            counts[bit] += 1
+
+
+@njit(cache=True, nogil=True)
+def place_bars(open_, high, low, close, volume, start, dest, midpoint, bars, counts):
+    """Write a block of rows into the panel, segment by segment, and count what is wrong with them.
+
+    Segment s is rows start[s]:start[s+1] of the block and goes to rows dest[s] and following of `bars`.
+    """
+    for s in range(dest.size):
+        at = dest[s]
+        for r in range(start[s], start[s + 1]):
+            kinds = bar_kinds(open_[r], high[r], low[r], close[r], volume[r], midpoint)
+            if kinds:
+                _count(kinds, counts)
+            bars[at, 0] = open_[r]
+            bars[at, 1] = high[r]
+            bars[at, 2] = low[r]
+            bars[at, 3] = close[r]
+            bars[at, 4] = volume[r]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def place_column(values, start, dest, out):
+    """Write one column of a block of rows into `out`, segment by segment as `place_bars` does."""
+    for s in range(dest.size):
+        at = dest[s]
+        for r in range(start[s], start[s + 1]):
+            out[at] = values[r]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def place_time(ticks, scale, start, dest, out):
+    """Write times into `out` in nanoseconds, `scale` nanoseconds a tick; return the smallest and largest tick."""
+    smallest = ticks[0]
+    largest = ticks[0]
+    for s in range(dest.size):
+        at = dest[s]
+        for r in range(start[s], start[s + 1]):
+            tick = ticks[r]
+            smallest = min(smallest, tick)
+            largest = max(largest, tick)
+            out[at] = tick * scale
+            at += 1
+    return smallest, largest
+
+
+@njit(cache=True, nogil=True)
+def time_faults(time, offsets):
+    """Return how many rows come before, and how many at the same time as, the row above of their instrument."""
+    before = 0
+    same = 0
+    for i in range(offsets.size - 1):
+        for r in range(offsets[i] + 1, offsets[i + 1]):
+            if time[r] <= time[r - 1]:
+                if time[r] == time[r - 1]:
+                    same += 1
+                else:
+                    before += 1
+    return before, same
+
+
+@njit(cache=True, nogil=True)
+def sort_time(time, offsets, rank):
+    """Sort the times of each instrument in place and stably; rank[r] becomes the row to which row r moved."""
+    for i in range(offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        ascending = True
+        for r in range(a, b):
+            rank[r] = r
+            if r > a and time[r] < time[r - 1]:
+                ascending = False
+        if not ascending:
+            part = time[a:b].copy()
+            order = np.argsort(part, kind="mergesort")
+            for k in range(b - a):
+                time[a + k] = part[order[k]]
+                rank[a + order[k]] = a + k
+
+
+@njit(cache=True, nogil=True)
+def expand(start, dest, rank, out):
+    """out[r] = the final row of input row r, given its segment's place and the move of `sort_time`."""
+    for s in range(dest.size):
+        at = dest[s]
+        for r in range(start[s], start[s + 1]):
+            out[r] = rank[at]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def spans(open_, high, low, close, first, stop):
+    """First and one past last bar of each instrument that has any price; arrays are (day, instrument, interval)."""
+    days, width, intervals = open_.shape
+    for j in range(width):
+        first[j] = days * intervals
+        stop[j] = 0
+    for tile in range(0, width, _TILE):
+        for d in range(days):
+            for j in range(tile, min(tile + _TILE, width)):
+                for k in range(intervals):
+                    known = not (
+                        np.isnan(open_[d, j, k])
+                        and np.isnan(high[d, j, k])
+                        and np.isnan(low[d, j, k])
+                        and np.isnan(close[d, j, k])
+                    )
+                    if known:
+                        t = d * intervals + k
+                        first[j] = min(first[j], t)
+                        stop[j] = t + 1
+
+
+@njit(cache=True, nogil=True)
+def fill_bars(open_, high, low, close, volume, has_volume, first, stop, dest, midpoint, bars, counts):
+    """Turn a block of (day, instrument, interval) arrays into rows of the panel and count what is wrong."""
+    days, width, intervals = open_.shape
+    for tile in range(0, width, _TILE):
+        for d in range(days):
+            for j in range(tile, min(tile + _TILE, width)):
+                for k in range(intervals):
+                    t = d * intervals + k
+                    if t < first[j] or t >= stop[j]:
+                        continue
+                    at = dest[j] + t - first[j]
+                    v = volume[d, j, k] if has_volume else np.nan
+                    o, h, lo, c = open_[d, j, k], high[d, j, k], low[d, j, k], close[d, j, k]
+                    kinds = bar_kinds(o, h, lo, c, v, midpoint)
+                    if kinds:
+                        _count(kinds, counts)
+                    bars[at, 0] = o
+                    bars[at, 1] = h
+                    bars[at, 2] = lo
+                    bars[at, 3] = c
+                    bars[at, 4] = v
+
+
+@njit(cache=True, nogil=True)
+def fill_column(values, first, stop, dest, out):
+    """Turn a block of a (day, instrument, interval) array into rows, as `fill_bars` does."""
+    days, width, intervals = values.shape
+    for tile in range(0, width, _TILE):
+        for d in range(days):
+            for j in range(tile, min(tile + _TILE, width)):
+                for k in range(intervals):
+                    t = d * intervals + k
+                    if t >= first[j] and t < stop[j]:
+                        out[dest[j] + t - first[j]] = values[d, j, k]
+
+
+@njit(cache=True, nogil=True)
+def first_rows(bars, midpoint, counts, found):
+    """Fill found[kind] with the first rows of each kind that was counted, and stop as soon as all are there."""
+    wanted = 0
+    for bit in range(N_BAR_KINDS):
+        wanted += min(counts[bit], found.shape[1])
+    seen = np.zeros(N_BAR_KINDS, np.int64)
+    for r in range(bars.shape[0]):
+        if wanted == 0:
+            return
+        kinds = bar_kinds(bars[r, 0], bars[r, 1], bars[r, 2], bars[r, 3], bars[r, 4], midpoint)
+        if kinds:
+            for bit in range(N_BAR_KINDS):
+                if kinds >> bit & 1 and seen[bit] < found.shape[1]:
+                    found[bit, seen[bit]] = r
+                    seen[bit] += 1
+                    wanted -= 1
+
+
+@njit(cache=True, nogil=True)
+def mend(bars, midpoint, drop, factor, adjust):
+    """Apply what was asked for: midpoints made positive, bad bars made missing, prices adjusted by the factor.
+
+    adjust 0: not at all; 1: price / factor and volume * factor; 2: price * factor and volume / factor.
+    Returns the number of bars made missing.
+    """
+    dropped = 0
+    for r in range(bars.shape[0]):
+        if drop:
+            kinds = bar_kinds(bars[r, 0], bars[r, 1], bars[r, 2], bars[r, 3], bars[r, 4], midpoint)
+            bad = kinds & BAR_ERRORS != 0
+            if adjust != 0 and kinds & MISSING_BAR == 0 and not (factor[r] > 0.0 and factor[r] < np.inf):
+                bad = True
+            if bad:
+                dropped += 1
+                for k in range(5):
+                    bars[r, k] = np.nan
+                continue
+        if midpoint:
+            for k in range(4):
+                bars[r, k] = abs(bars[r, k])
+        if adjust == 1:
+            for k in range(4):
+                bars[r, k] /= factor[r]
+            bars[r, 4] *= factor[r]
+        elif adjust == 2:
+            for k in range(4):
+                bars[r, k] *= factor[r]
+            bars[r, 4] /= factor[r]
+    return dropped
+
+
+@njit(cache=True, nogil=True)
+def times_outside(time, offsets, begin, calendar, out):
+    """Write the times that `calendar` lacks into `out`, instrument by instrument from `begin` on.
+
+    Stops before the instrument that might not fit. Returns the next instrument and the number of times written.
+    """
+    n = 0
+    for i in range(begin, offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        if n + b - a > out.size:
+            return i, n
+        if a == b:
+            continue
+        j = np.searchsorted(calendar, time[a])
+        for r in range(a, b):
+            t = time[r]
+            while j < calendar.size and calendar[j] < t:
+                j += 1
+            if j < calendar.size and calendar[j] == t:
+                j += 1
+            else:
+                out[n] = t
+                n += 1
+    return offsets.size - 1, n
+
+
+@njit(cache=True, nogil=True)
+def time_codes(time, offsets, calendar, out):
+    """out[r] = position of time[r] in the calendar, which holds every time."""
+    for i in range(offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        if a == b:
+            continue
+        j = np.searchsorted(calendar, time[a])
+        for r in range(a, b):
+            while calendar[j] < time[r]:
+                j += 1
+            out[r] = j
+
+
+@njit(cache=True, nogil=True)
+def _canonical(bits):
+    # Every NaN is the same missing value and -0.0 is 0.0, whatever their bits.
+    if bits & _SIGN_OFF > _INF_BITS:
+        return _NAN_BITS
+    if bits == _MINUS_ZERO:
+        return _U0
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _round(acc, value):
+    # One round of xxHash64: every step can be undone, so two inputs that differ in one value never meet.
+    acc += value * _P2
+    acc = (acc << _U31) | (acc >> _U33)
+    return acc * _P1
+
+
+@njit(cache=True, nogil=True)
+def _avalanche(x):
+    x ^= x >> _U33
+    x *= _P2
+    x ^= x >> _U29
+    x *= _P3
+    x ^= x >> _U32
+    return x
+
+
+@njit(cache=True, nogil=True)
+def hash_bars(bars, time, offsets, out):
+    """128 bits of each instrument's times and bars into out (instruments, 2); inputs are viewed as uint64.
+
+    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read, several
+    times faster than a cryptographic hash, and nobody forges bars.
+    """
+    for i in range(offsets.size - 1):
+        a0, a1, a2, a3, a4, a5 = _P1, _P2, _P3, _P4, _P5, _P1 ^ _P3
+        for r in range(offsets[i], offsets[i + 1]):
+            a0 = _round(a0, _canonical(bars[r, 0]))
+            a1 = _round(a1, _canonical(bars[r, 1]))
+            a2 = _round(a2, _canonical(bars[r, 2]))
+            a3 = _round(a3, _canonical(bars[r, 3]))
+            a4 = _round(a4, _canonical(bars[r, 4]))
+            a5 = _round(a5, time[r])
+        x, y = _P4, _P5
+        for lane in (a0, a1, a2, a3, a4, a5):
+            x = _round(x, lane)
+            y = _round(y ^ x, _avalanche(lane))
+        out[i, 0] = _avalanche(x)
+        out[i, 1] = _avalanche(y)
+
+
+@njit(cache=True, nogil=True)
+def hash_column(values, offsets, salt, out):
+    """Mix one per-row field (float64 viewed as uint64, or bool viewed as uint8) into out (instruments, 2)."""
+    for i in range(offsets.size - 1):
+        acc = salt
+        for r in range(offsets[i], offsets[i + 1]):
+            acc = _round(acc, _canonical(np.uint64(values[r])))
+        x = _round(out[i, 0], acc)
+        y = _round(out[i, 1] ^ x, _avalanche(acc))
+        out[i, 0] = _avalanche(x)
+        out[i, 1] = _avalanche(y)
+
+
+@njit(cache=True, nogil=True)
+def run_places(start, code, offsets, dest):
+    """dest[s] = row of the panel at which run s begins: runs of one instrument follow each other in input order.
+
+    A counting sort. `offsets` (instruments + 1) is filled on the way.
+    """
+    offsets[:] = 0
+    for s in range(code.size):
+        offsets[code[s] + 1] += start[s + 1] - start[s]
+    for i in range(offsets.size - 1):
+        offsets[i + 1] += offsets[i]
+    free = offsets[:-1].copy()
+    for s in range(code.size):
+        dest[s] = free[code[s]]
+        free[code[s]] += start[s + 1] - start[s]

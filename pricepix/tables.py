@@ -1,0 +1,827 @@
+"""Read any table of bars: find its columns, its instruments and its times, and hand out its rows in blocks.
+
+This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.panel` knows.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import gzip
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+
+PRICES = ("open", "high", "low", "close")
+BAR = (*PRICES, "volume")
+FLOAT_FIELDS = ("total_return", "adjustment_factor", "market_cap")
+BOOL_FIELDS = ("up_limit", "down_limit", "eligible")
+KNOWN = ("instrument", "time", *BAR, *FLOAT_FIELDS, *BOOL_FIELDS)
+REQUIRED = ("time", *PRICES)
+
+#: Spellings of our names, compared without case, blanks, dots, dashes and underscores.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "instrument": (
+        *("instrument", "symbol", "ticker", "permno", "code", "stockid", "stockcode", "tscode", "secid", "sid"),
+        "asset",
+    ),
+    "time": (
+        *("time", "date", "datetime", "timestamp", "ts", "tradedate", "tradingdate", "tradetime", "dlycaldt"),
+        "opentime",
+    ),
+    "open": ("open", "o", "openprc", "openprice", "pxopen", "dlyopen"),
+    "high": ("high", "h", "askhi", "highprice", "pxhigh", "dlyhigh"),
+    "low": ("low", "l", "bidlo", "lowprice", "pxlow", "dlylow"),
+    "close": ("close", "c", "prc", "last", "closeprice", "pxlast", "dlyclose", "dlyprc"),
+    "volume": ("volume", "vol", "v", "pxvolume", "dlyvol"),
+    "total_return": ("totalreturn", "ret", "dlyret"),
+    "adjustment_factor": ("adjustmentfactor", "adjfactor", "cfacpr", "dlyfacprc"),
+    "market_cap": ("marketcap", "mktcap", "dlycap"),
+    "up_limit": ("uplimit", "limitup"),
+    "down_limit": ("downlimit", "dnlimit", "limitdown"),
+    "eligible": ("eligible", "mask"),
+}
+#: Adjusted prices are not the prices that stand beside them: taken only when named.
+LOOKALIKES: dict[str, tuple[str, ...]] = {
+    name: (f"adj{name}", f"adjusted{name}", f"{name}adj", f"{name}adjusted") for name in BAR
+}
+
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
+    ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc",
+}  # fmt: skip
+ACCEPTED = (
+    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of columns, "
+    "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
+)
+#: Text that stands for a missing number.
+NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "none", ".")
+
+BLOCK = 1 << 17
+_PATH = "__pricepix_path__"
+_DAY_NS = 86_400_000_000_000
+_TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+_EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
+_TRUE = ("true", "t", "yes", "y", "1", "1.0")
+_FALSE = ("false", "f", "no", "n", "0", "0.0")
+
+
+def _formats() -> list[str]:
+    days = ("%Y-%m-%d", "%Y/%m/%d", "%Y%m%d")
+    clocks = ("%H:%M:%S%.f", "%H:%M")
+    out = [*days, "%Y%m%d%H%M", "%Y%m%d%H%M%S"]
+    for day in days:
+        for between in (" ", "T"):
+            for clock in clocks:
+                out += [f"{day}{between}{clock}", f"{day}{between}{clock}%#z"]
+    return out
+
+
+TIME_FORMATS = tuple(_formats())
+
+
+@dataclass
+class Times:
+    """The time column of one part: ticks since 1970, their length in ns, and the zone (None: wall clock)."""
+
+    ticks: np.ndarray
+    scale: int
+    tz: str | None
+
+
+@dataclass
+class Part:
+    """Rows that share one origin and one set of columns.
+
+    `columns` holds the columns by our names, in memory; or `scan` reads them, in order, as often as it is asked.
+    """
+
+    origin: str
+    names: dict[str, str]
+    columns: dict[str, Any] = field(default_factory=dict)
+    scan: pl.LazyFrame | None = None
+    literal: str | None = None
+    stems: bool = False
+    rows: int = 0
+    remarks: list[str] = field(default_factory=list)
+    float32: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ReadOptions:
+    """How to read; see `Panel.from_table` for the meaning of each."""
+
+    columns: Mapping[str, str | None]
+    name: str | None = None
+    tz: str | None = None
+    time_format: str | None = None
+    time_unit: str | None = None
+    null_values: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- columns
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_.\-]+", "", name).casefold()
+
+
+def _listed(names: Sequence[str], limit: int = 40) -> str:
+    shown = ", ".join(repr(n) for n in names[:limit])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "") if names else "none at all"
+
+
+def nearest(word: str, words: Sequence[str], n: int = 3) -> str:
+    """Return "; did you mean 'a' or 'b'?" for the words nearest to `word`, or nothing."""
+    by_plain = {w.casefold(): w for w in words}
+    close = difflib.get_close_matches(word.casefold(), list(by_plain), n=n, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(by_plain[c]) for c in close)}?" if close else ""
+
+
+def requested_columns(
+    columns: Mapping[str, str | None] | None, instrument: str | None, time: str | None
+) -> dict[str, str | None]:
+    """Merge `columns`, `instrument` and `time` into one mapping of our names to the table's, checked."""
+    if columns is not None and not isinstance(columns, Mapping):
+        raise TypeError(
+            f"columns must map pricepix names to the table's, such as {{'close': 'PRC'}}; got {type(columns).__name__}"
+        )
+    asked: dict[str, str | None] = {}
+    for ours, theirs in (columns or {}).items():
+        if ours not in KNOWN:
+            hint = nearest(str(ours), KNOWN)
+            if theirs in KNOWN:
+                hint = f"; the mapping goes from pricepix names to the table's: columns={{{theirs!r}: {ours!r}}}"
+            raise ValueError(f"columns: {ours!r} is not a name pricepix knows{hint} Known: {', '.join(KNOWN)}.")
+        if theirs is not None and not isinstance(theirs, str):
+            raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
+        if theirs is None and ours in REQUIRED:
+            raise ValueError(f"columns[{ours!r}] is None, but every panel needs {', '.join(REQUIRED)}")
+        asked[ours] = theirs
+    for ours, theirs in (("instrument", instrument), ("time", time)):
+        if theirs is None:
+            continue
+        if not isinstance(theirs, str):
+            raise TypeError(f"{ours} must be the name of a column, got {type(theirs).__name__}")
+        if asked.get(ours, theirs) != theirs:
+            raise ValueError(f"{ours}={theirs!r} contradicts columns[{ours!r}]={asked[ours]!r}: give one of them")
+        asked[ours] = theirs
+    return asked
+
+
+def resolve_columns(found: Sequence[str], asked: Mapping[str, str | None], origin: str) -> tuple[dict[str, str], list]:
+    """Return which column of `found` is which of our names, and remarks; one error names all that is unclear."""
+    out: dict[str, str] = {}
+    faults: list[str] = []
+    remarks: list[str] = []
+    plain = {c: _plain(c) for c in found}
+    for ours in KNOWN:
+        if ours in asked:
+            theirs = asked[ours]
+            if theirs is None:
+                continue
+            if theirs not in plain:
+                faults.append(f"- {ours}: there is no column {theirs!r}{nearest(theirs, found)}")
+            else:
+                out[ours] = theirs
+            continue
+        fits = [c for c in found if plain[c] in SYNONYMS[ours] and c not in asked.values()]
+        alike = [c for c in found if plain[c] in LOOKALIKES.get(ours, ())]
+        if len(fits) > 1:
+            faults.append(
+                f"- {ours}: any of {_listed(fits)} could be meant; say which: columns={{{ours!r}: {fits[0]!r}}}"
+            )
+        elif fits:
+            out[ours] = fits[0]
+            if alike:
+                remarks.append(
+                    f"column {alike[0]!r} was not used: open, high, low and close are taken as they stand, "
+                    f"{ours} from {fits[0]!r}"
+                )
+        elif ours in REQUIRED:
+            like = alike or [c for c in found if ours in plain[c]]
+            hint = f"; {_listed(like)} looks like it" if like else ""
+            value = like[0] if like else "NAME OF THE COLUMN"
+            faults.append(f"- {ours}: no column has this name or a usual synonym{hint}: columns={{{ours!r}: {value!r}}}")
+    if faults:
+        raise ValueError(
+            f"cannot tell the columns of {origin}:\n" + "\n".join(faults) + f"\nColumns found: {_listed(found)}."
+        )
+    taken: dict[str, str] = {}
+    for ours, theirs in out.items():
+        if theirs in taken and not {ours, taken[theirs]} <= set(PRICES):
+            raise ValueError(f"column {theirs!r} of {origin} is asked for both as {taken[theirs]!r} and as {ours!r}")
+        taken[theirs] = ours
+    return out, remarks
+
+
+# ------------------------------------------------------------------------------------------------- sources
+
+
+def read(source: Any, options: ReadOptions) -> list[Part]:
+    """Open a source of any accepted kind."""
+    if isinstance(source, str | Path):
+        return _read_files(_expand(source), options)
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("the list of paths is empty: there is nothing to read")
+        odd = [s for s in source if not isinstance(s, str | Path)]
+        if odd:
+            raise TypeError(f"a list must hold paths only, got {type(odd[0]).__name__} in it; expected {ACCEPTED}")
+        return _read_files([p for s in source for p in _expand(s)], options)
+    root = type(source).__module__.partition(".")[0]
+    if root == "pandas":
+        return [_read_pandas(source, options)]
+    origin = f"the {root} {type(source).__name__}"
+    if isinstance(source, pl.LazyFrame):
+        schema = source.collect_schema()
+        names, _ = resolve_columns(schema.names(), options.columns, origin)
+        frame = source.select(list(dict.fromkeys(names.values()))).collect()
+        # What was not selected still tells of look-alikes.
+        return [_read_frame(frame, options, origin, schema.names())]
+    if isinstance(source, pl.DataFrame):
+        return [_read_frame(source, options, origin)]
+    if isinstance(source, Mapping) or hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
+        try:
+            frame = pl.DataFrame(source)
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise ValueError(f"{origin} cannot be read as a table: {error}") from error
+        return [_read_frame(frame, options, origin)]
+    raise TypeError(f"cannot read bars from {type(source).__module__}.{type(source).__name__}; expected {ACCEPTED}")
+
+
+def _read_frame(
+    frame: pl.DataFrame, options: ReadOptions, origin: str, found: Sequence[str] | None = None
+) -> Part:
+    names, remarks = resolve_columns(found or frame.columns, options.columns, origin)
+    part = Part(origin, names, rows=frame.height, remarks=remarks, literal=options.name or "0")
+    part.columns = {ours: frame.get_column(theirs) for ours, theirs in names.items()}
+    return part
+
+
+def _read_pandas(source: Any, options: ReadOptions) -> Part:
+    import pandas as pd
+
+    if not isinstance(source, pd.DataFrame):
+        raise TypeError(f"cannot read bars from a pandas {type(source).__name__}; expected {ACCEPTED}")
+    origin = "the pandas DataFrame"
+    if source.columns.nlevels > 1:
+        raise ValueError(
+            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring it to one "
+            "row an instrument and time first, for example with frame.stack(level=...).reset_index()"
+        )
+    index = source.index
+    if index.nlevels > 1 or index.name is not None or isinstance(index, pd.DatetimeIndex):
+        if isinstance(index, pd.DatetimeIndex) and index.name is None:
+            index = index.rename("datetime")
+        taken = set(map(str, source.columns))
+        levels = {str(n): index.get_level_values(k) for k, n in enumerate(index.names) if str(n) not in taken}
+    else:
+        levels = {}
+    found = [*levels, *map(str, source.columns)]
+    if len(set(found)) < len(found):
+        twice = next(c for c in found if found.count(c) > 1)
+        raise ValueError(f"{origin} has more than one column named {twice!r}")
+    names, remarks = resolve_columns(found, options.columns, origin)
+    part = Part(origin, names, rows=len(source), remarks=remarks, literal=options.name or "0")
+    originals = {str(c): c for c in source.columns}
+    for ours, theirs in names.items():
+        values = levels[theirs].to_series() if theirs in levels else source[originals[theirs]]
+        part.columns[ours] = _pandas_column(values, theirs, origin, part)
+    return part
+
+
+def _pandas_column(values: Any, name: str, origin: str, part: Part) -> Any:
+    """Return a numpy array without a copy where pandas holds one, a polars Series otherwise."""
+    import pandas as pd
+
+    dtype = values.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "fiubM":
+        return values.to_numpy()
+    if isinstance(dtype, pd.DatetimeTZDtype):
+        zone = str(dtype.tz)
+        if not _is_zone(zone):
+            part.remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
+            zone = "UTC"
+        ticks = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        unit = "ms" if dtype.unit == "s" else dtype.unit
+        return pl.Series(name, ticks.astype(f"M8[{unit}]")).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+    if dtype == object:
+        zones = {str(getattr(v, "tzinfo", None)) for v in values if hasattr(v, "tzinfo")}
+        if len(zones) > 1:
+            raise _mixed_zones([(None if z == "None" else z, f"column {name!r}") for z in sorted(zones)])
+    try:
+        return pl.from_pandas(values.reset_index(drop=True))
+    except (TypeError, ValueError, pl.exceptions.PolarsError):
+        # A column of Python objects of several types: as text, so that the offending one can be named.
+        return pl.Series(name, [None if v is None or v is pd.NA or v != v else str(v) for v in values], dtype=pl.String)
+
+
+def _expand(source: str | Path) -> list[str]:
+    """Return the files that a path, a glob, a folder or a URL stands for."""
+    text = str(source)
+    if "://" in text:
+        return [text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        files = sorted(
+            str(p) for p in path.rglob("*") if p.is_file() and _kind(str(p)) and not p.name.startswith((".", "_"))
+        )
+        if not files:
+            raise FileNotFoundError(f"{text}: the folder holds no {', '.join(SUFFIXES)} file")
+        kinds = sorted({str(_kind(f)) for f in files})
+        if len(kinds) > 1:
+            raise ValueError(f"{text}: the folder holds files of several kinds ({', '.join(kinds)}); give a glob")
+        return files
+    if path.exists():
+        return [str(path)]
+    if any(c in text for c in "*?["):
+        files = sorted(glob.glob(str(path), recursive=True))
+        if not files:
+            raise FileNotFoundError(f"{text}: no file matches")
+        return files
+    raise FileNotFoundError(f"{text}: no such file or folder")
+
+
+def _kind(path: str) -> str | None:
+    name = path.partition("?")[0].lower()
+    for packed in (".gz", ".zst"):
+        name = name.removesuffix(packed)
+    return SUFFIXES.get(Path(name).suffix)
+
+
+def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
+    for path in paths:
+        if _kind(path) is None:
+            raise ValueError(f"{path}: cannot tell its format; expected one of {', '.join(SUFFIXES)} (CSV also as .gz)")
+    groups: dict[tuple, list[str]] = {}
+    for path in paths:
+        key = (_kind(path), *_header(path))
+        # Files stay in the order given: of two rows at one time the first is kept.
+        groups.setdefault(key, []).append(path)
+    parts = []
+    for (kind, separator, schema), group in groups.items():
+        origin = group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more files"
+        try:
+            parts.append(_read_group(kind, separator, dict(schema), group, origin, options))
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{origin}: cannot be read: {str(error).splitlines()[0]}") from error
+    return parts
+
+
+def _header(path: str) -> tuple[str, tuple]:
+    """Return the separator and the (name, dtype) pairs of a file, reading no row."""
+    kind = _kind(path)
+    try:
+        if kind == "parquet":
+            return "", tuple(pl.scan_parquet(path, hive_partitioning=False).collect_schema().items())
+        if kind == "ipc":
+            return "", tuple(pl.scan_ipc(path, hive_partitioning=False).collect_schema().items())
+        if "://" in path or path.lower().endswith(".zst"):
+            names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
+            return ",", tuple((n, pl.String()) for n in names)
+        opener = gzip.open if path.lower().endswith(".gz") else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            line = file.readline()
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: not a readable {kind} file: {str(error).splitlines()[0]}") from error
+    if not line.strip():
+        raise ValueError(f"{path}: the file is empty; expected a header line and rows")
+    separator = max(",;\t|", key=line.count)
+    names = next(csv.reader([line], delimiter=separator))
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"{path}: more than one column is named {twice!r}")
+    return separator, tuple((n, pl.String()) for n in names)
+
+
+def _read_group(
+    kind: str, separator: str, schema: dict[str, Any], paths: list[str], origin: str, options: ReadOptions
+) -> Part:
+    names, remarks = resolve_columns(list(schema), options.columns, origin)
+    wanted = list(dict.fromkeys(names.values()))
+    stems = "instrument" not in names and options.name is None
+    extra: dict[str, Any] = {"include_file_paths": _PATH} if stems else {}
+    part = Part(origin, names, remarks=remarks, literal=options.name, stems=stems)
+    take = [*wanted, _PATH] if stems else wanted
+    if kind == "csv":
+        numbers = [t for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS]
+        text = {n: pl.String for n in schema}
+        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep their leading zeros).
+        try:
+            typed = {**text, **dict.fromkeys(numbers, pl.Float64)}
+            frame = pl.scan_csv(paths, separator=separator, schema_overrides=typed, glob=False, **extra)
+            frame_ = frame.select(take).collect()
+        except pl.exceptions.ComputeError:
+            # Something is no number: read again as text, where it can be named or recognised as missing.
+            frame = pl.scan_csv(paths, separator=separator, schema_overrides=text, glob=False, **extra)
+            frame_ = frame.select(take).collect()
+        columns = frame_
+    else:
+        scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
+        lazy = scan(paths, glob=False, hive_partitioning=False, **extra).select(take)
+        streamable = all(schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS)
+        streamable &= all(schema[t] == pl.Boolean for ours, t in names.items() if ours in BOOL_FIELDS)
+        if streamable and hasattr(lazy, "collect_batches"):
+            keys = [names[k] for k in ("instrument", "time") if k in names] + ([_PATH] if stems else [])
+            columns = lazy.select(keys).collect()
+            part.scan = lazy
+            part.float32 = [t for ours, t in names.items() if ours in BAR and schema[t] == pl.Float32]
+        else:
+            columns = lazy.collect()
+    part.rows = columns.height
+    part.columns = {ours: columns.get_column(t) for ours, t in names.items() if t in columns.columns}
+    if stems:
+        part.columns["instrument"] = columns.get_column(_PATH)
+    return part
+
+
+# ---------------------------------------------------------------------------------------------- instruments
+
+
+@dataclass
+class Runs:
+    """Stretches of rows of one instrument: rows start[s]:start[s+1] belong to instruments[code[s]]."""
+
+    start: np.ndarray
+    code: np.ndarray
+    instruments: np.ndarray
+
+
+def instrument_runs(parts: list[Part]) -> Runs:
+    """Cut the rows into runs of equal instruments and number the instruments in ascending order of their names."""
+    starts: list[np.ndarray] = []
+    labels: list[pl.Series] = []
+    row = 0
+    for part in parts:
+        key = part.columns.pop("instrument", None)
+        if part.rows == 0:
+            continue
+        if key is None:
+            starts.append(np.array([row]))
+            labels.append(pl.Series([part.literal], dtype=pl.String))
+        else:
+            start, label = _runs(key, part)
+            starts.append(start + row)
+            labels.append(label)
+        row += part.rows
+    label = pl.concat(labels)
+    distinct = label.unique().sort()
+    code = label.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
+    return Runs(np.append(np.concatenate(starts), row).astype(np.int64), code, distinct.to_numpy().astype(np.str_))
+
+
+def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
+    column = part.names.get("instrument", "")
+    series = key if isinstance(key, pl.Series) else pl.Series(column, key)
+    if series.dtype.is_float():
+        whole = series.is_finite() & (series == series.round(0))
+        if (missing := (series.is_null() | series.is_nan())).any():
+            series = series.set(missing, None)
+        elif not whole.all():
+            at = int((~whole).arg_true()[0])
+            raise ValueError(
+                f"instrument column {column!r} of {part.origin} holds {series[at]!r} in row {at}: expected names or "
+                "whole numbers"
+            )
+        series = series.cast(pl.Int64)
+    if series.null_count():
+        at = int(series.is_null().arg_true()[0])
+        raise ValueError(
+            f"instrument column {column!r} of {part.origin} is missing in {series.null_count()} rows, "
+            f"the first is row {at} (counting from 0): fill or drop them"
+        )
+    names = (pl.String, pl.Categorical, pl.Enum)
+    if not (series.dtype in names or series.dtype.is_integer()):
+        raise ValueError(
+            f"instrument column {column!r} of {part.origin} is of type {series.dtype}: expected text, categories or "
+            "whole numbers"
+        )
+    # The physical codes of categories compare faster than their text.
+    test = series if series.dtype == pl.String else series.to_physical()
+    change = (test.slice(1) != test.slice(0, len(test) - 1)).arg_true().to_numpy().astype(np.int64) + 1
+    start = np.concatenate([[0], change])
+    label = series.gather(start).cast(pl.String)
+    if part.stems:
+        distinct = label.unique()
+        label = label.replace_strict(distinct, [_stem(p) for p in distinct], return_dtype=pl.String)
+    return start, label
+
+
+def _stem(path: str) -> str:
+    name = path.replace("\\", "/").rpartition("/")[2]
+    for suffix in (".gz", ".zst"):
+        name = name.removesuffix(suffix)
+    return name.rpartition(".")[0] or name
+
+
+# ---------------------------------------------------------------------------------------------------- times
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError, TypeError):
+        return False
+    return True
+
+
+def check_zone(tz: str | None) -> str | None:
+    """Return `tz` if it names a zone of the tz database (or is None), else raise."""
+    if tz is None:
+        return None
+    if not isinstance(tz, str):
+        key = getattr(tz, "key", None)
+        if not isinstance(key, str):
+            raise TypeError(f"tz must be the name of a time zone such as 'America/New_York', got {tz!r}")
+        tz = key
+    if not _is_zone(tz):
+        raise ValueError(f"tz={tz!r} is not a zone of the tz database; expected a name such as 'America/New_York'")
+    return "UTC" if tz in ("Etc/UTC", "Zulu") else tz
+
+
+def _mixed_zones(zones: list[tuple[str | None, str]]) -> ValueError:
+    told = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
+    return ValueError(
+        f"mixed time zones: {told}. Bring all times to one zone first: convert the aware ones with "
+        "tz_convert('UTC'), and say what the naive ones are with tz_localize(...)"
+    )
+
+
+def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], str | None]:
+    """Read the time column of every part; they must share one zone, which is returned."""
+    out = []
+    zones: dict[str | None, str] = {}
+    for part in parts:
+        if part.rows == 0:
+            part.columns.pop("time")
+            continue
+        times = _times(part.columns.pop("time"), part, options)
+        zones.setdefault(times.tz, part.origin)
+        out.append(times)
+    if len(zones) > 1:
+        raise _mixed_zones(list(zones.items()))
+    tz = next(iter(zones))
+    return out, (options.tz or tz) if tz is not None else None
+
+
+def _times(key: Any, part: Part, options: ReadOptions) -> Times:
+    where = f"time column {part.names['time']!r} of {part.origin}"
+    if isinstance(key, np.ndarray):
+        if key.dtype.kind == "M":
+            unit = np.datetime_data(key.dtype)[0]
+            if unit in _TICK_NS and options.tz is None and np.datetime_data(key.dtype)[1] == 1:
+                return Times(np.ascontiguousarray(key).view(np.int64), _TICK_NS[unit], None)
+            key = key.astype("M8[ms]" if unit not in _TICK_NS or unit == "s" else f"M8[{unit}]")
+        key = pl.Series(part.names["time"], key)
+    series: pl.Series = key
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+        if (series.drop_nulls() == series.drop_nulls().round(0)).all():
+            series = series.cast(pl.Int64)
+    if series.null_count() == len(series):
+        raise ValueError(f"{where} is missing in every row")
+    if series.null_count():
+        at = int(series.is_null().arg_true()[0])
+        raise ValueError(
+            f"{where} is missing in {series.null_count()} rows, the first is row {at} (counting from 0): "
+            "every bar needs a time"
+        )
+    tz = None
+    if options.time_unit is not None:
+        if not series.dtype.is_integer():
+            raise ValueError(f"time_unit={options.time_unit!r} is for counts since 1970, but {where} is {series.dtype}")
+        return Times(series.cast(pl.Int64).to_numpy(), _TICK_NS[options.time_unit], "UTC")
+    if series.dtype.is_integer():
+        series = _parse(series.cast(pl.String), where, options, was_number=True)
+    elif series.dtype == pl.String:
+        series = _parse(series, where, options)
+    if isinstance(series.dtype, pl.Datetime):
+        unit, tz = series.dtype.time_unit, series.dtype.time_zone
+        if tz is not None:
+            return Times(series.to_physical().to_numpy(), _TICK_NS[unit], check_zone(tz))
+    elif series.dtype == pl.Date:
+        if options.tz is None:
+            return Times(series.to_physical().cast(pl.Int64).to_numpy(), _DAY_NS, None)
+        series = series.cast(pl.Datetime("us"))
+        unit = "us"
+    else:
+        raise ValueError(f"{where} is of type {series.dtype}: expected dates, datetimes, or text or numbers that hold them")
+    if options.tz is not None:
+        local = series.dt.replace_time_zone(options.tz, ambiguous="null", non_existent="null")
+        if local.null_count():
+            at = int(local.is_null().arg_true()[0])
+            raise ValueError(
+                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
+                f"{local.null_count()} such rows. Bring the times to UTC before they are read"
+            )
+        return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
+    return Times(series.to_physical().to_numpy(), _TICK_NS[unit], None)
+
+
+def _to_datetime(text: pl.Series, fmt: str) -> pl.Series:
+    return text.str.to_datetime(fmt, strict=False, time_unit="us")
+
+
+def _parse(text: pl.Series, where: str, options: ReadOptions, was_number: bool = False) -> pl.Series:
+    text = text.str.strip_chars()
+    first = text[0]
+    if options.time_format is not None:
+        formats = [options.time_format]
+    elif was_number:
+        formats = [f for f in ("%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S") if len(first) == {6: 8, 10: 12, 12: 14}[len(f)]]
+        formats = formats if first[:2] in ("18", "19", "20", "21") else []
+    else:
+        formats = list(TIME_FORMATS)
+    probe = text.slice(0, 1)
+    fits = [f for f in formats if _safe_parse(probe, f) is not None]
+    if not fits:
+        raise ValueError(f"{where}: {first!r} in row 0 is not a time pricepix can read{_time_hint(first, options)}")
+    best: pl.Series | None = None
+    for fmt in fits:
+        parsed = _to_datetime(text, fmt)
+        if parsed.null_count() == 0:
+            best = parsed
+            break
+        if best is None or parsed.null_count() < best.null_count():
+            best = parsed
+    assert best is not None
+    if best.null_count():
+        at = int(best.is_null().arg_true()[0])
+        value = text[at]
+        aware = isinstance(best.dtype, pl.Datetime) and best.dtype.time_zone is not None
+        others = [f for f in TIME_FORMATS if options.time_format is None and _safe_parse(text.slice(at, 1), f) is not None]
+        if others and aware != any("%#z" in f for f in others):
+            told = ("has a time zone", "has none") if aware else ("has none", "has one")
+            raise ValueError(
+                f"{where}: mixed time zones: {first!r} in row 0 {told[0]}, {value!r} in row {at} {told[1]}. "
+                "Write all times in one way"
+            )
+        raise ValueError(
+            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
+            f"{best.null_count()} such rows{_time_hint(value, options)}"
+        )
+    return best
+
+
+def _safe_parse(text: pl.Series, fmt: str) -> Any:
+    try:
+        return _to_datetime(text, fmt)[0]
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _time_hint(value: str, options: ReadOptions) -> str:
+    if options.time_format is not None:
+        return f" with time_format={options.time_format!r}"
+    digits = value.lstrip("-")
+    if digits.isdigit() and len(digits) in _EPOCH_DIGITS:
+        unit = _EPOCH_DIGITS[len(digits)]
+        return f"; if it counts since 1970, say in what: time_unit={unit!r} ('s', 'ms', 'us' or 'ns')"
+    return (
+        "; expected ISO dates and times or YYYYMMDD. Say how it is written, for example time_format='%d/%m/%Y %H:%M'"
+    )
+
+
+# --------------------------------------------------------------------------------------------------- values
+
+
+def _bad_value(part: Part, ours: str, value: Any, row: int, count: int, hint: str = "") -> ValueError:
+    return ValueError(
+        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}: {value!r} in row {row} (counting from 0) "
+        f"is not a {'number' if ours not in BOOL_FIELDS else 'yes or no'}; {count} such rows{hint}"
+    )
+
+
+def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> pl.Series:
+    """Return text as float64, or raise naming the first that is no number."""
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype != pl.String:
+        raise ValueError(
+            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: expected numbers"
+        )
+    text = series.str.strip_chars()
+    text = text.set(text.is_in(list(nulls)), None)
+    out = text.cast(pl.Float64, strict=False)
+    bad = out.is_null() & text.is_not_null()
+    if bad.any():
+        at = int(bad.arg_true()[0])
+        raise _bad_value(
+            part, ours, series[at], at, int(bad.sum()), f"; if it marks a missing value: null_values=[{text[at]!r}]"
+        )
+    return out
+
+
+def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
+    """Return a column as booleans, missing ones False, or raise naming the first that is neither."""
+    if series.dtype == pl.Boolean:
+        return series.fill_null(False)
+    hint = ""
+    if series.dtype.is_numeric():
+        number = series.cast(pl.Float64).fill_nan(None)
+        bad = (number != 0) & (number != 1)
+        out = number == 1
+        hint = "; a limit price is not a flag: pass (close - limit).abs() < 1e-4" if ours.endswith("limit") else ""
+    elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        text = series.cast(pl.String).str.strip_chars().str.to_lowercase()
+        text = text.set(text.is_in([n.lower() for n in NULLS]), None)
+        out = text.is_in(_TRUE)
+        bad = ~text.is_in([*_TRUE, *_FALSE])
+    else:
+        raise ValueError(
+            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
+            "expected true and false"
+        )
+    bad = bad.fill_null(False)
+    if bad.any():
+        at = int(bad.arg_true()[0])
+        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
+    return out.fill_null(False)
+
+
+def prepare_values(parts: list[Part], options: ReadOptions) -> list[str]:
+    """Make every value column in memory numeric (or boolean), and return the fields that any part has."""
+    nulls = (*NULLS, *options.null_values)
+    fields: dict[str, None] = {}
+    for part in parts:
+        for ours in part.names:
+            if ours in ("instrument", "time"):
+                continue
+            if ours in FLOAT_FIELDS or ours in BOOL_FIELDS:
+                fields[ours] = None
+            values = part.columns.get(ours)
+            if values is None:
+                continue
+            if isinstance(values, np.ndarray):
+                if ours in BOOL_FIELDS and values.dtype.kind != "b":
+                    part.columns[ours] = _flags(pl.Series(values), part, ours).to_numpy()
+                elif ours not in BOOL_FIELDS and values.dtype.kind not in "fiu":
+                    raise ValueError(
+                        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {values.dtype}: "
+                        "expected numbers"
+                    )
+                elif values.dtype == np.float32 and ours in BAR:
+                    part.float32.append(part.names[ours])
+            elif ours in BOOL_FIELDS:
+                part.columns[ours] = _flags(values, part, ours)
+            elif not values.dtype.is_numeric():
+                part.columns[ours] = _numbers(values, part, ours, nulls)
+            elif values.dtype == pl.Float32 and ours in BAR:
+                part.float32.append(part.names[ours])
+    return [f for f in (*FLOAT_FIELDS, *BOOL_FIELDS) if f in fields]
+
+
+def _block(values: Any, a: int, b: int, flags: bool) -> np.ndarray:
+    """Rows a:b of a column as a read-only contiguous float64 (or bool) array, missing as NaN (or False)."""
+    if isinstance(values, np.ndarray):
+        out = np.ascontiguousarray(values[a:b], dtype=np.bool_ if flags else np.float64)
+    else:
+        part = values.slice(a, b - a)
+        if flags:
+            out = part.fill_null(False).to_numpy()
+        else:
+            out = part.cast(pl.Float64).to_numpy()
+            out = np.ascontiguousarray(out)
+    out = out.view()
+    out.flags.writeable = False
+    return out
+
+
+def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray | None]]]:
+    """Yield (first row, columns by our names) for runs of rows, in the order of the rows; None where there is none."""
+    row = 0
+    for part in parts:
+        if part.rows == 0:
+            continue
+        have = [n for n in (*BAR, *fields) if n in part.names]
+        if part.scan is None:
+            for a in range(0, part.rows, BLOCK):
+                b = min(a + BLOCK, part.rows)
+                yield row + a, {
+                    n: _block(part.columns[n], a, b, n in BOOL_FIELDS) if n in have else None for n in (*BAR, *fields)
+                }
+        else:
+            select = part.scan.select(list(dict.fromkeys(part.names[n] for n in have)))
+            done = 0
+            for batch in select.collect_batches(chunk_size=BLOCK, maintain_order=True):
+                for a in range(0, batch.height, BLOCK):
+                    b = min(a + BLOCK, batch.height)
+                    yield row + done + a, {
+                        n: _block(batch.get_column(part.names[n]), a, b, n in BOOL_FIELDS) if n in have else None
+                        for n in (*BAR, *fields)
+                    }
+                done += batch.height
+            if done != part.rows:
+                raise OSError(f"{part.origin} changed while it was read: {part.rows} rows first, {done} then")
+        part.columns.clear()
+        row += part.rows
