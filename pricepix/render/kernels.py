@@ -381,18 +381,21 @@ def _rebuild_from_returns(panel: Any, total_return: Any, first: int, last: int, 
     level = 1.0
     for i in range(last - first + 1):
         row = first + i
-        if i > 0:
-            moved = (1.0 + total_return[row]) * level
-        else:
-            moved = 1.0
+        close = abs(panel[row, CLOSE])
+        prices[VOLUME, i] = abs(panel[row, VOLUME])
+        if i == 0:
+            # One division here where the later rows divide and multiply: the authors' roundings, again.
+            for field in range(3):
+                prices[field, 0] = abs(panel[row, field]) / close
+            prices[CLOSE, 0] = 1.0
+            continue
+        moved = (1.0 + total_return[row]) * level
         if not np.isnan(moved):
             level = moved
-        scale = moved / abs(panel[row, CLOSE])
-        prices[OPEN, i] = abs(panel[row, OPEN]) * scale
-        prices[HIGH, i] = abs(panel[row, HIGH]) * scale
-        prices[LOW, i] = abs(panel[row, LOW]) * scale
+        scale = moved / close
+        for field in range(3):
+            prices[field, i] = abs(panel[row, field]) * scale
         prices[CLOSE, i] = moved
-        prices[VOLUME, i] = panel[row, VOLUME]
 
 
 @jit
@@ -475,7 +478,7 @@ def render_task(
     if given_ma.shape[0] > 0:
         for n in range(n_ma):
             for i in range(end - begin):
-                stretch[n, i] = given_ma[begin + i, n]
+                stretch[n, i] = abs(given_ma[begin + i, n])
     elif not drawing.rebuild and n_ma > 0:
         lead = min(begin - first, drawing.history)
         close = np.empty(lead + end - begin)
@@ -590,3 +593,34 @@ def unpack_images(packed: Any, images: Any) -> None:
     """``unpack_image`` over many."""
     for n in range(packed.shape[0]):
         unpack_image(packed[n], images[n])
+
+
+@jit
+def join_bits(images: Any, pixels: int, stream: Any) -> None:
+    """Lay images of `pixels` bits, each starting a byte of its own, end to end in `stream` (zeros before)."""
+    for n in range(images.shape[0]):
+        start = n * pixels
+        shift = start & 7
+        byte = start >> 3
+        for i in range(images.shape[1]):
+            value = images[n, i]
+            stream[byte + i] |= value >> shift
+            # The last byte's bits may all have fitted, and the stream may end here.
+            if shift and byte + i + 1 < stream.shape[0]:
+                stream[byte + i + 1] |= np.uint8(value << (8 - shift))
+
+
+@jit
+def split_bits(stream: Any, pixels: int, images: Any) -> None:
+    """Inverse of ``join_bits``; the bits behind an image's last pixel are zeros."""
+    tail = images.shape[1] * 8 - pixels
+    for n in range(images.shape[0]):
+        start = n * pixels
+        shift = start & 7
+        byte = start >> 3
+        for i in range(images.shape[1]):
+            value = np.uint8(stream[byte + i] << shift) if byte + i < stream.shape[0] else np.uint8(0)
+            if shift and byte + i + 1 < stream.shape[0]:
+                value |= stream[byte + i + 1] >> np.uint8(8 - shift)
+            images[n, i] = value
+        images[n, images.shape[1] - 1] &= np.uint8((0xFF << tail) & 0xFF)

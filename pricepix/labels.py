@@ -1,0 +1,118 @@
+"""Forward returns: what happened after a window's last bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix import _index_kernels as kernels
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+    from pricepix.windows import WindowIndex
+
+NO_TIME: Final = int(np.iinfo(np.int64).min)
+"""Stands for a missing time in int64 nanoseconds, as NaT does in ``datetime64[ns]``."""
+
+PRICES: Final = ("auto", "close", "total_return")
+
+
+@dataclass(frozen=True)
+class ForwardReturn:
+    """The forward return of every window over one horizon.
+
+    A class such as "up" is derived from ``value`` when a model is trained, never stored: NaN stays NaN.
+    """
+
+    horizon: int
+    """Bars from entry to exit, exactly."""
+    delay: int
+    """Bars from the window's last bar (the decision) to the entry."""
+    price: str
+    """``close`` or ``total_return``: what the return was computed from."""
+    value: NDArray[np.float32]
+    """float32 (n,): price(t + delay + horizon) / price(t + delay) - 1, NaN where it is not known."""
+    decision_time: NDArray[np.int64]
+    """int64 (n,) nanoseconds: the window's last bar."""
+    entry_time: NDArray[np.int64]
+    """int64 (n,) nanoseconds: the bar at whose price the position is entered, ``NO_TIME`` if there is none."""
+    exit_time: NDArray[np.int64]
+    """int64 (n,) nanoseconds: the bar at whose price it is left, ``NO_TIME`` if there is none."""
+
+
+def forward_returns(
+    panel: Panel, windows: WindowIndex | NDArray[np.int64], horizon: int, delay: int = 0, price: str = "auto"
+) -> ForwardReturn:
+    """Compute the forward return of every window over `horizon` bars.
+
+    For a window that ends at bar t of its instrument the return is
+    ``price(t + delay + horizon) / price(t + delay) - 1``, counted in bars of that instrument alone: a label
+    never reaches into another instrument, and bars that are missing still count as bars.
+
+    Parameters
+    ----------
+    panel : Panel
+    windows : WindowIndex or numpy.ndarray, int64 (n,)
+        The windows, or the panel rows at which they end.
+    horizon : int
+        Bars held, at least 1.
+    delay : int
+        Bars between decision and entry, at least 0.
+    price : {"auto", "close", "total_return"}
+        ``close`` takes the panel's close; ``total_return`` compounds the panel's total returns, skipping those
+        missing inside the horizon; ``auto`` takes total returns where the panel has them.
+
+    Returns
+    -------
+    ForwardReturn
+
+    Raises
+    ------
+    ValueError
+        If horizon or delay is out of range, or the panel has no total returns though they are asked for.
+    """
+    horizon = _bars("horizon", horizon, 1)
+    delay = _bars("delay", delay, 0)
+    source = label_price(panel, price)
+    rows = np.asarray(windows if isinstance(windows, np.ndarray) else windows.row, dtype=np.int64)
+    offsets = panel.offsets
+    if isinstance(windows, np.ndarray):
+        instruments = (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
+    else:
+        instruments = windows.instrument
+    value = np.empty(len(rows), np.float32)
+    exit_time = np.empty(len(rows), np.int64)
+    if source == "total_return":
+        kernel: Any = kernels.total_returns
+        prices = panel.fields["total_return"]
+    else:
+        kernel, prices = kernels.price_returns, panel.bars
+    kernel(prices, panel.time, offsets, rows, instruments, horizon, delay, value, exit_time, NO_TIME)
+    entry = rows + delay
+    entry_exists = entry < offsets[instruments + 1]
+    entry_time = np.where(entry_exists, panel.time[np.where(entry_exists, entry, 0)], NO_TIME)
+    return ForwardReturn(horizon, delay, source, value, panel.time[rows], entry_time, exit_time)
+
+
+def label_price(panel: Panel, price: str) -> str:
+    """Resolve ``price="auto"`` for this panel and check the choice."""
+    if price not in PRICES:
+        raise ValueError(f"price={price!r} is not known: choose one of {', '.join(map(repr, PRICES))}")
+    has_returns = "total_return" in panel.fields
+    if price == "auto":
+        return "total_return" if has_returns else "close"
+    if price == "total_return" and not has_returns:
+        raise ValueError(
+            "price='total_return' needs total returns, which the panel does not have: map a column to total_return "
+            "when reading it, or use price='close'"
+        )
+    return price
+
+
+def _bars(name: str, value: Any, lowest: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
+        raise ValueError(f"{name}={value!r} is not a number of bars: give a whole number of at least {lowest}")
+    return int(value)

@@ -1,0 +1,251 @@
+"""Which windows of a panel become images, and why the others do not."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pricepix import _index_kernels as kernels
+from pricepix.render.api import render_rows
+from pricepix.render.reasons import REASONS
+from pricepix.spec import ImageSpec
+from pricepix.times import to_series
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+
+SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
+
+_DROP_REASONS: Final = {
+    kernels.TOO_SHORT: "too_short",
+    kernels.MA_WARMUP: "ma_warmup",
+    kernels.MASKED: "masked",
+    kernels.SAMPLED_OUT: "sampled_out",
+    kernels.GAP: "gap",
+    kernels.MISSING_BARS: "missing_bars",
+    **{code: name for code, name in REASONS.items() if code},
+}
+_PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
+_FOREVER: Final = np.iinfo(np.int64)
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
+_UNITS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "min": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+    "w": 7 * 86400 * 10**9,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class WindowIndex:
+    """The windows of a panel that become images, ordered by (time, instrument).
+
+    A window is the ``spec.lookback`` rows of one instrument that end at panel row ``row``. Everything else
+    about it (its times, its instrument's name, its history) can be looked up in the panel.
+    """
+
+    panel: Panel
+    spec: ImageSpec
+    row: NDArray[np.int64]
+    """int64 (n,): the panel row of each window's last bar."""
+    instrument: NDArray[np.int32]
+    """int32 (n,): the position of its instrument in ``panel.instruments``."""
+    counts: Mapping[str, int]
+    """Candidate windows that were dropped, by reason."""
+    schedule: Mapping[str, Any]
+    """The arguments that chose the candidates, as JSON values."""
+
+    @classmethod
+    def from_panel(
+        cls,
+        panel: Panel,
+        spec: ImageSpec | str | Mapping[str, Any],
+        every: str | int = "bar",
+        *,
+        start: Any = None,
+        end: Any = None,
+        mask: NDArray[np.bool_] | None = None,
+        sample: float | None = None,
+        seed: int = 0,
+        max_gap: Any = None,
+        threads: int | None = None,
+    ) -> WindowIndex:
+        """Find the windows of a panel that can be drawn.
+
+        Parameters
+        ----------
+        panel : Panel
+        spec : ImageSpec, str or dict
+        every : {"bar", "day", "week", "month", "quarter"} or int
+            Which bars may end a window: all; those at the last time of the panel's calendar in each day, week
+            (Monday to Sunday), month or quarter of its time zone; or every n-th time of the calendar. Times
+            are those of the whole universe, so that windows stand in cross-sections; an instrument without a
+            bar at that time has no window there.
+        start, end : str, date, datetime or int, optional
+            First and last time (inclusive) at which a window may end. A date as `end` includes that whole day.
+        mask : numpy.ndarray, bool (rows,), optional
+            True where a window may end, e.g. membership of an index. The panel's own ``eligible`` field is
+            used when it has one and no mask is given. Masked bars stay bars: nothing is spliced.
+        sample : float, optional
+            Share of the windows to keep, in (0, 1]. Every window's fate depends on its instrument's name, its
+            time and `seed` alone.
+        seed : int
+        max_gap : str, timedelta or int nanoseconds, optional
+            No window may hold two neighbouring bars further apart than this, e.g. ``"10d"``.
+        threads : int, optional
+            As in ``render_panel``.
+
+        Raises
+        ------
+        ValueError
+            If an argument can not be understood, or no bar lies in the time asked for. A universe in which no
+            window survives gives an empty index, whose ``counts`` say why.
+        """
+        spec = ImageSpec.of(spec)
+        first_time = _FOREVER.min if start is None else panel.as_time(start)
+        last_time = _FOREVER.max if end is None else panel.as_time(end, end=True)
+        if first_time > last_time:
+            raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
+        share = 1.0 if sample is None else float(sample)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"sample={sample!r} is not a share: give a number above 0 and at most 1")
+        if mask is None:
+            eligible = panel.fields.get("eligible", np.zeros(0, np.bool_))
+        else:
+            eligible = np.asarray(mask)
+            if eligible.dtype != np.bool_ or eligible.shape != (len(panel),):
+                raise ValueError(
+                    f"mask is {eligible.dtype} {eligible.shape}, expected bool {(len(panel),)}: one flag a panel row"
+                )
+        gap = -1 if max_gap is None else duration_ns(max_gap)
+        scheduled = _scheduled_times(panel, every)
+        seeds = np.zeros(panel.n_instruments, np.uint64)
+        if share < 1.0:
+            seeds = _instrument_seeds(panel.instruments, seed)
+        reason = np.empty(len(panel), np.uint8)
+        time_code = panel.time_code
+        kernels.screen(
+            panel.bars, panel.time, panel.offsets, scheduled, time_code, first_time, last_time, spec.lookback,
+            spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
+            -1 if spec.max_missing is None else spec.max_missing, reason,
+        )  # fmt: skip
+        _drop_undrawable(panel, spec, reason, threads)
+        found = np.bincount(reason, minlength=256)
+        if found[kernels.NO_CANDIDATE] == len(panel):
+            raise ValueError(
+                f"no bar lies between start={start!r} and end={end!r} on the schedule every={every!r}: the panel "
+                f"covers {panel.stamp(panel.time.min())} to {panel.stamp(panel.time.max())}"
+            )
+        n = int(found[kernels.KEPT])
+        row = np.empty(n, np.int64)
+        instrument = np.empty(n, np.int32)
+        ends = np.zeros(len(panel.calendar) + 1, np.int64)
+        kernels.order_by_time(reason, panel.offsets, time_code, ends, row, instrument)
+        counts = {name: int(found[code]) for code, name in _DROP_REASONS.items() if found[code]}
+        schedule = {
+            "every": every,
+            "start": None if start is None else panel.stamp(first_time),
+            "end": None if end is None else panel.stamp(last_time),
+            "mask": None if mask is None else hashlib.blake2b(np.packbits(eligible), digest_size=8).hexdigest(),
+            "sample": sample,
+            "seed": seed if share < 1.0 else None,
+            "max_gap_ns": None if max_gap is None else gap,
+        }
+        return cls(panel, spec, row, instrument, counts, schedule)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, part: slice | NDArray[Any]) -> WindowIndex:
+        """Return some of the windows: a slice, a boolean mask or positions."""
+        return WindowIndex(self.panel, self.spec, self.row[part], self.instrument[part], self.counts, self.schedule)
+
+    def __repr__(self) -> str:
+        dropped = ", ".join(f"{name} {count:,}" for name, count in self.counts.items()) or "none"
+        return f"WindowIndex({len(self):,} of {self.candidates:,} windows; dropped: {dropped})"
+
+    @property
+    def candidates(self) -> int:
+        """Windows that the schedule asked for: those kept and all that were dropped."""
+        return len(self) + sum(self.counts.values())
+
+    @property
+    def time(self) -> NDArray[np.int64]:
+        """int64 (n,): the time of each window's last bar, in nanoseconds."""
+        return self.panel.time[self.row]
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return the index as a frame: instrument, time and panel row of each window's last bar."""
+        return pl.DataFrame(
+            {
+                "instrument": self.panel.instruments[self.instrument],
+                "time": to_series(self.time, self.panel.tz),
+                "row": self.row,
+            }
+        )
+
+
+def _drop_undrawable(panel: Panel, spec: ImageSpec, reason: NDArray[np.uint8], threads: int | None) -> None:
+    """Replace KEPT by the renderer's reason where a window has no image."""
+    rows = np.empty(int(np.count_nonzero(reason == kernels.KEPT)), np.int64)
+    kernels.collect(reason, rows)
+    found = np.empty(len(rows), np.uint8)
+    render_rows(panel, rows, spec, None, reason=found, threads=threads)
+    reason[rows] = found
+
+
+def _scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
+    """One flag a time of the calendar, or nothing for all of them."""
+    if every == "bar":
+        return np.zeros(0, np.bool_)
+    calendar = panel.calendar
+    if isinstance(every, str):
+        if every not in SCHEDULES:
+            raise ValueError(
+                f"every={every!r} is not a schedule: choose one of {', '.join(map(repr, SCHEDULES))}, or a number"
+            )
+        period = to_series(calendar, panel.tz).dt.truncate(_PERIODS[every])
+        changes = (period.slice(1) != period.slice(0, len(period) - 1)).to_numpy()
+        return np.append(changes, True)
+    if isinstance(every, bool) or not hasattr(every, "__index__") or int(every) < 1:
+        raise ValueError(f"every={every!r} is not a schedule: give a name, or a whole number of at least 1")
+    return np.arange(1, len(calendar) + 1) % int(every) == 0
+
+
+def _instrument_seeds(instruments: NDArray[np.str_], seed: int) -> NDArray[np.uint64]:
+    words = [
+        int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
+        for name in instruments
+    ]
+    return np.array(words, np.uint64)
+
+
+def duration_ns(value: Any) -> int:
+    """Return a duration in nanoseconds: ``"10d"``, ``"30min"``, a timedelta, or nanoseconds as an int."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match:
+            return int(float(match[1]) * _UNITS[match[2]])
+    elif isinstance(value, timedelta):
+        return (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
+    elif isinstance(value, np.timedelta64):
+        return int(value.astype("timedelta64[ns]").astype(np.int64))
+    elif hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 0:
+        return int(value)
+    raise ValueError(
+        f"{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such as '10d', a timedelta, "
+        "or nanoseconds"
+    )
