@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 
 from pricepix import _panel_kernels as kernels
-from pricepix import tables
-from pricepix.tables import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES
+from pricepix import arrays, moments, tables
+from pricepix.moments import as_time as _as_time  # noqa: F401
+from pricepix.tables import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES, locked
 
 FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)
 
@@ -130,7 +129,9 @@ class PanelReport:
         lines = [f"{self.rows:,} rows of {self.instruments:,} instruments, on_bad={self.on_bad!r}"]
         lines += ["errors:", self.table(self.errors)] if self.errors else ["errors: none"]
         if self.dropped:
-            lines.append(f"  dropped            {self.dropped:>12,}  bars made missing or duplicate rows left out")
+            lines.append(
+                f"  dropped            {self.dropped:>12,}  bars made missing or duplicate rows left out"
+            )
         lines += ["notes:", self.table(self.notes)] if self.notes else ["notes: none"]
         lines += [f"  {remark}" for remark in self.remarks]
         return "\n".join(lines)
@@ -205,12 +206,12 @@ class Panel:
         if offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) < 0).any():
             raise ValueError(f"offsets must ascend from 0 to the number of rows, {n}")
         put = object.__setattr__
-        put(self, "bars", _locked(bars))
-        put(self, "offsets", _locked(offsets))
-        put(self, "instruments", _locked(np.asarray(instruments, dtype=np.str_)))
-        put(self, "time", _locked(time))
-        put(self, "tz", tables.check_zone(tz))
-        put(self, "fields", MappingProxyType({k: _locked(fields[k]) for k in FIELDS if k in fields}))
+        put(self, "bars", locked(bars))
+        put(self, "offsets", locked(offsets))
+        put(self, "instruments", locked(np.asarray(instruments, dtype=np.str_)))
+        put(self, "time", locked(time))
+        put(self, "tz", moments.check_zone(tz))
+        put(self, "fields", MappingProxyType({k: locked(fields[k]) for k in FIELDS if k in fields}))
         put(self, "report", report or PanelReport(n, m))
         put(self, "_cache", {})
 
@@ -222,7 +223,15 @@ class Panel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         kept = {k: v for k, v in self._cache.items() if k == "digest"}
-        state = (self.bars, self.offsets, self.instruments, self.time, self.tz, dict(self.fields), self.report)
+        state = (
+            self.bars,
+            self.offsets,
+            self.instruments,
+            self.time,
+            self.tz,
+            dict(self.fields),
+            self.report,
+        )
         return _restore, (state, kept)
 
     # ------------------------------------------------------------------------------------------- ways in
@@ -232,7 +241,9 @@ class Panel:
         """Return `source` if it is a panel, else `Panel.from_table(source, **options)`."""
         if isinstance(source, Panel):
             if options:
-                raise TypeError(f"a Panel is already read; {', '.join(options)} can no longer be applied to it")
+                raise TypeError(
+                    f"a Panel is already read; {', '.join(options)} can no longer be applied to it"
+                )
             return source
         return cls.from_table(source, **options)
 
@@ -316,9 +327,7 @@ class Panel:
         options = tables.ReadOptions(
             tables.requested_columns(columns, instrument, time),
             name=name,
-            tz=tables.check_zone(tz),
-            time_format=time_format,
-            time_unit=time_unit,
+            times=moments.TimeOptions(moments.check_zone(tz), time_format, time_unit),
             null_values=(null_values,) if isinstance(null_values, str) else tuple(null_values),
         )
         parts = tables.read(source, options)
@@ -343,10 +352,12 @@ class Panel:
         times, zone = tables.read_times(parts, options)
         for part in times:
             at = first + len(part.ticks)
-            low, high = kernels.place_time(_locked(part.ticks), part.scale, *places.of(first, at), stamps)
+            low, high = kernels.place_time(locked(part.ticks), part.scale, *places.of(first, at), stamps)
             limit = np.iinfo(np.int64).max // part.scale
             if low < -limit or high > limit:
-                raise ValueError("times must lie between the years 1678 and 2262: nanoseconds cannot hold others")
+                raise ValueError(
+                    "times must lie between the years 1678 and 2262: nanoseconds cannot hold others"
+                )
             first = at
         del times
         unsorted, duplicates = kernels.time_faults(stamps, offsets)
@@ -359,7 +370,7 @@ class Panel:
         bars = np.empty((rows, 5))
         fields = {n: np.zeros(rows, np.bool_) if n in BOOL_FIELDS else np.empty(rows) for n in names}
         counts = np.zeros(kernels.N_BAR_KINDS, np.int64)
-        nothing = _locked(np.full(tables.BLOCK, np.nan))
+        nothing = locked(np.full(tables.BLOCK, np.nan))
         midpoint = negative_prices == "midpoint"
         with _bar(rows, "reading bars", progress) as done:
             for first, block in tables.blocks(parts, names):
@@ -447,23 +458,27 @@ class Panel:
         _check_choice("time_unit", time_unit, (None, "s", "ms", "us", "ns"))
         for key in fields:
             if key not in FIELDS:
-                raise TypeError(f"from_arrays: {key!r} is no field{tables.nearest(key, FIELDS)}; known: {FIELDS}")
+                raise TypeError(
+                    f"from_arrays: {key!r} is no field{tables.nearest(key, FIELDS)}; known: {FIELDS}"
+                )
         fields = {k: v for k, v in fields.items() if v is not None}
         if adjust is not None and "adjustment_factor" not in fields:
             raise ValueError(f"adjust={adjust!r} needs adjustment_factor=")
-        arrays = {"open": open, "high": high, "low": low, "close": close}
+        prices = {"open": open, "high": high, "low": low, "close": close}
         if volume is not None:
-            arrays["volume"] = volume
-        arrays = {k: _sliceable(k, v) for k, v in arrays.items()}
-        extra = {k: _sliceable(k, v) for k, v in fields.items()}
-        shape = tuple(arrays["open"].shape)
+            prices["volume"] = volume
+        prices = {k: arrays.sliceable(k, v) for k, v in prices.items()}
+        extra = {k: arrays.sliceable(k, v) for k, v in fields.items()}
+        shape = tuple(prices["open"].shape)
         if len(shape) not in (2, 3):
             raise ValueError(
                 f"open has {len(shape)} axes; expected (time, instrument) or (day, instrument, interval), got {shape}"
             )
-        for key, array in arrays.items():
+        for key, array in prices.items():
             if tuple(array.shape) != shape:
-                raise ValueError(f"{key} has shape {tuple(array.shape)}, but open has {shape}: they must be the same")
+                raise ValueError(
+                    f"{key} has shape {tuple(array.shape)}, but open has {shape}: they must be the same"
+                )
         for key, array in extra.items():
             if tuple(array.shape) not in (shape, shape[:2]):
                 also = f" or {shape[:2]}" if len(shape) == 3 else ""
@@ -473,10 +488,12 @@ class Panel:
             raise ValueError(f"the arrays have shape {shape}: there are no bars in them")
 
         remarks: list[str] = []
-        names = _array_instruments(instruments, arrays["open"], width)
-        read = tables.ReadOptions({}, tz=tables.check_zone(tz), time_format=time_format, time_unit=time_unit)
-        stamps, zone = _array_times(time, intervals, arrays["open"], days, per_day, read, remarks, len(shape) == 3)
-        order, unsorted, duplicates = _array_order(stamps, on_bad, zone)
+        names = arrays.instrument_names(instruments, prices["open"], width)
+        read = moments.TimeOptions(moments.check_zone(tz), time_format, time_unit)
+        stamps, zone = arrays.bar_times(
+            time, intervals, prices["open"], days, per_day, read, remarks, len(shape) == 3
+        )
+        order, unsorted, duplicates = arrays.time_order(stamps, on_bad, zone)
         if order is not None:
             stamps = stamps[order]
         stamps = np.ascontiguousarray(stamps).reshape(-1)
@@ -488,11 +505,13 @@ class Panel:
         offsets = np.zeros(width + 1, np.int64)
         counts = np.zeros(kernels.N_BAR_KINDS, np.int64)
         midpoint = negative_prices == "midpoint"
-        step = _block_width(arrays["open"], days * per_day, width)
+        step = arrays.block_width(prices["open"], days * per_day, width)
         with _bar(width, "reading instruments", progress) as done:
             for a in range(0, width, step):
                 b = min(a + step, width)
-                block = {k: _block(v, a, b, order, shape, np.float64, k) for k, v in arrays.items()}
+                block = {
+                    k: arrays.read_block(v, a, b, order, shape, np.float64, k) for k, v in prices.items()
+                }
                 first, stop = np.empty(b - a, np.int64), np.empty(b - a, np.int64)
                 kernels.spans(*(block[p] for p in PRICES), first, stop)
                 offsets[a + 1 : b + 1] = offsets[a] + np.cumsum(np.maximum(stop - first, 0))
@@ -514,7 +533,7 @@ class Panel:
                     if stop[j] > first[j]:
                         stamped[offsets[a + j] : offsets[a + j + 1]] = stamps[first[j] : stop[j]]
                 for key, filled in out.items():
-                    values = _block(extra[key], a, b, order, shape, filled.dtype, key)
+                    values = arrays.read_block(extra[key], a, b, order, shape, filled.dtype, key)
                     kernels.fill_column(values, first, stop, dest, filled)
                 done(b - a)
         rows = int(offsets[-1])
@@ -522,7 +541,7 @@ class Panel:
             raise ValueError("every price is missing: there are no bars in the arrays")
         for array in (bars, stamped, *out.values()):
             array.resize((rows, *array.shape[1:]), refcheck=False)
-        narrow = any(arrays[p].dtype == np.float32 for p in arrays)
+        narrow = any(v.dtype == np.float32 for v in prices.values())
         return _finish(
             _Raw(bars, offsets, names, stamped, zone, out, counts, unsorted, 0),
             on_bad=on_bad,
@@ -555,7 +574,7 @@ class Panel:
 
     def stamp(self, ns: int) -> str:
         """Return a time of the panel as ISO text, in the zone of the panel."""
-        return _stamp(ns, self.tz)
+        return moments.stamp(ns, self.tz)
 
     @property
     def digest(self) -> str:
@@ -565,7 +584,12 @@ class Panel:
         its zeros. It finds changes; it is no protection against forgery.
         """
         if "digest" not in self._cache:
-            head = {"pricepix panel": 1, "tz": self.tz, "fields": list(self.fields), "names": self.instruments.tolist()}
+            head = {
+                "pricepix panel": 1,
+                "tz": self.tz,
+                "fields": list(self.fields),
+                "names": self.instruments.tolist(),
+            }
             whole = hashlib.blake2b(json.dumps(head).encode(), digest_size=16)
             whole.update(self.offsets.astype("<i8").tobytes())
             whole.update(self.instrument_digests.astype("<u8").tobytes())
@@ -583,14 +607,14 @@ class Panel:
                 for name, values in self.fields.items():
                     bits = values.view(np.uint8 if values.dtype == np.bool_ else np.uint64)
                     kernels.hash_column(bits, self.offsets, np.uint64(FIELDS.index(name) + 1), out)
-            self._cache["instrument_digests"] = _locked(out)
+            self._cache["instrument_digests"] = locked(out)
         return self._cache["instrument_digests"]
 
     @property
     def calendar(self) -> np.ndarray:
         """All times at which any instrument has a row, ascending, int64 ns."""
         if "calendar" not in self._cache:
-            self._cache["calendar"] = _locked(_calendar(self.time, self.offsets))
+            self._cache["calendar"] = locked(_calendar(self.time, self.offsets))
         return self._cache["calendar"]
 
     @property
@@ -599,7 +623,7 @@ class Panel:
         if "time_code" not in self._cache:
             out = np.empty(len(self), np.int32)
             kernels.time_codes(self.time, self.offsets, self.calendar, out)
-            self._cache["time_code"] = _locked(out)
+            self._cache["time_code"] = locked(out)
         return self._cache["time_code"]
 
     def index_of(self, instrument: str) -> int:
@@ -636,7 +660,7 @@ class Panel:
         ValueError, TypeError
             Not a time, or one with a zone for a panel that has none.
         """
-        return _as_time(value, self.tz, end)
+        return moments.as_time(value, self.tz, end)
 
     def locate(self, instrument: str, time: Any) -> int:
         """Return the row of an instrument at a time.
@@ -666,9 +690,13 @@ class Panel:
                 "give the time of day"
             )
         near = " and ".join(self.stamp(int(t)) for t in times[max(a - 1, 0) : a + 1])
-        raise KeyError(f"{instrument} has no bar at {time}; " + (f"nearest are {near}" if near else "it has no bars"))
+        raise KeyError(
+            f"{instrument} has no bar at {time}; " + (f"nearest are {near}" if near else "it has no bars")
+        )
 
-    def select(self, instruments: Sequence[str] | str | None = None, start: Any = None, end: Any = None) -> Panel:
+    def select(
+        self, instruments: Sequence[str] | str | None = None, start: Any = None, end: Any = None
+    ) -> Panel:
         """Return the panel of some instruments and a stretch of time.
 
         Parameters
@@ -717,7 +745,9 @@ class Panel:
         else:
             rows = np.repeat(a - offsets[:-1], b - a) + np.arange(offsets[-1])
         fields = {k: v[rows] for k, v in self.fields.items()}
-        return Panel(self.bars[rows], offsets, self.instruments[keep], self.time[rows], self.tz, fields, self.report)
+        return Panel(
+            self.bars[rows], offsets, self.instruments[keep], self.time[rows], self.tz, fields, self.report
+        )
 
     def to_polars(self) -> pl.DataFrame:
         """Return the panel as a polars frame: instrument, time, open, high, low, close, volume and the fields."""
@@ -790,7 +820,7 @@ def _finish(
         return tuple(
             BadRow(
                 str(names[np.searchsorted(offsets, r, side="right") - 1]),
-                _stamp(int(time[r]), tz),
+                moments.stamp(int(time[r]), tz),
                 *(float(x) for x in bars[r]),
             )
             for r in rows
@@ -888,12 +918,6 @@ def _restore(state: tuple[Any, ...], cache: dict[str, Any]) -> Panel:
     return panel
 
 
-def _locked(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
 def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(repr(a) for a in allowed)}")
@@ -929,236 +953,3 @@ def _calendar(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
             calendar = np.union1d(calendar, others[:n])
             others = np.empty(max(len(others), len(calendar)), np.int64)
     return calendar
-
-
-# ------------------------------------------------------------------------------------------------ times
-
-
-def _stamp(ns: int, tz: str | None) -> str:
-    if tz is None:
-        stamp = np.datetime64(ns, "ns")
-        for unit in ("D", "m", "s"):
-            if stamp == stamp.astype(f"M8[{unit}]"):
-                return str(stamp.astype(f"M8[{unit}]")).replace("T", " ")
-        return str(stamp).replace("T", " ")
-    seconds, rest = divmod(int(ns), 1_000_000_000)
-    moment = dt.datetime.fromtimestamp(seconds, ZoneInfo(tz))
-    text = moment.strftime("%Y-%m-%d %H:%M:%S") + (f".{rest:09d}" if rest else "")
-    offset = moment.strftime("%z")
-    return f"{text}{offset[:3]}:{offset[3:5]}"
-
-
-def _as_time(value: Any, tz: str | None, end: bool) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"expected a time, got {value!r}")
-    if isinstance(value, int | np.integer):
-        return int(value)
-    span: np.timedelta64 | None = None
-    zone: dt.tzinfo | None = None
-    if isinstance(value, str):
-        text = value.strip()
-        try:
-            if len(text) in (4, 7, 10) and text[:4].isdigit() and text[4:5] in ("", "-"):
-                stamp = np.datetime64(text)
-                span = np.timedelta64(1, np.datetime_data(stamp.dtype)[0])
-            else:
-                value = dt.datetime.fromisoformat(text)
-                if len(text) == 8:
-                    value = value.date()
-        except ValueError:
-            raise ValueError(f"{text!r} is not a time; expected ISO form such as '2020-03-16' or '2020-03-16 09:35'") from None
-    if isinstance(value, dt.datetime):
-        extra = getattr(value, "nanosecond", 0)  # pandas Timestamps carry more than microseconds.
-        zone = value.tzinfo
-        if zone is not None:
-            value = value.astimezone(dt.UTC).replace(tzinfo=None)
-        stamp = np.datetime64(value.replace(tzinfo=None) if not extra else value.to_datetime64(), "ns")
-    elif isinstance(value, dt.date):
-        stamp, span = np.datetime64(value, "D"), np.timedelta64(1, "D")
-    elif isinstance(value, np.datetime64):
-        if np.isnat(value):
-            raise ValueError("expected a time, got NaT")
-        stamp = value
-        unit = np.datetime_data(value.dtype)[0]
-        span = np.timedelta64(1, unit) if unit in "YMWD" else None
-    elif not isinstance(value, str):
-        raise TypeError(f"expected a time (ISO text, datetime, date, numpy.datetime64 or int ns), got {type(value).__name__}")
-    if zone is not None:
-        if tz is None:
-            raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
-        return int(stamp.astype("M8[ns]").astype(np.int64))
-    if span is not None and end:
-        return _localised(stamp + span, tz) - 1
-    return _localised(stamp, tz)
-
-
-def _localised(stamp: np.datetime64, tz: str | None) -> int:
-    ns = int(stamp.astype("M8[ns]").astype(np.int64))
-    if tz is None:
-        return ns
-    seconds, rest = divmod(ns, 1_000_000_000)
-    wall = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)
-    return int(wall.replace(tzinfo=ZoneInfo(tz)).timestamp()) * 1_000_000_000 + rest
-
-
-# ----------------------------------------------------------------------------------------------- arrays
-
-
-def _sliceable(name: str, array: Any) -> Any:
-    if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
-        array = np.asarray(array)
-    kind = np.dtype(array.dtype).kind
-    if kind not in "fiub":
-        raise TypeError(f"{name} holds {array.dtype}: expected numbers")
-    return array
-
-
-def _array_instruments(instruments: Any, array: Any, width: int) -> np.ndarray:
-    if instruments is None and hasattr(array, "coords") and array.dims[1] in array.coords:
-        instruments = array.coords[array.dims[1]].values
-    if instruments is None:
-        return np.array([str(i) for i in range(width)])
-    if isinstance(instruments, str):
-        raise TypeError(f"instruments must be a sequence of names, got the text {instruments!r}")
-    names = [n.item() if isinstance(n, np.generic) else n for n in instruments]
-    if len(names) != width:
-        raise ValueError(f"{len(names)} instruments were named, but the arrays hold {width} along their second axis")
-    out = np.array([n.strip("\0") if isinstance(n, str) else str(n) for n in names], dtype=np.str_)
-    distinct, times = np.unique(out, return_counts=True)
-    if len(distinct) < width:
-        raise ValueError(f"instrument {str(distinct[times > 1][0])!r} is named more than once")
-    return out
-
-
-def _array_times(
-    time: Any,
-    intervals: Any,
-    array: Any,
-    days: int,
-    per_day: int,
-    options: tables.ReadOptions,
-    remarks: list[str],
-    three: bool,
-) -> tuple[np.ndarray, str | None]:
-    """Return the stamps, int64 ns (days, intervals), and their zone."""
-    if intervals is not None and not three:
-        raise ValueError("intervals= is for arrays of (day, instrument, interval)")
-    if time is None and hasattr(array, "coords") and array.dims[0] in array.coords:
-        time = array.coords[array.dims[0]].values
-    if time is None and intervals is None:
-        remarks.append("no time was given: bars are numbered by days since 1970" + (" and minutes" if three else ""))
-        return np.arange(days)[:, None] * _DAY + np.arange(per_day)[None, :] * 60_000_000_000, options.tz
-    if time is None:
-        raise ValueError("intervals= needs the days: pass time=")
-    if intervals is None and three and hasattr(array, "coords") and array.dims[2] in array.coords and np.ndim(time) == 1:
-        intervals = array.coords[array.dims[2]].values
-    shape = np.shape(time)
-    if intervals is not None:
-        offsets = _interval_offsets(intervals, per_day)
-        if shape != (days,):
-            raise ValueError(f"time has shape {shape}; with intervals= it must hold the {days} days of the first axis")
-        ns, zone = _read_times(time, tables.ReadOptions({}, time_format=options.time_format, time_unit=options.time_unit))
-        if zone is not None:
-            raise ValueError(f"the days carry the time zone {zone}; with intervals= give plain dates, and the zone as tz=")
-        if (ns % _DAY).any():
-            raise ValueError("with intervals= time must hold dates without a time of day")
-        stamps = ns[:, None] + offsets[None, :]
-        if options.tz is None:
-            return stamps, None
-        ns, zone = _read_times(stamps.reshape(-1).view("M8[ns]"), options)
-        return ns.reshape(days, per_day), zone
-    expected = (days, per_day) if three else (days,)
-    if shape != expected:
-        more = "; for days alone pass intervals= as well" if three and shape == (days,) else ""
-        raise ValueError(f"time has shape {shape}, expected {expected} as the arrays are{more}")
-    if three:
-        time = np.asarray(time).reshape(-1)
-    ns, zone = _read_times(time, options)
-    return ns.reshape(days, per_day), zone
-
-
-def _read_times(time: Any, options: tables.ReadOptions) -> tuple[np.ndarray, str | None]:
-    part = tables.Part("the arrays", {"time": "time"}, rows=len(time))
-    if type(time).__module__.partition(".")[0] == "pandas":
-        series = time.to_series() if hasattr(time, "to_series") else time
-        values = tables._pandas_column(series, "time", "the arrays", part)
-    elif isinstance(time, np.ndarray) and time.dtype.kind == "M":
-        values = time
-    elif isinstance(time, np.ndarray) and time.dtype.kind not in "O":
-        values = pl.Series("time", time.astype(np.str_) if time.dtype.kind == "S" else time)
-    else:
-        values = pl.Series("time", list(time), strict=False)
-    part.columns["time"] = values
-    read, zone = tables.read_times([part], options)
-    return read[0].ticks * read[0].scale, zone
-
-
-def _interval_offsets(intervals: Any, per_day: int) -> np.ndarray:
-    out = []
-    for value in intervals:
-        if isinstance(value, str):
-            try:
-                value = dt.time.fromisoformat(value)
-            except ValueError:
-                raise ValueError(f"intervals: {value!r} is not a time of day such as '09:35'") from None
-        if isinstance(value, dt.time):
-            value = dt.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond)
-        if not isinstance(value, dt.timedelta | np.timedelta64):
-            raise TypeError(f"intervals must hold times of day ('09:35', datetime.time, timedelta), got {value!r}")
-        out.append(np.timedelta64(value, "ns").astype(np.int64))
-    if len(out) != per_day:
-        raise ValueError(f"{len(out)} intervals were named, but the arrays hold {per_day} along their third axis")
-    return np.array(out, np.int64)
-
-
-def _array_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndarray | None, int, int]:
-    """Return the order of the first axis that makes times ascend (None: as it is), and what was found."""
-    if (np.diff(stamps.reshape(-1)) > 0).all():
-        return None, 0, 0
-    unsorted = int((np.diff(stamps[:, 0]) < 0).sum())
-    order = np.argsort(stamps[:, 0], kind="stable")
-    repeated = np.flatnonzero(np.diff(stamps[order, 0]) == 0) + 1
-    if len(repeated):
-        if on_bad != "drop_bar":
-            first = ", ".join(_stamp(int(stamps[order[r], 0]), tz) for r in repeated[:_SHOWN])
-            raise ValueError(
-                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first are "
-                f"{first}; remove them, or pass on_bad='drop_bar' to keep the first of each"
-            )
-        order = np.delete(order, repeated)
-    if (np.diff(stamps[order].reshape(-1)) <= 0).any():
-        raise ValueError("the times of the intervals do not ascend within the day, or reach into the next day")
-    return order, unsorted, len(repeated)
-
-
-def _block_width(array: Any, bars: int, width: int) -> int:
-    """Instruments a block: about 16 MiB an array, in whole chunks where the array has them."""
-    step = max(8, _BLOCK_BYTES // (8 * bars))
-    chunks = getattr(array, "chunks", None)
-    if chunks is None and hasattr(array, "encoding"):
-        chunks = array.encoding.get("chunks")
-    if chunks and len(chunks) > 1:
-        chunk = chunks[1] if isinstance(chunks[1], int) else max(chunks[1])
-        step = max(chunk, step // chunk * chunk)
-    return min(step, width)
-
-
-def _block(
-    array: Any, a: int, b: int, order: np.ndarray | None, shape: tuple[int, ...], dtype: Any, name: str
-) -> np.ndarray:
-    """Instruments a:b of an array as a read-only contiguous (day, instrument, interval) array."""
-    values = np.asarray(array[:, a:b])
-    if order is not None:
-        values = values[order]
-    if np.dtype(dtype) == np.bool_ and values.dtype != np.bool_:
-        known = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
-        if (known & (values != 0) & (values != 1)).any():
-            odd = values[known & (values != 0) & (values != 1)][0]
-            hint = "; a limit price is not a flag: pass abs(close - limit) < 1e-4" if name.endswith("limit") else ""
-            raise ValueError(f"{name} must hold true and false, got {odd!r}{hint}")
-        values = known & (values == 1)
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.shape[2] != (*shape, 1)[2]:
-        values = np.broadcast_to(values, (*values.shape[:2], shape[2]))
-    return _locked(np.ascontiguousarray(values, dtype=dtype))

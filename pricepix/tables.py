@@ -1,6 +1,6 @@
 """Read any table of bars: find its columns, its instruments and its times, and hand out its rows in blocks.
 
-This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.panel` knows.
+This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.panel`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
+
+from pricepix import moments
 
 PRICES = ("open", "high", "low", "close")
 BAR = (*PRICES, "volume")
@@ -29,7 +30,18 @@ REQUIRED = ("time", *PRICES)
 #: Spellings of our names, compared without case, blanks, dots, dashes and underscores.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "instrument": (
-        *("instrument", "symbol", "ticker", "permno", "code", "stockid", "stockcode", "tscode", "secid", "sid"),
+        *(
+            "instrument",
+            "symbol",
+            "ticker",
+            "permno",
+            "code",
+            "stockid",
+            "stockcode",
+            "tscode",
+            "secid",
+            "sid",
+        ),
         "asset",
     ),
     "time": (
@@ -66,34 +78,8 @@ NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "none", 
 
 BLOCK = 1 << 17
 _PATH = "__pricepix_path__"
-_DAY_NS = 86_400_000_000_000
-_TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-_EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 _TRUE = ("true", "t", "yes", "y", "1", "1.0")
 _FALSE = ("false", "f", "no", "n", "0", "0.0")
-
-
-def _formats() -> list[str]:
-    days = ("%Y-%m-%d", "%Y/%m/%d", "%Y%m%d")
-    clocks = ("%H:%M:%S%.f", "%H:%M")
-    out = [*days, "%Y%m%d%H%M", "%Y%m%d%H%M%S"]
-    for day in days:
-        for between in (" ", "T"):
-            for clock in clocks:
-                out += [f"{day}{between}{clock}", f"{day}{between}{clock}%#z"]
-    return out
-
-
-TIME_FORMATS = tuple(_formats())
-
-
-@dataclass
-class Times:
-    """The time column of one part: ticks since 1970, their length in ns, and the zone (None: wall clock)."""
-
-    ticks: np.ndarray
-    scale: int
-    tz: str | None
 
 
 @dataclass
@@ -120,9 +106,7 @@ class ReadOptions:
 
     columns: Mapping[str, str | None]
     name: str | None = None
-    tz: str | None = None
-    time_format: str | None = None
-    time_unit: str | None = None
+    times: moments.TimeOptions = field(default_factory=moments.TimeOptions)
     null_values: tuple[str, ...] = ()
 
 
@@ -158,8 +142,12 @@ def requested_columns(
         if ours not in KNOWN:
             hint = nearest(str(ours), KNOWN)
             if theirs in KNOWN:
-                hint = f"; the mapping goes from pricepix names to the table's: columns={{{theirs!r}: {ours!r}}}"
-            raise ValueError(f"columns: {ours!r} is not a name pricepix knows{hint} Known: {', '.join(KNOWN)}.")
+                hint = (
+                    f"; the mapping goes from pricepix names to the table's: columns={{{theirs!r}: {ours!r}}}"
+                )
+            raise ValueError(
+                f"columns: {ours!r} is not a name pricepix knows{hint} Known: {', '.join(KNOWN)}."
+            )
         if theirs is not None and not isinstance(theirs, str):
             raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
         if theirs is None and ours in REQUIRED:
@@ -171,12 +159,16 @@ def requested_columns(
         if not isinstance(theirs, str):
             raise TypeError(f"{ours} must be the name of a column, got {type(theirs).__name__}")
         if asked.get(ours, theirs) != theirs:
-            raise ValueError(f"{ours}={theirs!r} contradicts columns[{ours!r}]={asked[ours]!r}: give one of them")
+            raise ValueError(
+                f"{ours}={theirs!r} contradicts columns[{ours!r}]={asked[ours]!r}: give one of them"
+            )
         asked[ours] = theirs
     return asked
 
 
-def resolve_columns(found: Sequence[str], asked: Mapping[str, str | None], origin: str) -> tuple[dict[str, str], list]:
+def resolve_columns(
+    found: Sequence[str], asked: Mapping[str, str | None], origin: str
+) -> tuple[dict[str, str], list]:
     """Return which column of `found` is which of our names, and remarks; one error names all that is unclear."""
     out: dict[str, str] = {}
     faults: list[str] = []
@@ -209,15 +201,21 @@ def resolve_columns(found: Sequence[str], asked: Mapping[str, str | None], origi
             like = alike or [c for c in found if ours in plain[c]]
             hint = f"; {_listed(like)} looks like it" if like else ""
             value = like[0] if like else "NAME OF THE COLUMN"
-            faults.append(f"- {ours}: no column has this name or a usual synonym{hint}: columns={{{ours!r}: {value!r}}}")
+            faults.append(
+                f"- {ours}: no column has this name or a usual synonym{hint}: columns={{{ours!r}: {value!r}}}"
+            )
     if faults:
         raise ValueError(
-            f"cannot tell the columns of {origin}:\n" + "\n".join(faults) + f"\nColumns found: {_listed(found)}."
+            f"cannot tell the columns of {origin}:\n"
+            + "\n".join(faults)
+            + f"\nColumns found: {_listed(found)}."
         )
     taken: dict[str, str] = {}
     for ours, theirs in out.items():
         if theirs in taken and not {ours, taken[theirs]} <= set(PRICES):
-            raise ValueError(f"column {theirs!r} of {origin} is asked for both as {taken[theirs]!r} and as {ours!r}")
+            raise ValueError(
+                f"column {theirs!r} of {origin} is asked for both as {taken[theirs]!r} and as {ours!r}"
+            )
         taken[theirs] = ours
     return out, remarks
 
@@ -234,7 +232,9 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
             raise ValueError("the list of paths is empty: there is nothing to read")
         odd = [s for s in source if not isinstance(s, str | Path)]
         if odd:
-            raise TypeError(f"a list must hold paths only, got {type(odd[0]).__name__} in it; expected {ACCEPTED}")
+            raise TypeError(
+                f"a list must hold paths only, got {type(odd[0]).__name__} in it; expected {ACCEPTED}"
+            )
         return _read_files([p for s in source for p in _expand(s)], options)
     root = type(source).__module__.partition(".")[0]
     if root == "pandas":
@@ -248,13 +248,19 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
         return [_read_frame(frame, options, origin, schema.names())]
     if isinstance(source, pl.DataFrame):
         return [_read_frame(source, options, origin)]
-    if isinstance(source, Mapping) or hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
+    if (
+        isinstance(source, Mapping)
+        or hasattr(source, "__arrow_c_stream__")
+        or hasattr(source, "__arrow_c_array__")
+    ):
         try:
             frame = pl.DataFrame(source)
         except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
             raise ValueError(f"{origin} cannot be read as a table: {error}") from error
         return [_read_frame(frame, options, origin)]
-    raise TypeError(f"cannot read bars from {type(source).__module__}.{type(source).__name__}; expected {ACCEPTED}")
+    raise TypeError(
+        f"cannot read bars from {type(source).__module__}.{type(source).__name__}; expected {ACCEPTED}"
+    )
 
 
 def _read_frame(
@@ -294,11 +300,11 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
     originals = {str(c): c for c in source.columns}
     for ours, theirs in names.items():
         values = levels[theirs].to_series() if theirs in levels else source[originals[theirs]]
-        part.columns[ours] = _pandas_column(values, theirs, origin, part)
+        part.columns[ours] = pandas_column(values, theirs, origin, part.remarks)
     return part
 
 
-def _pandas_column(values: Any, name: str, origin: str, part: Part) -> Any:
+def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> Any:
     """Return a numpy array without a copy where pandas holds one, a polars Series otherwise."""
     import pandas as pd
 
@@ -307,21 +313,29 @@ def _pandas_column(values: Any, name: str, origin: str, part: Part) -> Any:
         return values.to_numpy()
     if isinstance(dtype, pd.DatetimeTZDtype):
         zone = str(dtype.tz)
-        if not _is_zone(zone):
-            part.remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
+        if not moments.is_zone(zone):
+            remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
             zone = "UTC"
         ticks = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
         unit = "ms" if dtype.unit == "s" else dtype.unit
-        return pl.Series(name, ticks.astype(f"M8[{unit}]")).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+        return (
+            pl.Series(name, ticks.astype(f"M8[{unit}]"))
+            .dt.replace_time_zone("UTC")
+            .dt.convert_time_zone(zone)
+        )
     if dtype == object:
         zones = {str(getattr(v, "tzinfo", None)) for v in values if hasattr(v, "tzinfo")}
         if len(zones) > 1:
-            raise _mixed_zones([(None if z == "None" else z, f"column {name!r}") for z in sorted(zones)])
+            raise moments.mixed_zones(
+                [(None if z == "None" else z, f"column {name!r}") for z in sorted(zones)]
+            )
     try:
         return pl.from_pandas(values.reset_index(drop=True))
     except (TypeError, ValueError, pl.exceptions.PolarsError):
         # A column of Python objects of several types: as text, so that the offending one can be named.
-        return pl.Series(name, [None if v is None or v is pd.NA or v != v else str(v) for v in values], dtype=pl.String)
+        return pl.Series(
+            name, [None if v is None or v is pd.NA or v != v else str(v) for v in values], dtype=pl.String
+        )
 
 
 def _expand(source: str | Path) -> list[str]:
@@ -332,13 +346,17 @@ def _expand(source: str | Path) -> list[str]:
     path = Path(text).expanduser()
     if path.is_dir():
         files = sorted(
-            str(p) for p in path.rglob("*") if p.is_file() and _kind(str(p)) and not p.name.startswith((".", "_"))
+            str(p)
+            for p in path.rglob("*")
+            if p.is_file() and _kind(str(p)) and not p.name.startswith((".", "_"))
         )
         if not files:
             raise FileNotFoundError(f"{text}: the folder holds no {', '.join(SUFFIXES)} file")
         kinds = sorted({str(_kind(f)) for f in files})
         if len(kinds) > 1:
-            raise ValueError(f"{text}: the folder holds files of several kinds ({', '.join(kinds)}); give a glob")
+            raise ValueError(
+                f"{text}: the folder holds files of several kinds ({', '.join(kinds)}); give a glob"
+            )
         return files
     if path.exists():
         return [str(path)]
@@ -360,7 +378,9 @@ def _kind(path: str) -> str | None:
 def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
     for path in paths:
         if _kind(path) is None:
-            raise ValueError(f"{path}: cannot tell its format; expected one of {', '.join(SUFFIXES)} (CSV also as .gz)")
+            raise ValueError(
+                f"{path}: cannot tell its format; expected one of {', '.join(SUFFIXES)} (CSV also as .gz)"
+            )
     groups: dict[tuple, list[str]] = {}
     for path in paths:
         key = (_kind(path), *_header(path))
@@ -427,7 +447,9 @@ def _read_group(
     else:
         scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
         lazy = scan(paths, glob=False, hive_partitioning=False, **extra).select(take)
-        streamable = all(schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS)
+        streamable = all(
+            schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS
+        )
         streamable &= all(schema[t] == pl.Boolean for ours, t in names.items() if ours in BOOL_FIELDS)
         if streamable and hasattr(lazy, "collect_batches"):
             keys = [names[k] for k in ("instrument", "time") if k in names] + ([_PATH] if stems else [])
@@ -475,7 +497,8 @@ def instrument_runs(parts: list[Part]) -> Runs:
     label = pl.concat(labels)
     distinct = label.unique().sort()
     code = label.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
-    return Runs(np.append(np.concatenate(starts), row).astype(np.int64), code, distinct.to_numpy().astype(np.str_))
+    start = np.concatenate([*starts, [row]], dtype=np.int64)
+    return Runs(start, code, distinct.to_numpy().astype(np.str_))
 
 
 def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
@@ -522,40 +545,7 @@ def _stem(path: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-# ---------------------------------------------------------------------------------------------------- times
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError, TypeError):
-        return False
-    return True
-
-
-def check_zone(tz: str | None) -> str | None:
-    """Return `tz` if it names a zone of the tz database (or is None), else raise."""
-    if tz is None:
-        return None
-    if not isinstance(tz, str):
-        key = getattr(tz, "key", None)
-        if not isinstance(key, str):
-            raise TypeError(f"tz must be the name of a time zone such as 'America/New_York', got {tz!r}")
-        tz = key
-    if not _is_zone(tz):
-        raise ValueError(f"tz={tz!r} is not a zone of the tz database; expected a name such as 'America/New_York'")
-    return "UTC" if tz in ("Etc/UTC", "Zulu") else tz
-
-
-def _mixed_zones(zones: list[tuple[str | None, str]]) -> ValueError:
-    told = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
-    return ValueError(
-        f"mixed time zones: {told}. Bring all times to one zone first: convert the aware ones with "
-        "tz_convert('UTC'), and say what the naive ones are with tz_localize(...)"
-    )
-
-
-def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], str | None]:
+def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[moments.Times], str | None]:
     """Read the time column of every part; they must share one zone, which is returned."""
     out = []
     zones: dict[str | None, str] = {}
@@ -563,133 +553,15 @@ def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], st
         if part.rows == 0:
             part.columns.pop("time")
             continue
-        times = _times(part.columns.pop("time"), part, options)
+        times = moments.read_column(
+            part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options.times
+        )
         zones.setdefault(times.tz, part.origin)
         out.append(times)
     if len(zones) > 1:
-        raise _mixed_zones(list(zones.items()))
+        raise moments.mixed_zones(list(zones.items()))
     tz = next(iter(zones))
-    return out, (options.tz or tz) if tz is not None else None
-
-
-def _times(key: Any, part: Part, options: ReadOptions) -> Times:
-    where = f"time column {part.names['time']!r} of {part.origin}"
-    if isinstance(key, np.ndarray):
-        if key.dtype.kind == "M":
-            unit = np.datetime_data(key.dtype)[0]
-            if unit in _TICK_NS and options.tz is None and np.datetime_data(key.dtype)[1] == 1:
-                return Times(np.ascontiguousarray(key).view(np.int64), _TICK_NS[unit], None)
-            key = key.astype("M8[ms]" if unit not in _TICK_NS or unit == "s" else f"M8[{unit}]")
-        key = pl.Series(part.names["time"], key)
-    series: pl.Series = key
-    if series.dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    if series.dtype.is_float():
-        series = series.fill_nan(None)
-        if (series.drop_nulls() == series.drop_nulls().round(0)).all():
-            series = series.cast(pl.Int64)
-    if series.null_count() == len(series):
-        raise ValueError(f"{where} is missing in every row")
-    if series.null_count():
-        at = int(series.is_null().arg_true()[0])
-        raise ValueError(
-            f"{where} is missing in {series.null_count()} rows, the first is row {at} (counting from 0): "
-            "every bar needs a time"
-        )
-    tz = None
-    if options.time_unit is not None:
-        if not series.dtype.is_integer():
-            raise ValueError(f"time_unit={options.time_unit!r} is for counts since 1970, but {where} is {series.dtype}")
-        return Times(series.cast(pl.Int64).to_numpy(), _TICK_NS[options.time_unit], "UTC")
-    if series.dtype.is_integer():
-        series = _parse(series.cast(pl.String), where, options, was_number=True)
-    elif series.dtype == pl.String:
-        series = _parse(series, where, options)
-    if isinstance(series.dtype, pl.Datetime):
-        unit, tz = series.dtype.time_unit, series.dtype.time_zone
-        if tz is not None:
-            return Times(series.to_physical().to_numpy(), _TICK_NS[unit], check_zone(tz))
-    elif series.dtype == pl.Date:
-        if options.tz is None:
-            return Times(series.to_physical().cast(pl.Int64).to_numpy(), _DAY_NS, None)
-        series = series.cast(pl.Datetime("us"))
-        unit = "us"
-    else:
-        raise ValueError(f"{where} is of type {series.dtype}: expected dates, datetimes, or text or numbers that hold them")
-    if options.tz is not None:
-        local = series.dt.replace_time_zone(options.tz, ambiguous="null", non_existent="null")
-        if local.null_count():
-            at = int(local.is_null().arg_true()[0])
-            raise ValueError(
-                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
-                f"{local.null_count()} such rows. Bring the times to UTC before they are read"
-            )
-        return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
-    return Times(series.to_physical().to_numpy(), _TICK_NS[unit], None)
-
-
-def _to_datetime(text: pl.Series, fmt: str) -> pl.Series:
-    return text.str.to_datetime(fmt, strict=False, time_unit="us")
-
-
-def _parse(text: pl.Series, where: str, options: ReadOptions, was_number: bool = False) -> pl.Series:
-    text = text.str.strip_chars()
-    first = text[0]
-    if options.time_format is not None:
-        formats = [options.time_format]
-    elif was_number:
-        formats = [f for f in ("%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S") if len(first) == {6: 8, 10: 12, 12: 14}[len(f)]]
-        formats = formats if first[:2] in ("18", "19", "20", "21") else []
-    else:
-        formats = list(TIME_FORMATS)
-    probe = text.slice(0, 1)
-    fits = [f for f in formats if _safe_parse(probe, f) is not None]
-    if not fits:
-        raise ValueError(f"{where}: {first!r} in row 0 is not a time pricepix can read{_time_hint(first, options)}")
-    best: pl.Series | None = None
-    for fmt in fits:
-        parsed = _to_datetime(text, fmt)
-        if parsed.null_count() == 0:
-            best = parsed
-            break
-        if best is None or parsed.null_count() < best.null_count():
-            best = parsed
-    assert best is not None
-    if best.null_count():
-        at = int(best.is_null().arg_true()[0])
-        value = text[at]
-        aware = isinstance(best.dtype, pl.Datetime) and best.dtype.time_zone is not None
-        others = [f for f in TIME_FORMATS if options.time_format is None and _safe_parse(text.slice(at, 1), f) is not None]
-        if others and aware != any("%#z" in f for f in others):
-            told = ("has a time zone", "has none") if aware else ("has none", "has one")
-            raise ValueError(
-                f"{where}: mixed time zones: {first!r} in row 0 {told[0]}, {value!r} in row {at} {told[1]}. "
-                "Write all times in one way"
-            )
-        raise ValueError(
-            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
-            f"{best.null_count()} such rows{_time_hint(value, options)}"
-        )
-    return best
-
-
-def _safe_parse(text: pl.Series, fmt: str) -> Any:
-    try:
-        return _to_datetime(text, fmt)[0]
-    except pl.exceptions.PolarsError:
-        return None
-
-
-def _time_hint(value: str, options: ReadOptions) -> str:
-    if options.time_format is not None:
-        return f" with time_format={options.time_format!r}"
-    digits = value.lstrip("-")
-    if digits.isdigit() and len(digits) in _EPOCH_DIGITS:
-        unit = _EPOCH_DIGITS[len(digits)]
-        return f"; if it counts since 1970, say in what: time_unit={unit!r} ('s', 'ms', 'us' or 'ns')"
-    return (
-        "; expected ISO dates and times or YYYYMMDD. Say how it is written, for example time_format='%d/%m/%Y %H:%M'"
-    )
+    return out, (options.times.tz or tz) if tz is not None else None
 
 
 # --------------------------------------------------------------------------------------------------- values
@@ -717,7 +589,12 @@ def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> 
     if bad.any():
         at = int(bad.arg_true()[0])
         raise _bad_value(
-            part, ours, series[at], at, int(bad.sum()), f"; if it marks a missing value: null_values=[{text[at]!r}]"
+            part,
+            ours,
+            series[at],
+            at,
+            int(bad.sum()),
+            f"; if it marks a missing value: null_values=[{text[at]!r}]",
         )
     return out
 
@@ -731,7 +608,11 @@ def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
         number = series.cast(pl.Float64).fill_nan(None)
         bad = (number != 0) & (number != 1)
         out = number == 1
-        hint = "; a limit price is not a flag: pass (close - limit).abs() < 1e-4" if ours.endswith("limit") else ""
+        hint = (
+            "; a limit price is not a flag: pass (close - limit).abs() < 1e-4"
+            if ours.endswith("limit")
+            else ""
+        )
     elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
         text = series.cast(pl.String).str.strip_chars().str.to_lowercase()
         text = text.set(text.is_in([n.lower() for n in NULLS]), None)
@@ -747,6 +628,13 @@ def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
         at = int(bad.arg_true()[0])
         raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
     return out.fill_null(False)
+
+
+def locked(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view, so that kernels are compiled for one kind of array and panels stay as they are."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def prepare_values(parts: list[Part], options: ReadOptions) -> list[str]:
@@ -792,9 +680,7 @@ def _block(values: Any, a: int, b: int, flags: bool) -> np.ndarray:
         else:
             out = part.cast(pl.Float64).to_numpy()
             out = np.ascontiguousarray(out)
-    out = out.view()
-    out.flags.writeable = False
-    return out
+    return locked(out)
 
 
 def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray | None]]]:
@@ -807,19 +693,28 @@ def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict
         if part.scan is None:
             for a in range(0, part.rows, BLOCK):
                 b = min(a + BLOCK, part.rows)
-                yield row + a, {
-                    n: _block(part.columns[n], a, b, n in BOOL_FIELDS) if n in have else None for n in (*BAR, *fields)
-                }
+                yield (
+                    row + a,
+                    {
+                        n: _block(part.columns[n], a, b, n in BOOL_FIELDS) if n in have else None
+                        for n in (*BAR, *fields)
+                    },
+                )
         else:
             select = part.scan.select(list(dict.fromkeys(part.names[n] for n in have)))
             done = 0
             for batch in select.collect_batches(chunk_size=BLOCK, maintain_order=True):
                 for a in range(0, batch.height, BLOCK):
                     b = min(a + BLOCK, batch.height)
-                    yield row + done + a, {
-                        n: _block(batch.get_column(part.names[n]), a, b, n in BOOL_FIELDS) if n in have else None
-                        for n in (*BAR, *fields)
-                    }
+                    yield (
+                        row + done + a,
+                        {
+                            n: _block(batch.get_column(part.names[n]), a, b, n in BOOL_FIELDS)
+                            if n in have
+                            else None
+                            for n in (*BAR, *fields)
+                        },
+                    )
                 done += batch.height
             if done != part.rows:
                 raise OSError(f"{part.origin} changed while it was read: {part.rows} rows first, {done} then")

@@ -1,0 +1,293 @@
+"""Times in and out: columns of times in any form to nanoseconds, one time to and from text.
+
+Everywhere in pricepix a time is int64 nanoseconds since 1970: UTC where there is a zone, wall clock where there is none.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+
+DAY_NS = 86_400_000_000_000
+_TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+_EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
+
+
+def _formats() -> list[str]:
+    days = ("%Y-%m-%d", "%Y/%m/%d", "%Y%m%d")
+    clocks = ("%H:%M:%S%.f", "%H:%M")
+    out = [*days, "%Y%m%d%H%M", "%Y%m%d%H%M%S"]
+    for day in days:
+        for between in (" ", "T"):
+            for clock in clocks:
+                out += [f"{day}{between}{clock}", f"{day}{between}{clock}%#z"]
+    return out
+
+
+TIME_FORMATS = tuple(_formats())
+
+
+@dataclass
+class Times:
+    """The time column of one part: ticks since 1970, their length in ns, and the zone (None: wall clock)."""
+
+    ticks: np.ndarray
+    scale: int
+    tz: str | None
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """How to read times; see `Panel.from_table` for the meaning of each."""
+
+    tz: str | None = None
+    time_format: str | None = None
+    time_unit: str | None = None
+
+
+def is_zone(name: str) -> bool:
+    """Return whether the tz database knows this zone."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError, TypeError):
+        return False
+    return True
+
+
+def check_zone(tz: str | None) -> str | None:
+    """Return `tz` if it names a zone of the tz database (or is None), else raise."""
+    if tz is None:
+        return None
+    if not isinstance(tz, str):
+        key = getattr(tz, "key", None)
+        if not isinstance(key, str):
+            raise TypeError(f"tz must be the name of a time zone such as 'America/New_York', got {tz!r}")
+        tz = key
+    if not is_zone(tz):
+        raise ValueError(
+            f"tz={tz!r} is not a zone of the tz database; expected a name such as 'America/New_York'"
+        )
+    return "UTC" if tz in ("Etc/UTC", "Zulu") else tz
+
+
+def mixed_zones(zones: Sequence[tuple[str | None, str]]) -> ValueError:
+    """Return the error for (zone, place) pairs that differ in their zones."""
+    told = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
+    return ValueError(
+        f"mixed time zones: {told}. Bring all times to one zone first: convert the aware ones with "
+        "tz_convert('UTC'), and say what the naive ones are with tz_localize(...)"
+    )
+
+
+def read_column(key: Any, where: str, options: TimeOptions) -> Times:
+    """Read a column of times of any form: a numpy array of datetime64, or a polars series.
+
+    `where` names the column in errors.
+    """
+    if isinstance(key, np.ndarray):
+        if key.dtype.kind == "M":
+            unit = np.datetime_data(key.dtype)[0]
+            if unit in _TICK_NS and options.tz is None and np.datetime_data(key.dtype)[1] == 1:
+                return Times(np.ascontiguousarray(key).view(np.int64), _TICK_NS[unit], None)
+            key = key.astype("M8[ms]" if unit not in _TICK_NS or unit == "s" else f"M8[{unit}]")
+        key = pl.Series(key)
+    series: pl.Series = key
+    if series.dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    if series.dtype.is_float():
+        series = series.fill_nan(None)
+        if (series.drop_nulls() == series.drop_nulls().round(0)).all():
+            series = series.cast(pl.Int64)
+    if series.null_count() == len(series):
+        raise ValueError(f"{where} is missing in every row")
+    if series.null_count():
+        at = int(series.is_null().arg_true()[0])
+        raise ValueError(
+            f"{where} is missing in {series.null_count()} rows, the first is row {at} (counting from 0): "
+            "every bar needs a time"
+        )
+    tz = None
+    if options.time_unit is not None:
+        if not series.dtype.is_integer():
+            raise ValueError(
+                f"time_unit={options.time_unit!r} is for counts since 1970, but {where} is {series.dtype}"
+            )
+        return Times(series.cast(pl.Int64).to_numpy(), _TICK_NS[options.time_unit], "UTC")
+    if series.dtype.is_integer():
+        series = _parse(series.cast(pl.String), where, options, was_number=True)
+    elif series.dtype == pl.String:
+        series = _parse(series, where, options)
+    if isinstance(series.dtype, pl.Datetime):
+        unit, tz = series.dtype.time_unit, series.dtype.time_zone
+        if tz is not None:
+            return Times(series.to_physical().to_numpy(), _TICK_NS[unit], check_zone(tz))
+    elif series.dtype == pl.Date:
+        if options.tz is None:
+            return Times(series.to_physical().cast(pl.Int64).to_numpy(), DAY_NS, None)
+        series = series.cast(pl.Datetime("us"))
+        unit = "us"
+    else:
+        raise ValueError(
+            f"{where} is of type {series.dtype}: expected dates, datetimes, or text or numbers that hold them"
+        )
+    if options.tz is not None:
+        local = series.dt.replace_time_zone(options.tz, ambiguous="null", non_existent="null")
+        if local.null_count():
+            at = int(local.is_null().arg_true()[0])
+            raise ValueError(
+                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
+                f"{local.null_count()} such rows. Bring the times to UTC before they are read"
+            )
+        return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
+    return Times(series.to_physical().to_numpy(), _TICK_NS[unit], None)
+
+
+def _to_datetime(text: pl.Series, fmt: str) -> pl.Series:
+    return text.str.to_datetime(fmt, strict=False, time_unit="ns")
+
+
+def _parse(text: pl.Series, where: str, options: TimeOptions, was_number: bool = False) -> pl.Series:
+    text = text.str.strip_chars()
+    first = text[0]
+    if options.time_format is not None:
+        formats = [options.time_format]
+    elif was_number:
+        formats = [
+            f
+            for f in ("%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S")
+            if len(first) == {6: 8, 10: 12, 12: 14}[len(f)]
+        ]
+        formats = formats if first[:2] in ("18", "19", "20", "21") else []
+    else:
+        formats = list(TIME_FORMATS)
+    probe = text.slice(0, 1)
+    fits = [f for f in formats if _safe_parse(probe, f) is not None]
+    if not fits:
+        raise ValueError(
+            f"{where}: {first!r} in row 0 is not a time pricepix can read{_time_hint(first, options)}"
+        )
+    best: pl.Series | None = None
+    for fmt in fits:
+        parsed = _to_datetime(text, fmt)
+        if parsed.null_count() == 0:
+            best = parsed
+            break
+        if best is None or parsed.null_count() < best.null_count():
+            best = parsed
+    assert best is not None
+    if best.null_count():
+        at = int(best.is_null().arg_true()[0])
+        value = text[at]
+        aware = isinstance(best.dtype, pl.Datetime) and best.dtype.time_zone is not None
+        others = [
+            f
+            for f in TIME_FORMATS
+            if options.time_format is None and _safe_parse(text.slice(at, 1), f) is not None
+        ]
+        if others and aware != any("%#z" in f for f in others):
+            told = ("has a time zone", "has none") if aware else ("has none", "has one")
+            raise ValueError(
+                f"{where}: mixed time zones: {first!r} in row 0 {told[0]}, {value!r} in row {at} {told[1]}. "
+                "Write all times in one way"
+            )
+        raise ValueError(
+            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
+            f"{best.null_count()} such rows{_time_hint(value, options)}"
+        )
+    return best
+
+
+def _safe_parse(text: pl.Series, fmt: str) -> Any:
+    try:
+        return _to_datetime(text, fmt)[0]
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _time_hint(value: str, options: TimeOptions) -> str:
+    if options.time_format is not None:
+        return f" with time_format={options.time_format!r}"
+    digits = value.lstrip("-")
+    if digits.isdigit() and len(digits) in _EPOCH_DIGITS:
+        unit = _EPOCH_DIGITS[len(digits)]
+        return f"; if it counts since 1970, say in what: time_unit={unit!r} ('s', 'ms', 'us' or 'ns')"
+    return "; expected ISO dates and times or YYYYMMDD. Say how it is written, for example time_format='%d/%m/%Y %H:%M'"
+
+
+def stamp(ns: int, tz: str | None) -> str:
+    """Return a time as ISO text, as short as it goes: in its zone with the offset, or as wall-clock time."""
+    if tz is None:
+        at = np.datetime64(int(ns), "ns")
+        for unit in ("D", "m", "s"):
+            if at == at.astype(f"M8[{unit}]"):
+                return str(at.astype(f"M8[{unit}]")).replace("T", " ")
+        return str(at).replace("T", " ")
+    seconds, rest = divmod(int(ns), 1_000_000_000)
+    moment = dt.datetime.fromtimestamp(seconds, ZoneInfo(tz))
+    text = moment.strftime("%Y-%m-%d %H:%M:%S") + (f".{rest:09d}" if rest else "")
+    offset = moment.strftime("%z")
+    return f"{text}{offset[:3]}:{offset[3:5]}"
+
+
+def as_time(value: Any, tz: str | None, end: bool = False) -> int:
+    """Return a point in time as int64 ns; see `Panel.as_time`, which passes its zone."""
+    if isinstance(value, bool):
+        raise TypeError(f"expected a time, got {value!r}")
+    if isinstance(value, int | np.integer):
+        return int(value)
+    span: np.timedelta64 | None = None
+    zone: dt.tzinfo | None = None
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            if len(text) in (4, 7, 10) and text[:4].isdigit() and text[4:5] in ("", "-"):
+                at = np.datetime64(text)
+                span = np.timedelta64(1, np.datetime_data(at.dtype)[0])
+            else:
+                value = dt.datetime.fromisoformat(text)
+                if len(text) == 8:
+                    value = value.date()
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is not a time; expected ISO form such as '2020-03-16' or '2020-03-16 09:35'"
+            ) from None
+    if isinstance(value, dt.datetime):
+        extra = getattr(value, "nanosecond", 0)  # pandas Timestamps carry more than microseconds.
+        zone = value.tzinfo
+        if zone is not None:
+            value = value.astimezone(dt.UTC).replace(tzinfo=None)
+        at = np.datetime64(value.replace(tzinfo=None) if not extra else value.to_datetime64(), "ns")
+    elif isinstance(value, dt.date):
+        at, span = np.datetime64(value, "D"), np.timedelta64(1, "D")
+    elif isinstance(value, np.datetime64):
+        if np.isnat(value):
+            raise ValueError("expected a time, got NaT")
+        at = value
+        unit = np.datetime_data(value.dtype)[0]
+        span = np.timedelta64(1, unit) if unit in "YMWD" else None
+    elif not isinstance(value, str):
+        raise TypeError(
+            f"expected a time (ISO text, datetime, date, numpy.datetime64 or int ns), got {type(value).__name__}"
+        )
+    if zone is not None:
+        if tz is None:
+            raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
+        return int(at.astype("M8[ns]").astype(np.int64))
+    if span is not None and end:
+        return _localised(at + span, tz) - 1
+    return _localised(at, tz)
+
+
+def _localised(at: np.datetime64, tz: str | None) -> int:
+    ns = int(at.astype("M8[ns]").astype(np.int64))
+    if tz is None:
+        return ns
+    seconds, rest = divmod(ns, 1_000_000_000)
+    wall = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)
+    return int(wall.replace(tzinfo=ZoneInfo(tz)).timestamp()) * 1_000_000_000 + rest
