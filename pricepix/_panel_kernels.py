@@ -1,7 +1,8 @@
 """Compiled loops behind :mod:`pricepix.panel`: placing rows, checking bars, merging calendars, hashing.
 
-Nothing here checks its arguments. Every function releases the interpreter's lock and allocates next to nothing.
-Arrays that are only read come in as read-only C-contiguous arrays, so that each function is compiled once.
+Nothing here checks its arguments. Every function releases the interpreter's lock and allocates next to
+nothing. Arrays that are only read come in as read-only C-contiguous arrays, so that each function is compiled
+once.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def place_column(values, start, dest, out):
 
 @njit(cache=True, nogil=True)
 def place_time(ticks, scale, start, dest, out):
-    """Write times into `out` in nanoseconds, `scale` nanoseconds a tick; return the smallest and largest tick."""
+    """Write times into `out`, `scale` nanoseconds a tick; return the smallest and the largest tick."""
     smallest = ticks[0]
     largest = ticks[0]
     for s in range(dest.size):
@@ -140,7 +141,7 @@ def place_time(ticks, scale, start, dest, out):
 
 @njit(cache=True, nogil=True)
 def time_faults(time, offsets):
-    """Return how many rows come before, and how many at the same time as, the row above of their instrument."""
+    """Return how many rows come before, and how many with, the row above them of their instrument."""
     before = 0
     same = 0
     for i in range(offsets.size - 1):
@@ -183,7 +184,7 @@ def expand(start, dest, rank, out):
 
 @njit(cache=True, nogil=True)
 def spans(open_, high, low, close, first, stop):
-    """First and one past last bar of each instrument that has any price; arrays are (day, instrument, interval)."""
+    """First and one past last bar with a price of each instrument; arrays are (day, instrument, interval)."""
     days, width, intervals = open_.shape
     for j in range(width):
         first[j] = days * intervals
@@ -243,7 +244,7 @@ def fill_column(values, first, stop, dest, out):
 
 @njit(cache=True, nogil=True)
 def first_rows(bars, midpoint, counts, found):
-    """Fill found[kind] with the first rows of each kind that was counted, and stop as soon as all are there."""
+    """Fill found[kind] with the first rows of each kind that was counted; stop as soon as all are there."""
     wanted = 0
     for bit in range(N_BAR_KINDS):
         wanted += min(counts[bit], found.shape[1])
@@ -262,7 +263,8 @@ def first_rows(bars, midpoint, counts, found):
 
 @njit(cache=True, nogil=True)
 def mend(bars, midpoint, drop, factor, adjust):
-    """Apply what was asked for: midpoints made positive, bad bars made missing, prices adjusted by the factor.
+    """Apply what was asked for: midpoints made positive, bad bars made missing, prices adjusted by the
+    factor.
 
     adjust 0: not at all; 1: price / factor and volume * factor; 2: price * factor and volume / factor.
     Returns the number of bars made missing.
@@ -297,7 +299,8 @@ def mend(bars, midpoint, drop, factor, adjust):
 def times_outside(time, offsets, begin, calendar, out):
     """Write the times that `calendar` lacks into `out`, instrument by instrument from `begin` on.
 
-    Stops before the instrument that might not fit. Returns the next instrument and the number of times written.
+    Stops before the instrument that might not fit. Returns the next instrument and the number of times
+    written.
     """
     n = 0
     for i in range(begin, offsets.size - 1):
@@ -365,8 +368,8 @@ def _avalanche(x):
 def hash_bars(bars, time, offsets, out):
     """128 bits of each instrument's times and bars into out (instruments, 2); inputs are viewed as uint64.
 
-    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read, several
-    times faster than a cryptographic hash, and nobody forges bars.
+    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read,
+    several times faster than a cryptographic hash, and nobody forges bars.
     """
     for i in range(offsets.size - 1):
         a0, a1, a2, a3, a4, a5 = _P1, _P2, _P3, _P4, _P5, _P1 ^ _P3
@@ -400,7 +403,8 @@ def hash_column(values, offsets, salt, out):
 
 @njit(cache=True, nogil=True)
 def run_places(start, code, offsets, dest):
-    """dest[s] = row of the panel at which run s begins: runs of one instrument follow each other in input order.
+    """dest[s] = row of the panel at which run s begins: runs of one instrument follow each other in input
+    order.
 
     A counting sort. `offsets` (instruments + 1) is filled on the way.
     """

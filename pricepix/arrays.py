@@ -1,4 +1,4 @@
-"""Read arrays of bars, (time, instrument) or (day, instrument, interval), a block of instruments at a time."""
+"""Read arrays of bars, (time, instrument[, interval]), a block of instruments at a time."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
         if on_bad != "drop_bar":
             first = ", ".join(moments.stamp(int(stamps[order[r], 0]), tz) for r in repeated[:5])
             raise ValueError(
-                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first are "
+                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first "
+                "are "
                 f"{first}; remove them, or pass on_bad='drop_bar' to keep the first of each"
             )
         order = np.delete(order, repeated)

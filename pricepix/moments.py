@@ -1,6 +1,7 @@
 """Times in and out: columns of times in any form to nanoseconds, one time to and from text.
 
-Everywhere in pricepix a time is int64 nanoseconds since 1970: UTC where there is a zone, wall clock where there is none.
+Everywhere in pricepix a time is int64 nanoseconds since 1970: UTC where there is a zone, wall clock where
+there is none.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def is_zone(name: str) -> bool:
     return True
 
 
-def check_zone(tz: str | None) -> str | None:
+def check_zone(tz: Any) -> str | None:
     """Return `tz` if it names a zone of the tz database (or is None), else raise."""
     if tz is None:
         return None
@@ -141,7 +142,8 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
         if local.null_count():
             at = int(local.is_null().arg_true()[0])
             raise ValueError(
-                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
+                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks "
+                "change); "
                 f"{local.null_count()} such rows. Bring the times to UTC before they are read"
             )
         return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
@@ -197,7 +199,8 @@ def _parse(text: pl.Series, where: str, options: TimeOptions, was_number: bool =
                 "Write all times in one way"
             )
         raise ValueError(
-            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
+            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row "
+            "0; "
             f"{best.null_count()} such rows{_time_hint(value, options)}"
         )
     return best
@@ -217,7 +220,7 @@ def _time_hint(value: str, options: TimeOptions) -> str:
     if digits.isdigit() and len(digits) in _EPOCH_DIGITS:
         unit = _EPOCH_DIGITS[len(digits)]
         return f"; if it counts since 1970, say in what: time_unit={unit!r} ('s', 'ms', 'us' or 'ns')"
-    return "; expected ISO dates and times or YYYYMMDD. Say how it is written, for example time_format='%d/%m/%Y %H:%M'"
+    return "; expected ISO times or YYYYMMDD. Say how it is written: time_format='%d/%m/%Y %H:%M'"
 
 
 def stamp(ns: int, tz: str | None) -> str:
@@ -237,51 +240,48 @@ def stamp(ns: int, tz: str | None) -> str:
 
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     """Return a point in time as int64 ns; see `Panel.as_time`, which passes its zone."""
-    if isinstance(value, bool):
-        raise TypeError(f"expected a time, got {value!r}")
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    span: np.timedelta64 | None = None
-    zone: dt.tzinfo | None = None
+    at, aware = _moment(value)
+    if aware:
+        if tz is None:
+            raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
+        return int(at.astype("M8[ns]").astype(np.int64))
+    if end and np.datetime_data(at.dtype)[0] in ("Y", "M", "W", "D"):
+        return _localised(at + 1, tz) - 1
+    return _localised(at, tz)
+
+
+def _moment(value: Any) -> tuple[np.datetime64, bool]:
+    """Return a time as datetime64, in units of days or longer if it is a date, and whether it is UTC."""
     if isinstance(value, str):
         text = value.strip()
         try:
-            if len(text) in (4, 7, 10) and text[:4].isdigit() and text[4:5] in ("", "-"):
-                at = np.datetime64(text)
-                span = np.timedelta64(1, np.datetime_data(at.dtype)[0])
-            else:
-                value = dt.datetime.fromisoformat(text)
-                if len(text) == 8:
-                    value = value.date()
+            if text.isdigit() and len(text) == 8:
+                return np.datetime64(f"{text[:4]}-{text[4:6]}-{text[6:]}"), False
+            if len(text) in (4, 7, 10) and text.replace("-", "").isdigit():
+                return np.datetime64(text), False
+            value = dt.datetime.fromisoformat(text)
         except ValueError:
             raise ValueError(
                 f"{text!r} is not a time; expected ISO form such as '2020-03-16' or '2020-03-16 09:35'"
             ) from None
-    if isinstance(value, dt.datetime):
-        extra = getattr(value, "nanosecond", 0)  # pandas Timestamps carry more than microseconds.
-        zone = value.tzinfo
-        if zone is not None:
-            value = value.astimezone(dt.UTC).replace(tzinfo=None)
-        at = np.datetime64(value.replace(tzinfo=None) if not extra else value.to_datetime64(), "ns")
-    elif isinstance(value, dt.date):
-        at, span = np.datetime64(value, "D"), np.timedelta64(1, "D")
-    elif isinstance(value, np.datetime64):
+    if isinstance(value, np.datetime64):
         if np.isnat(value):
             raise ValueError("expected a time, got NaT")
-        at = value
-        unit = np.datetime_data(value.dtype)[0]
-        span = np.timedelta64(1, unit) if unit in "YMWD" else None
-    elif not isinstance(value, str):
-        raise TypeError(
-            f"expected a time (ISO text, datetime, date, numpy.datetime64 or int ns), got {type(value).__name__}"
-        )
-    if zone is not None:
-        if tz is None:
-            raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
-        return int(at.astype("M8[ns]").astype(np.int64))
-    if span is not None and end:
-        return _localised(at + span, tz) - 1
-    return _localised(at, tz)
+        return value, False
+    if isinstance(value, dt.datetime):
+        aware = value.tzinfo is not None
+        if aware:
+            value = value.astimezone(dt.UTC)
+        nanoseconds = getattr(value, "nanosecond", 0)  # Timestamps of pandas hold more than microseconds.
+        at = np.datetime64(dt.datetime(*value.timetuple()[:6], value.microsecond), "ns")
+        return at + nanoseconds, aware
+    if isinstance(value, dt.date):
+        return np.datetime64(value, "D"), False
+    raise TypeError(
+        f"expected a time (ISO text, datetime, date, numpy.datetime64 or int ns), got {type(value).__name__}"
+    )
 
 
 def _localised(at: np.datetime64, tz: str | None) -> int:

@@ -1,6 +1,7 @@
 """The OHLCV history of a universe, as one block of memory, checked on entry.
 
-`Panel.from_table` and `Panel.from_arrays` are the two ways in. What they found on the way stands in `Panel.report`.
+`Panel.from_table` and `Panel.from_arrays` are the two ways in. What they found on the way stands in
+`Panel.report`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ERRORS: dict[str, str] = {
     "infinite_price": "a price is infinite",
     "infinite_volume": "the volume is infinite",
     "negative_volume": "the volume is negative",
-    "impossible_return": "the total return is below -1 or infinite (older CRSP files code missing ones as -66 to -99)",
+    "impossible_return": "the total return is below -1 or infinite (CRSP codes of missing: -66 to -99)",
     "bad_factor": "the adjustment factor to be applied is missing, zero, negative or infinite",
 }
 #: Kinds of findings that are worth knowing and never an error.
@@ -41,7 +42,7 @@ NOTES: dict[str, str] = {
     "partial_bar": "some of the four prices are missing",
     "midpoint_price": "negative prices were taken as bid/ask midpoints",
     "outside_range": "open or close lies outside low to high",
-    "float32_input": "prices came as float32: they carry 7 digits, and up to 1 image in 12 may differ by a pixel",
+    "float32_input": "prices came as float32: 7 digits, so that up to 1 image in 12 may differ by a pixel",
     "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
 }
 # In the order of the bits of _panel_kernels.
@@ -158,7 +159,8 @@ class Panel:
     instruments : ndarray of str, (instruments,)
         Names; ascending when the panel came from a table, in the given order when from arrays.
     time : ndarray, int64, (rows,)
-        Nanoseconds since 1970: UTC when `tz` is set, wall clock when it is None. Strictly ascending in an instrument.
+        Nanoseconds since 1970: UTC when `tz` is set, wall clock when it is None. Strictly ascending in an
+        instrument.
     tz : str or None
         Zone of the market.
     fields : mapping of str to ndarray, (rows,)
@@ -175,6 +177,7 @@ class Panel:
     tz: str | None
     fields: Mapping[str, np.ndarray]
     report: PanelReport
+    _cache: dict[str, Any]
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ class Panel:
         fields: Mapping[str, np.ndarray] | None = None,
         report: PanelReport | None = None,
     ) -> None:
-        """Wrap arrays that already are what the attributes say. Shapes and types are checked, values are not."""
+        """Wrap arrays that are what the attributes say. Shapes and types are checked, values not."""
         fields = dict(fields or {})
         n, m = len(bars), len(instruments)
         expected = [
@@ -198,7 +201,8 @@ class Panel:
         for name, array, dtype, shape in expected:
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(
-                    f"{name} must be a C-contiguous {np.dtype(dtype)} array of shape {shape}, got {array.dtype} "
+                    f"{name} must be a C-contiguous {np.dtype(dtype)} array of shape {shape}, got "
+                    f"{array.dtype} "
                     f"{array.shape}; Panel.from_table and Panel.from_arrays take anything else"
                 )
         if unknown := set(fields) - set(FIELDS):
@@ -270,23 +274,25 @@ class Panel:
         Parameters
         ----------
         source
-            A pandas or polars DataFrame, a polars LazyFrame, a pyarrow Table or RecordBatchReader, a DuckDB relation,
-            anything with ``__arrow_c_stream__``, a mapping of columns; or CSV, Parquet or Feather files: a path, a
-            glob, a folder (searched in depth), a list of these. The index of a pandas frame is used if it is named,
-            has several levels or holds times.
+            A pandas or polars DataFrame, a polars LazyFrame, a pyarrow Table or RecordBatchReader, a DuckDB
+            relation, anything with ``__arrow_c_stream__``, a mapping of columns; or CSV, Parquet or Feather
+            files: a path, a glob, a folder (searched in depth), a list of these. The index of a pandas frame
+            is used if it is named, has several levels or holds times.
         columns : mapping, optional
-            Our names to the table's: ``{"close": "PRC"}``. None as a value means: do not read this one. Names not
-            given are found by their usual spellings, whatever their case (open, o, OPENPRC, PX_OPEN, ...).
-            Known: instrument, time, open, high, low, close, volume, total_return, adjustment_factor, market_cap,
-            up_limit, down_limit, eligible. Only time and the four prices are required. A missing flag is False.
+            Our names to the table's: ``{"close": "PRC"}``. None as a value means: do not read this one. Names
+            not given are found by their usual spellings, whatever their case (open, o, OPENPRC, PX_OPEN,
+            ...). Known: instrument, time, open, high, low, close, volume, total_return, adjustment_factor,
+            market_cap, up_limit, down_limit, eligible. Only time and the four prices are required. A missing
+            flag is False.
         instrument, time : str, optional
             Short for ``columns={"instrument": ..., "time": ...}``.
         name : str, optional
-            Name of the instrument of a table that has no instrument column. By default each file is one instrument
-            named by its stem (``AAPL.csv``: AAPL), and a table in memory is one instrument named "0".
+            Name of the instrument of a table that has no instrument column. By default each file is one
+            instrument named by its stem (``AAPL.csv``: AAPL), and a table in memory is one instrument named
+            "0".
         tz : str, optional
-            Zone of the market. Times without a zone are then wall-clock times of it. Times with a zone keep their
-            instants. Without it, times with a zone keep theirs and times without stay wall-clock times.
+            Zone of the market. Times without a zone are then wall-clock times of it. Times with a zone keep
+            their instants. Without it, times with a zone keep theirs and times without stay wall-clock times.
         time_format : str, optional
             How times in text are written, in chrono's notation (``"%d/%m/%Y %H:%M"``). By default ISO 8601,
             YYYYMMDD, YYYYMMDDhhmm and YYYYMMDDhhmmss, also as integers.
@@ -295,14 +301,15 @@ class Panel:
         null_values : sequence of str
             Text that marks a missing number, besides the usual.
         on_bad : {"raise", "drop_bar", "keep"}
-            What becomes of rows with faults (see `ERRORS`). "raise": one error that counts and names them. "drop_bar":
-            the bar becomes missing (its row stays, so that no window splices over it); of two rows at one time the
-            first stays; an impossible return alone becomes missing. "keep": nothing is touched.
+            What becomes of rows with faults (see `ERRORS`). "raise": one error that counts and names them.
+            "drop_bar": the bar becomes missing (its row stays, so that no window splices over it); of two
+            rows at one time the first stays; an impossible return alone becomes missing. "keep": nothing is
+            touched.
         negative_prices : {"error", "midpoint"}
             "midpoint" takes negative prices as CRSP means them: no trade, midpoint of bid and ask.
         adjust : {"divide", "multiply"}, optional
-            Divide prices by the adjustment factor and multiply volume with it (CRSP's CFACPR), or the other way round
-            (A-share factors). Total returns are not touched.
+            Divide prices by the adjustment factor and multiply volume with it (CRSP's CFACPR), or the other
+            way round (A-share factors). Total returns are not touched.
         progress : bool
             Show a progress bar if it takes longer than a second.
 
@@ -313,8 +320,9 @@ class Panel:
         Raises
         ------
         ValueError
-            Columns missing or ambiguous, no rows, times or numbers that cannot be read, mixed time zones, or bars
-            with faults. The message names the column, the first value and its row, and the way to mend it.
+            Columns missing or ambiguous, no rows, times or numbers that cannot be read, mixed time zones, or
+            bars with faults. The message names the column, the first value and its row, and the way to mend
+            it.
         FileNotFoundError
             No file there.
         TypeError
@@ -337,7 +345,8 @@ class Panel:
         names = tables.prepare_values(parts, options)
         if adjust is not None and "adjustment_factor" not in names:
             raise ValueError(
-                f"adjust={adjust!r} needs a column with the adjustment factor and {parts[0].origin} has none; name it: "
+                f"adjust={adjust!r} needs a column with the adjustment factor and {parts[0].origin} has "
+                "none; name it: "
                 "columns={'adjustment_factor': 'NAME OF THE COLUMN'}"
             )
 
@@ -352,7 +361,8 @@ class Panel:
         times, zone = tables.read_times(parts, options)
         for part in times:
             at = first + len(part.ticks)
-            low, high = kernels.place_time(locked(part.ticks), part.scale, *places.of(first, at), stamps)
+            start, dest = places.of(first, at)
+            low, high = kernels.place_time(locked(part.ticks), part.scale, start, dest, stamps)
             limit = np.iinfo(np.int64).max // part.scale
             if low < -limit or high > limit:
                 raise ValueError(
@@ -375,15 +385,15 @@ class Panel:
         with _bar(rows, "reading bars", progress) as done:
             for first, block in tables.blocks(parts, names):
                 n = len(block["close"])  # type: ignore[arg-type]
-                segments = places.of(first, first + n)
-                values = [nothing[:n] if block[c] is None else block[c] for c in BAR]
-                kernels.place_bars(*values, *segments, midpoint, bars, counts)
+                start, dest = places.of(first, first + n)
+                o, h, lo, c, v = (nothing[:n] if block[k] is None else block[k] for k in BAR)
+                kernels.place_bars(o, h, lo, c, v, start, dest, midpoint, bars, counts)
                 for key, out in fields.items():
                     column = block[key]
                     if column is not None:
-                        kernels.place_column(column, *segments, out)
+                        kernels.place_column(column, start, dest, out)
                     elif key not in BOOL_FIELDS:
-                        kernels.place_column(nothing[:n], *segments, out)
+                        kernels.place_column(nothing[:n], start, dest, out)
                 done(n)
         one_unnamed = len(runs.instruments) == 1 and all("instrument" not in p.names for p in parts)
         hint = "the table has no instrument column, or none that was recognised: pass instrument=\n"
@@ -420,29 +430,30 @@ class Panel:
     ) -> Panel:
         """Read arrays of shape (time, instrument) or (day, instrument, interval).
 
-        The arrays are read a block of instruments at a time, so that no more than the panel and a block are in memory.
-        Bars before an instrument's first and after its last price are left out; missing bars between stay, as NaN.
+        The arrays are read a block of instruments at a time, so that no more than the panel and a block are
+        in memory. Bars before an instrument's first and after its last price are left out; missing bars
+        between stay, as NaN.
 
         Parameters
         ----------
         open, high, low, close : array
-            numpy arrays, memmaps, zarr arrays, xarray DataArrays, anything that has a shape and can be sliced.
-            Missing is NaN. float32 is widened (and noted: it changes pixels).
+            numpy arrays, memmaps, zarr arrays, xarray DataArrays, anything that has a shape and can be
+            sliced. Missing is NaN. float32 is widened (and noted: it changes pixels).
         volume : array, optional
             NaN throughout when absent.
         instruments : sequence, optional
             Names along the second axis. By default the coordinate of an xarray DataArray, else "0", "1", ...
         time : array, optional
-            Times along the first axis in any form that `from_table` reads; for three axes stamps (day, interval), or
-            days together with `intervals`. By default the coordinate of a DataArray, else bars are numbered by days
-            since 1970 (and intervals by minutes), which the report notes.
+            Times along the first axis in any form that `from_table` reads; for three axes stamps (day,
+            interval), or days together with `intervals`. By default the coordinate of a DataArray, else bars
+            are numbered by days since 1970 (and intervals by minutes), which the report notes.
         intervals : sequence, optional
             Times of day along the third axis: "09:35", `datetime.time`, `datetime.timedelta` or timedelta64.
         tz, time_format, time_unit, on_bad, negative_prices, adjust, progress
             As in `from_table`.
         **fields : array
-            total_return, adjustment_factor, market_cap, up_limit, down_limit, eligible, of the shape of the prices or,
-            for three axes, (day, instrument): one value for all intervals of the day.
+            total_return, adjustment_factor, market_cap, up_limit, down_limit, eligible, of the shape of the
+            prices or, for three axes, (day, instrument): one value for all intervals of the day.
 
         Returns
         -------
@@ -472,7 +483,8 @@ class Panel:
         shape = tuple(prices["open"].shape)
         if len(shape) not in (2, 3):
             raise ValueError(
-                f"open has {len(shape)} axes; expected (time, instrument) or (day, instrument, interval), got {shape}"
+                f"open has {len(shape)} axes; expected (time, instrument) or (day, instrument, interval), "
+                f"got {shape}"
             )
         for key, array in prices.items():
             if tuple(array.shape) != shape:
@@ -513,22 +525,14 @@ class Panel:
                     k: arrays.read_block(v, a, b, order, shape, np.float64, k) for k, v in prices.items()
                 }
                 first, stop = np.empty(b - a, np.int64), np.empty(b - a, np.int64)
-                kernels.spans(*(block[p] for p in PRICES), first, stop)
+                o, h, lo, c = (block[p] for p in PRICES)
+                has_volume = "volume" in block
+                v = block["volume"] if has_volume else c
+                kernels.spans(o, h, lo, c, first, stop)
                 offsets[a + 1 : b + 1] = offsets[a] + np.cumsum(np.maximum(stop - first, 0))
                 dest = offsets[a:b]
-                has_volume = "volume" in block
-                kernels.fill_bars(
-                    *(block[p] for p in PRICES),
-                    block["volume" if has_volume else "open"],
-                    has_volume,
-                    first,
-                    stop,
-                    dest,
-                    midpoint,
-                    bars,
-                    counts,
-                )
-                del block
+                kernels.fill_bars(o, h, lo, c, v, has_volume, first, stop, dest, midpoint, bars, counts)
+                del block, o, h, lo, c, v
                 for j in range(b - a):
                     if stop[j] > first[j]:
                         stamped[offsets[a + j] : offsets[a + j + 1]] = stamps[first[j] : stop[j]]
@@ -580,8 +584,8 @@ class Panel:
     def digest(self) -> str:
         """32 hexadecimal digits that stand for the content: instruments, times, bars, fields and zone.
 
-        The same on every machine, whatever the order of the rows in the source, the bits of its NaNs or the sign of
-        its zeros. It finds changes; it is no protection against forgery.
+        The same on every machine, whatever the order of the rows in the source, the bits of its NaNs or the
+        sign of its zeros. It finds changes; it is no protection against forgery.
         """
         if "digest" not in self._cache:
             head = {
@@ -598,7 +602,7 @@ class Panel:
 
     @property
     def instrument_digests(self) -> np.ndarray:
-        """128 bits that stand for the rows of each instrument, uint64 (instruments, 2): names what has changed."""
+        """128 bits for the rows of each instrument, uint64 (instruments, 2): they tell which changed."""
         if "instrument_digests" not in self._cache:
             out = np.empty((self.n_instruments, 2), np.uint64)
             # Without compilation numpy warns of the overflow that hashing lives on.
@@ -652,8 +656,8 @@ class Panel:
         value : str, datetime, date, numpy.datetime64 or int
             Text in ISO form. Without a zone, wall-clock time of the panel. An int is taken as it is.
         end : bool
-            If only a date is given (``"2020-03-16"``, a date, a datetime64 of days), return the last nanosecond of
-            that day, month (``"2020-03"``) or year.
+            If only a date is given (``"2020-03-16"``, a date, a datetime64 of days), return the last
+            nanosecond of that day, month (``"2020-03"``) or year.
 
         Raises
         ------
@@ -670,8 +674,8 @@ class Panel:
         Raises
         ------
         KeyError
-            No such instrument (the nearest names are told), no bar at this time (the nearest bars are told), or a date
-            alone when the day has several bars.
+            No such instrument (the nearest names are told), no bar at this time (the nearest bars are told),
+            or a date alone when the day has several bars.
         """
         rows = self.rows_of(instrument)
         times = self.time[rows]
@@ -686,7 +690,8 @@ class Panel:
             return rows.start + a
         if b - a > 1:
             raise KeyError(
-                f"{instrument} has {b - a} bars on {time}, from {self.stamp(times[a])} to {self.stamp(times[b - 1])}: "
+                f"{instrument} has {b - a} bars on {time}, from {self.stamp(times[a])} to "
+                f"{self.stamp(times[b - 1])}: "
                 "give the time of day"
             )
         near = " and ".join(self.stamp(int(t)) for t in times[max(a - 1, 0) : a + 1])
@@ -750,7 +755,7 @@ class Panel:
         )
 
     def to_polars(self) -> pl.DataFrame:
-        """Return the panel as a polars frame: instrument, time, open, high, low, close, volume and the fields."""
+        """Return a polars frame: instrument, time, open, high, low, close, volume and the fields."""
         lengths = np.diff(self.offsets)
         names = pl.Series("instrument", self.instruments.tolist(), dtype=pl.String)
         time = pl.Series("time", self.time).cast(pl.Datetime("ns"))
@@ -871,13 +876,15 @@ def _finish(
     errors = report.errors
     if errors and on_bad == "raise":
         raise ValueError(
-            f"the data holds bars that cannot be right: {', '.join(f'{n:,} {k}' for k, n in errors.items())}\n"
+            "the data holds bars that cannot be right: "
+            f"{', '.join(f'{n:,} {k}' for k, n in errors.items())}\n"
             f"{report.table(errors)}\n{hint}{_remedies(errors)}"
         )
     if duplicates and on_bad == "keep":
         raise ValueError(
             "on_bad='keep' cannot keep two rows of one instrument at one time:\n"
-            f"{report.table({'duplicate_time': duplicates})}\n{hint}remove them, or pass on_bad='drop_bar' to keep the "
+            f"{report.table({'duplicate_time': duplicates})}\n{hint}remove them, or pass on_bad='drop_bar' "
+            "to keep the "
             "first of each"
         )
 
@@ -905,7 +912,8 @@ def _remedies(errors: Mapping[str, int]) -> str:
     if "nonpositive_price" in errors:
         lines.append("negative_prices='midpoint' takes negative prices as CRSP's midpoints")
     lines.append(
-        "on_bad='drop_bar' makes these bars missing (rows stay; of two rows at one time the first is kept) and counts them"
+        "on_bad='drop_bar' makes these bars missing (rows stay; of two rows at one time the first is kept) "
+        "and counts them"
     )
     if "duplicate_time" not in errors:
         lines.append("on_bad='keep' takes the values as they are")
@@ -938,8 +946,8 @@ def _bar(total: int, what: str, progress: bool) -> Iterator[Any]:
 
 
 def _calendar(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    # Nearly all instruments share one calendar, so the longest one holds nearly all times. Only the others are
-    # collected and sorted: 25 million rows take 0.1 s, where numpy.unique takes 2.
+    # Nearly all instruments share one calendar, so the longest one holds nearly all times. Only the others
+    # are collected and sorted: 25 million rows take 0.1 s, where numpy.unique takes 2.
     lengths = np.diff(offsets)
     if not lengths.sum():
         return np.empty(0, np.int64)

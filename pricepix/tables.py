@@ -70,7 +70,8 @@ SUFFIXES = {
     ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc",
 }  # fmt: skip
 ACCEPTED = (
-    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of columns, "
+    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of "
+    "columns, "
     "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
 )
 #: Text that stands for a missing number.
@@ -86,7 +87,8 @@ _FALSE = ("false", "f", "no", "n", "0", "0.0")
 class Part:
     """Rows that share one origin and one set of columns.
 
-    `columns` holds the columns by our names, in memory; or `scan` reads them, in order, as often as it is asked.
+    `columns` holds the columns by our names, in memory; or `scan` reads them, in order, as often as it is
+    asked.
     """
 
     origin: str
@@ -135,7 +137,8 @@ def requested_columns(
     """Merge `columns`, `instrument` and `time` into one mapping of our names to the table's, checked."""
     if columns is not None and not isinstance(columns, Mapping):
         raise TypeError(
-            f"columns must map pricepix names to the table's, such as {{'close': 'PRC'}}; got {type(columns).__name__}"
+            f"columns must map pricepix names to the table's, such as {{'close': 'PRC'}}; got "
+            f"{type(columns).__name__}"
         )
     asked: dict[str, str | None] = {}
     for ours, theirs in (columns or {}).items():
@@ -169,7 +172,7 @@ def requested_columns(
 def resolve_columns(
     found: Sequence[str], asked: Mapping[str, str | None], origin: str
 ) -> tuple[dict[str, str], list]:
-    """Return which column of `found` is which of our names, and remarks; one error names all that is unclear."""
+    """Return which column is which of our names, and remarks; one error names all that is unclear."""
     out: dict[str, str] = {}
     faults: list[str] = []
     remarks: list[str] = []
@@ -188,7 +191,8 @@ def resolve_columns(
         alike = [c for c in found if plain[c] in LOOKALIKES.get(ours, ())]
         if len(fits) > 1:
             faults.append(
-                f"- {ours}: any of {_listed(fits)} could be meant; say which: columns={{{ours!r}: {fits[0]!r}}}"
+                f"- {ours}: any of {_listed(fits)} could be meant; say which: "
+                f"columns={{{ours!r}: {fits[0]!r}}}"
             )
         elif fits:
             out[ours] = fits[0]
@@ -280,7 +284,8 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
     origin = "the pandas DataFrame"
     if source.columns.nlevels > 1:
         raise ValueError(
-            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring it to one "
+            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring "
+            "it to one "
             "row an instrument and time first, for example with frame.stack(level=...).reset_index()"
         )
     index = source.index
@@ -323,7 +328,7 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
             .dt.replace_time_zone("UTC")
             .dt.convert_time_zone(zone)
         )
-    if dtype == object:
+    if dtype.kind == "O":
         zones = {str(getattr(v, "tzinfo", None)) for v in values if hasattr(v, "tzinfo")}
         if len(zones) > 1:
             raise moments.mixed_zones(
@@ -333,9 +338,7 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
         return pl.from_pandas(values.reset_index(drop=True))
     except (TypeError, ValueError, pl.exceptions.PolarsError):
         # A column of Python objects of several types: as text, so that the offending one can be named.
-        return pl.Series(
-            name, [None if v is None or v is pd.NA or v != v else str(v) for v in values], dtype=pl.String
-        )
+        return pl.Series(name, [None if pd.isna(v) else str(v) for v in values], dtype=pl.String)
 
 
 def _expand(source: str | Path) -> list[str]:
@@ -434,7 +437,8 @@ def _read_group(
     if kind == "csv":
         numbers = [t for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS]
         text = {n: pl.String for n in schema}
-        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep their leading zeros).
+        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep their leading
+        # zeros).
         try:
             typed = {**text, **dict.fromkeys(numbers, pl.Float64)}
             frame = pl.scan_csv(paths, separator=separator, schema_overrides=typed, glob=False, **extra)
@@ -478,7 +482,7 @@ class Runs:
 
 
 def instrument_runs(parts: list[Part]) -> Runs:
-    """Cut the rows into runs of equal instruments and number the instruments in ascending order of their names."""
+    """Cut the rows into runs of equal instruments; number these in ascending order of their names."""
     starts: list[np.ndarray] = []
     labels: list[pl.Series] = []
     row = 0
@@ -511,7 +515,8 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
         elif not whole.all():
             at = int((~whole).arg_true()[0])
             raise ValueError(
-                f"instrument column {column!r} of {part.origin} holds {series[at]!r} in row {at}: expected names or "
+                f"instrument column {column!r} of {part.origin} holds {series[at]!r} in row {at}: expected "
+                "names or "
                 "whole numbers"
             )
         series = series.cast(pl.Int64)
@@ -524,7 +529,8 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
     names = (pl.String, pl.Categorical, pl.Enum)
     if not (series.dtype in names or series.dtype.is_integer()):
         raise ValueError(
-            f"instrument column {column!r} of {part.origin} is of type {series.dtype}: expected text, categories or "
+            f"instrument column {column!r} of {part.origin} is of type {series.dtype}: expected text, "
+            "categories or "
             "whole numbers"
         )
     # The physical codes of categories compare faster than their text.
@@ -569,7 +575,8 @@ def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[moments.Ti
 
 def _bad_value(part: Part, ours: str, value: Any, row: int, count: int, hint: str = "") -> ValueError:
     return ValueError(
-        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}: {value!r} in row {row} (counting from 0) "
+        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}: {value!r} in row {row} (counting "
+        "from 0) "
         f"is not a {'number' if ours not in BOOL_FIELDS else 'yes or no'}; {count} such rows{hint}"
     )
 
@@ -580,7 +587,8 @@ def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> 
         series = series.cast(pl.String)
     if series.dtype != pl.String:
         raise ValueError(
-            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: expected numbers"
+            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
+            "expected numbers"
         )
     text = series.str.strip_chars()
     text = text.set(text.is_in(list(nulls)), None)
@@ -631,7 +639,7 @@ def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
 
 
 def locked(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view, so that kernels are compiled for one kind of array and panels stay as they are."""
+    """Return a read-only view: kernels are compiled for one kind of array, and panels cannot change."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -655,7 +663,8 @@ def prepare_values(parts: list[Part], options: ReadOptions) -> list[str]:
                     part.columns[ours] = _flags(pl.Series(values), part, ours).to_numpy()
                 elif ours not in BOOL_FIELDS and values.dtype.kind not in "fiu":
                     raise ValueError(
-                        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {values.dtype}: "
+                        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type "
+                        f"{values.dtype}: "
                         "expected numbers"
                     )
                 elif values.dtype == np.float32 and ours in BAR:
@@ -684,7 +693,7 @@ def _block(values: Any, a: int, b: int, flags: bool) -> np.ndarray:
 
 
 def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray | None]]]:
-    """Yield (first row, columns by our names) for runs of rows, in the order of the rows; None where there is none."""
+    """Yield (first row, columns by our names) in the order of the rows; None for a column not there."""
     row = 0
     for part in parts:
         if part.rows == 0:
