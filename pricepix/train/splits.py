@@ -1,0 +1,419 @@
+"""Splits into training, validation and test: by date and purged, walking forward, or at random.
+
+Everything works on arrays, so that a split serves a store as well as any other set of windows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.moments import as_time, stamp
+from pricepix.windows import duration_ns
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+    from pricepix.store import ImageStore
+
+__all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
+
+Period = str | tuple[Any, Any]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """When and of what the windows are. All arrays are (n,), times int64 nanoseconds.
+
+    Attributes
+    ----------
+    time : numpy.ndarray
+        Time of a window's last bar: the time of the decision.
+    exit_time : numpy.ndarray
+        Time at which its label is known.
+    start_time : numpy.ndarray
+        Time of its first bar.
+    instrument : numpy.ndarray
+        int32 codes.
+    usable : numpy.ndarray
+        bool: windows without a target are in no part.
+    tz : str or None
+        Zone in which periods are read.
+    """
+
+    time: Index
+    exit_time: Index
+    start_time: Index
+    instrument: NDArray[np.int32]
+    usable: NDArray[np.bool_]
+    tz: str | None = None
+
+    @classmethod
+    def from_store(
+        cls, store: ImageStore, horizon: int, usable: NDArray[np.bool_], panel: Panel | None = None
+    ) -> Samples:
+        """Take them from a store.
+
+        A store does not keep the first bar's time. Given the panel it is looked up; else it is put
+        lookback - 1 mean bars before the last, a bar's mean length being that of the horizon's bars.
+        """
+        time, exit_time = store.time, store.exit_time(horizon)
+        code = store.instrument_index
+        if panel is not None:
+            start = _first_bars(store, panel)
+        else:
+            known = exit_time > time
+            bar = float(np.mean((exit_time - time)[known])) / (horizon + store.delay) if known.any() else 0.0
+            start = time - np.int64(round((store.spec.lookback - 1) * bar))
+        return cls(time, exit_time, start, code, usable, store.tz)
+
+
+def _first_bars(store: ImageStore, panel: Panel) -> Index:
+    start = np.empty(len(store), np.int64)
+    names = {str(name): i for i, name in enumerate(panel.instruments)}
+    order = np.argsort(store.instrument_index, kind="stable")
+    cuts = np.searchsorted(store.instrument_index[order], np.arange(len(store.instruments) + 1))
+    for code, name in enumerate(store.instruments):
+        own = order[cuts[code] : cuts[code + 1]]
+        if not len(own):
+            continue
+        if str(name) not in names:
+            raise KeyError(
+                f"the panel has no instrument {str(name)!r}, which the store has; give the store's panel"
+            )
+        i = names[str(name)]
+        times = panel.time[panel.offsets[i] : panel.offsets[i + 1]]
+        row = np.searchsorted(times, store.time[own])
+        if (row >= len(times)).any() or (times[np.minimum(row, len(times) - 1)] != store.time[own]).any():
+            raise KeyError(
+                f"the panel lacks bars of {str(name)!r} that the store has; give the store's panel"
+            )
+        start[own] = times[row - store.spec.lookback + 1]
+    return start
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training, its validation and its test: ascending positions, and what was left out and why."""
+
+    name: str
+    train: Index
+    validation: Index
+    test: Index
+    dropped: dict[str, int] = field(default_factory=dict)
+    overlap: float = 0.0
+    """Share of the validation windows that share a bar of their instrument with a training window."""
+
+    def describe(self, samples: Samples) -> dict[str, Any]:
+        """Return sizes, first and last times, what was dropped, and the overlap, as plain values."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        described: dict[str, Any] = {
+            "name": self.name,
+            "dropped": dict(self.dropped),
+            "overlap": self.overlap,
+        }
+        for name, index in parts.items():
+            described[name] = {"images": len(index)}
+            if len(index):
+                times = samples.time[index]
+                described[name] |= {
+                    "first": stamp(int(times.min()), samples.tz),
+                    "last": stamp(int(times.max()), samples.tz),
+                }
+        return described
+
+
+class Split(Protocol):
+    """Makes folds of samples."""
+
+    def folds(self, samples: Samples) -> list[Fold]:
+        """Return the folds; raise ValueError if a part of one is empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Training, validation and test by date.
+
+    Windows belong to the period that their last bar is in. A training window whose label is known only
+    after the validation begins is purged, as is a training or validation window whose label reaches into
+    the test; in general, one whose span from decision to exit meets the other part's.
+
+    Parameters
+    ----------
+    train : str or (start, end)
+        Both ends included; a year, month or day stands for all of it: ``"1993:2000"``,
+        ``("1993-01", "2000-06-30")``. An empty end, or None, is open.
+    validation : str, (start, end) or float
+        A period, or the share of the training period's windows that come last.
+    test : str or (start, end), optional
+    embargo : duration
+        Time that must lie between a label's exit and the part it must not reach into, and between a
+        part's last exit and later training windows: ``"5d"``, a timedelta, or 0.
+    """
+
+    train: Period
+    validation: Period | float = 0.3
+    test: Period | None = None
+    embargo: Any = 0
+
+    def folds(self, samples: Samples) -> list[Fold]:
+        """Return the one fold."""
+        inside = _inside(self.train, samples)
+        test = _inside(self.test, samples) if self.test is not None else np.zeros(len(samples.time), bool)
+        if isinstance(self.validation, (int, float)) and not isinstance(self.validation, bool):
+            validation = inside & (samples.time >= _late(samples.time[inside], float(self.validation)))
+            train = inside & ~validation
+        else:
+            validation = _inside(self.validation, samples)
+            train = inside
+        return [
+            _fold("all", samples, train, validation, test, self.embargo, test_wanted=self.test is not None)
+        ]
+
+
+@dataclass(frozen=True)
+class WalkForward:
+    """Folds that walk through time: train on a stretch, test on the next, step on.
+
+    Parameters
+    ----------
+    train, test : str
+        Lengths such as ``"2y"``, ``"6m"``, ``"12w"``, ``"250d"`` (calendar time).
+    step : str, optional
+        How far a fold lies behind the one before; the length of the test by default, so that tests tile.
+    expanding : bool
+        Train on everything since the start rather than on the last `train`.
+    validation : float
+        Share of each training stretch's windows, the last ones, that validate.
+    embargo : duration
+        As in `TimeSplit`.
+    start, end : str, optional
+        First and last day used; the first and last window by default. A last test may be shorter.
+    """
+
+    train: str = "2y"
+    test: str = "1y"
+    step: str | None = None
+    expanding: bool = False
+    validation: float = 0.3
+    embargo: Any = 0
+    start: Any = None
+    end: Any = None
+
+    def folds(self, samples: Samples) -> list[Fold]:
+        """Return the folds in order of time."""
+        train, test = _span("train", self.train), _span("test", self.test)
+        step = _span("step", self.step) if self.step is not None else test
+        if not samples.usable.any():
+            raise ValueError("no window has a target, so there is nothing to split")
+        times = samples.time[samples.usable]
+        first = _day(int(times.min()) if self.start is None else as_time(self.start, samples.tz), samples.tz)
+        last = int(times.max()) if self.end is None else as_time(self.end, samples.tz, True)
+        folds: list[Fold] = []
+        while True:
+            k = len(folds)
+            moved = _add(first, step, k)
+            begin = first if self.expanding else moved
+            cut = _add(moved, train)
+            stop = _add(cut, test)
+            low, middle, high = (as_time(day, samples.tz) for day in (begin, cut, stop))
+            in_test = (
+                samples.usable & (samples.time >= middle) & (samples.time < high) & (samples.time <= last)
+            )
+            if middle > last or not in_test.any():
+                break
+            inside = samples.usable & (samples.time >= low) & (samples.time < middle)
+            validation = inside & (samples.time >= _late(samples.time[inside], self.validation))
+            folds.append(_fold(str(cut), samples, inside & ~validation, validation, in_test, self.embargo))
+        if not folds:
+            raise ValueError(
+                f"no fold fits: the windows run from {stamp(int(times.min()), samples.tz)} to "
+                f"{stamp(int(times.max()), samples.tz)}, less than train {self.train}; "
+                "choose shorter stretches"
+            )
+        return folds
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """Training and validation at random, as in the paper, for replication only.
+
+    Windows of neighbouring days share all but one of their bars, and their labels overlap: validation then
+    sees what training saw. `Fold.overlap` is the measured share, and it is printed.
+
+    Parameters
+    ----------
+    share : float
+        Share of the windows that train; the rest validates.
+    train : str or (start, end), optional
+        Period that both are drawn from; everything by default.
+    test : str or (start, end), optional
+        Period of the test. Labels that reach into it are purged.
+    seed : int
+    embargo : duration
+        Before the test.
+    """
+
+    share: float = 0.7
+    train: Period | None = None
+    test: Period | None = None
+    seed: int = 0
+    embargo: Any = 0
+
+    def folds(self, samples: Samples) -> list[Fold]:
+        """Return the one fold and print its overlap."""
+        if not 0 < self.share < 1:
+            raise ValueError(f"share is {self.share}; give the share that trains, between 0 and 1")
+        n = len(samples.time)
+        inside = samples.usable if self.train is None else _inside(self.train, samples)
+        test = np.zeros(n, bool) if self.test is None else _inside(self.test, samples)
+        chosen = np.flatnonzero(inside & ~test)
+        shuffled = np.random.default_rng(self.seed).permutation(chosen)
+        train = np.zeros(n, bool)
+        train[shuffled[: round(self.share * len(chosen))]] = True
+        validation = np.zeros(n, bool)
+        validation[shuffled[round(self.share * len(chosen)) :]] = True
+        fold = _fold(
+            "random", samples, train, validation, test, self.embargo, purge_validation=False,
+            test_wanted=self.test is not None,
+        )  # fmt: skip
+        print(
+            f"random split: {fold.overlap:.1%} of the validation images share bars with a training image, "
+            "so validation looks better than it is"
+        )
+        return [fold]
+
+
+def overlap_share(samples: Samples, train: Index, validation: Index) -> float:
+    """Return the share of validation windows that share a bar of their instrument with a training window."""
+    if not len(train) or not len(validation):
+        return 0.0
+    index = np.concatenate([train, validation])
+    is_train = np.arange(len(index)) < len(train)
+    order = np.lexsort((samples.time[index], samples.instrument[index]))
+    index, is_train = index[order], is_train[order]
+    time, start, code = samples.time[index], samples.start_time[index], samples.instrument[index]
+    place = np.arange(len(index))
+    before = np.maximum.accumulate(np.where(is_train, place, -1))
+    after = np.minimum.accumulate(np.where(is_train, place, len(index))[::-1])[::-1]
+    own = ~is_train
+    earlier, later = np.maximum(before, 0), np.minimum(after, len(index) - 1)
+    meets = (before >= 0) & (code[earlier] == code) & (time[earlier] >= start)
+    meets |= (after < len(index)) & (code[later] == code) & (start[later] <= time)
+    return float(np.mean(meets[own]))
+
+
+def _fold(
+    name: str,
+    samples: Samples,
+    train: NDArray[np.bool_],
+    validation: NDArray[np.bool_],
+    test: NDArray[np.bool_],
+    embargo: Any,
+    *,
+    purge_validation: bool = True,
+    test_wanted: bool = True,
+) -> Fold:
+    gap = 0 if embargo in (0, None) else duration_ns(embargo)
+    if (train & validation).any() or (train & test).any() or (validation & test).any():
+        raise ValueError(f"the periods of split {name!r} overlap; give each window to one part only")
+    guards = [test, validation] if purge_validation else [test]
+    purged = embargoed = 0
+    for guard in guards:
+        if not guard.any():
+            continue
+        begin, end = int(samples.time[guard].min()), int(samples.exit_time[guard].max())
+        for part in (train, validation):
+            if part is guard:
+                continue
+            meets = part & (samples.exit_time > begin) & (samples.time < end)
+            near = part & (samples.exit_time > begin - gap) & (samples.time < end + gap) & ~meets
+            purged += int(meets.sum())
+            embargoed += int(near.sum())
+            part &= ~(meets | near)
+    indices = (np.flatnonzero(train), np.flatnonzero(validation), np.flatnonzero(test))
+    for label, index in zip(("training", "validation", "test"), indices, strict=True):
+        if not len(index) and (label != "test" or test_wanted):
+            raise ValueError(
+                f"the {label} part of split {name!r} is empty: the {int(samples.usable.sum())} windows with "
+                f"a target run from {_edge(samples, np.min)} to {_edge(samples, np.max)}; {purged} were "
+                f"purged and {embargoed} embargoed. Choose periods that hold windows"
+            )
+    dropped = {
+        "purged": purged,
+        "embargoed": embargoed,
+        "no_target": int((~samples.usable).sum()),
+        "outside": int(samples.usable.sum()) - purged - embargoed - sum(map(len, indices)),
+    }
+    return Fold(name, *indices, dropped, overlap_share(samples, indices[0], indices[1]))
+
+
+def _edge(samples: Samples, which: Any) -> str:
+    times = samples.time[samples.usable]
+    return stamp(int(which(times)), samples.tz) if len(times) else "nowhere"
+
+
+def _inside(period: Period | float, samples: Samples) -> NDArray[np.bool_]:
+    start, end = _ends(period)
+    inside = samples.usable.copy()
+    if start is not None:
+        inside &= samples.time >= as_time(start, samples.tz)
+    if end is not None:
+        inside &= samples.time <= as_time(end, samples.tz, True)
+    return inside
+
+
+def _ends(period: Period | float) -> tuple[Any, Any]:
+    if isinstance(period, str):
+        # Colons also stand in clock times, so two dots separate those.
+        parts = period.split("..") if ".." in period else period.split(":")
+        if len(parts) == 1:
+            parts = [period, period]
+        if len(parts) == 2:
+            return parts[0].strip() or None, parts[1].strip() or None
+    elif isinstance(period, Sequence) and len(period) == 2:
+        return period[0], period[1]
+    raise ValueError(f"period is {period!r}; give 'START:END' or (start, end), for example '1993:2000'")
+
+
+def _late(times: Index, share: float) -> int:
+    """First time of the last `share` of windows; windows of one time stay together."""
+    if not 0 < share < 1:
+        raise ValueError(f"validation is {share}; give a period, or a share between 0 and 1")
+    if not len(times):
+        return np.iinfo(np.int64).max
+    ordered = np.sort(times)
+    return int(ordered[min(int(len(ordered) * (1 - share)), len(ordered) - 1)])
+
+
+def _span(name: str, text: str) -> tuple[int, str]:
+    found = re.fullmatch(r"(\d+)\s*([ymwd])", str(text).strip().lower())
+    if not found or int(found[1]) == 0:
+        raise ValueError(f"{name} is {text!r}; give a length such as '2y', '6m', '12w' or '250d'")
+    return int(found[1]), found[2]
+
+
+def _day(ns: int, tz: str | None) -> dt.date:
+    return dt.date.fromisoformat(stamp(ns, tz)[:10])
+
+
+def _add(day: dt.date, span: tuple[int, str], times: int = 1) -> dt.date:
+    count, unit = span[0] * times, span[1]
+    if unit in "wd":
+        return day + dt.timedelta(days=count * (7 if unit == "w" else 1))
+    months = day.year * 12 + day.month - 1 + count * (12 if unit == "y" else 1)
+    year, month = divmod(months, 12)
+    # The last day of a shorter month stands for days that it lacks.
+    for last in (day.day, 30, 29, 28):
+        try:
+            return dt.date(year, month + 1, min(day.day, last))
+        except ValueError:
+            continue
+    raise AssertionError("every month has 28 days")
