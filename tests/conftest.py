@@ -17,6 +17,12 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
+def pytest_configure(config):
+    # Compiled kernels divide as IEEE 754 does, without a word. Interpreted, for coverage, NumPy speaks up.
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:pricepix\.(.*_kernels|render\..*)")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of reference data (golden images of other renderers, real bars); skips the test without it."""
