@@ -1,0 +1,521 @@
+"""Looking at images: contact sheets of a store, and one image enlarged beside its bars.
+
+Every pixel of an image becomes a square of whole screen pixels, so that what is seen is what is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.render.api import render_rows
+from pricepix.store import ImageStore, open_store
+from pricepix.times import to_series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pricepix.panel import Panel
+
+_DPI: Final = 100
+_FONT: Final = "DejaVu Sans Mono"
+_TEXT: Final = 11  # pixels
+_CHARACTER: Final = 7  # pixels across at that size
+_LINE: Final = 15
+_GAP: Final = 18
+_LARGEST: Final = 1 << 15  # pixels along a side of a picture; Agg ends at 2^16
+_DARK: Final = "#1a1a1a"
+_GREY: Final = "#7a7a7a"
+_RED: Final = "#b5402b"
+_TABLE_BARS: Final = 20
+_DAY: Final = 86_400_000_000_000
+
+
+def contact_sheet(
+    store: ImageStore | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    instrument: str | Sequence[str] | None = None,
+    n: int = 24,
+    seed: int | None = 0,
+    horizon: int | Sequence[int] | None = None,
+) -> Path:
+    """Write images of a store as one PNG: a grid with instrument, date and forward returns under each image.
+
+    The store's windows are cut into `n` stretches of equal length, in their order of time, and each stretch
+    gives one image: the sheet runs through the whole history.
+
+    Parameters
+    ----------
+    store : ImageStore or path
+        A store, on disk or in memory, or where it lies.
+    path : path, optional
+        PNG file to write, replaced if it exists; ``contact_sheet.png`` in the current folder by default.
+    instrument : str or sequence of str, optional
+        Show only windows of these instruments.
+    n : int
+        Images on the sheet; a store with fewer shows all.
+    seed : int or None
+        Draws the image out of each stretch at random; ``None`` takes its middle one, so that the images are
+        evenly spaced.
+    horizon : int or sequence of int, optional
+        Which of the store's forward returns to print; all by default. A return that is not known reads
+        ``n/a``.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+
+    Raises
+    ------
+    ValueError
+        If `n` is below 1 or asks for a picture too large to draw, `path` does not end in ``.png``, or the
+        store has no such horizon.
+    KeyError
+        If the store has no such instrument, or no window of it; the message names the nearest.
+    FileNotFoundError
+        If the folder to write to does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pricepix import render_universe, samples
+    >>> images = render_universe(samples.simulate(3, 60), "jkx20", progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     contact_sheet(images, f"{folder}/sheet.png", instrument="S0001", n=6).name
+    'sheet.png'
+    """
+    target = _png("contact_sheet.png" if path is None else path)
+    if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 1:
+        raise ValueError(f"n={n!r} is not a number of images: give a whole number of at least 1")
+    store = _opened(store)
+    horizons = _known_horizons(store, horizon)
+    chosen = _spread(_windows_of(store, instrument), int(n), seed)
+    captions = _captions(store, chosen, horizons)
+    title = f"{_name(store)}: {len(chosen):,} of {len(store):,} images {_size(store.spec.shape)}"
+    if horizons:
+        title += f"; last bar, and forward return over {', '.join(map(str, horizons))} bars"
+    return _save(_grid(store.read(chosen), captions, title), target)
+
+
+def enlarge(
+    source: ImageStore | str | os.PathLike[str] | NDArray[np.uint8],
+    instrument: str,
+    time: Any,
+    path: str | os.PathLike[str],
+    panel: Any = None,
+) -> Path:
+    """Write one image enlarged as a PNG, with the bars that it shows beside it.
+
+    With a panel the picture has the window's bars drawn to the same scale, level with the image's rows, with
+    the moving averages and the volume of the store's spec, and for 20 bars or fewer their values.
+
+    Parameters
+    ----------
+    source : ImageStore, path, or numpy.ndarray of uint8 (height, width)
+        The store that holds the image, or an image.
+    instrument : str
+    time : str, date, datetime or int
+        Time of the window's last bar; a date stands for the last window of that day.
+    path : path
+        PNG file to write, replaced if it exists.
+    panel : Panel or anything ``Panel.from_table`` takes, optional
+        The bars that the store was made from.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+
+    Raises
+    ------
+    KeyError
+        If there is no such window; the message names the nearest.
+    ValueError
+        If the panel's bars do not give this image, `path` does not end in ``.png``, or an image has another
+        shape.
+    FileNotFoundError
+        If the folder to write to does not exist.
+    """
+    target = _png(path)
+    store: ImageStore | None = None
+    if isinstance(source, np.ndarray):
+        image = source
+        if image.ndim != 2 or image.dtype != np.uint8 or image.shape[1] % 3 or 0 in image.shape:
+            raise ValueError(
+                f"the image is {image.dtype} {image.shape}, expected uint8 (height, width) with three "
+                "columns a bar"
+            )
+        caption = f"{instrument}  {time}  {_size(image.shape)}"
+        lookback = image.shape[1] // 3
+    else:
+        store = _opened(source)
+        position = store.locate(instrument, time)
+        time = int(store.time[position])
+        image = store.read([position])[0]
+        spec, lookback = store.spec, store.spec.lookback
+        stamp = _stamps(store.time[[position]], store.tz)[0]
+        caption = f"{instrument}  {stamp}  {spec.style} {_size(spec.shape)}"
+        for h in store.horizons:
+            caption += f"   {h} bars: {_percent(store.returns(h)[position])}"
+    window = None
+    if panel is not None:
+        from pricepix.panel import Panel
+
+        window = _window(Panel.of(panel), str(instrument), time, lookback, store)
+        if store is not None and window.image is not None and not np.array_equal(window.image, image):
+            raise ValueError(
+                f"the panel's bars of {instrument!r} do not give the image in store {store.location}, which "
+                "was made from other bars: give the panel that it was made from, or none"
+            )
+    return _save(_enlarged(image, caption, window), target)
+
+
+# ---- what to show
+
+
+def _opened(store: ImageStore | str | os.PathLike[str]) -> ImageStore:
+    if isinstance(store, ImageStore):
+        return store
+    if isinstance(store, (str, os.PathLike)):
+        return open_store(store)
+    raise TypeError(f"store must be an ImageStore or its path, not {type(store).__name__}")
+
+
+def _png(path: str | os.PathLike[str]) -> Path:
+    """Check the file to write before any work is done."""
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"path {str(target)!r} does not end in .png: pictures are written as PNG")
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to write {target.name} to: make it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: give the path of a file")
+    return target
+
+
+def _windows_of(store: ImageStore, instrument: str | Sequence[str] | None) -> NDArray[np.int64]:
+    """Positions of the windows of some instruments, ascending."""
+    if instrument is None:
+        if len(store) == 0:
+            raise ValueError(f"store {store.location} holds no images: there is nothing to show")
+        return np.arange(len(store))
+    wanted = [instrument] if isinstance(instrument, str) else list(instrument)
+    found = []
+    for name in wanted:
+        own = np.flatnonzero(store.instruments == str(name))
+        positions = np.flatnonzero(store.instrument_index == own[0]) if len(own) else own
+        if not len(positions):
+            # Raises, and names the nearest instruments.
+            store.locate(name, 0)
+        found.append(positions)
+    if not found:
+        raise ValueError("instrument=[] names no instrument: give one or more, or None for all")
+    return np.unique(np.concatenate(found))
+
+
+def _known_horizons(store: ImageStore, horizon: int | Sequence[int] | None) -> tuple[int, ...]:
+    if horizon is None:
+        return store.horizons
+    wanted = tuple(horizon) if isinstance(horizon, Sequence) else (horizon,)
+    for h in wanted:
+        if h not in store.horizons:
+            known = ", ".join(map(str, store.horizons)) or "none"
+            raise ValueError(f"store {store.location} has no forward returns over {h!r} bars: it has {known}")
+    return wanted
+
+
+def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[np.int64]:
+    """One position out of each of `n` equal stretches.
+
+    Exactly even steps over windows ordered by (time, instrument) meet the same instrument again and again
+    whenever the step is a multiple of the universe, hence the draw.
+    """
+    n = min(n, len(positions))
+    edges = np.arange(n + 1) * len(positions) // n
+    if seed is None:
+        return positions[(edges[:-1] + edges[1:] - 1) // 2]
+    return positions[np.random.default_rng(seed).integers(edges[:-1], edges[1:])]
+
+
+def _captions(store: ImageStore, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
+    """Lines to print under images: instrument, time of the last bar, a forward return a line."""
+    times = _stamps(store.time[positions], store.tz)
+    names = store.instruments[store.instrument_index[positions]]
+    captions = [[str(name), time] for name, time in zip(names, times, strict=True)]
+    width = max((len(str(h)) for h in horizons), default=0)
+    for h in horizons:
+        for caption, value in zip(captions, store.returns(h)[positions], strict=True):
+            caption.append(f"{h:>{width}} {_percent(value):>8}")
+    return captions
+
+
+def _stamps(time: NDArray[np.int64], tz: str | None) -> list[str]:
+    """Times as text: days alone where no bar has a time of day."""
+    local = to_series(time, tz)
+    if tz is not None:
+        local = local.dt.replace_time_zone(None)
+    daily = not (local.to_physical().to_numpy() % _DAY).any()
+    return local.dt.strftime("%Y-%m-%d" if daily else "%Y-%m-%d %H:%M").to_list()
+
+
+def _percent(value: float) -> str:
+    return "n/a" if np.isnan(value) else f"{100.0 * float(value):+.2f}%"
+
+
+def _name(store: ImageStore) -> str:
+    return (
+        "in memory"
+        if store.location == "memory"
+        else store.location.rstrip("/\\").replace("\\", "/").split("/")[-1]
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+class _Window(NamedTuple):
+    """The bars of a window as the panel has them."""
+
+    bars: NDArray[np.float64]
+    """(lookback, 5), by absolute value as they are drawn."""
+    averages: NDArray[np.float64]
+    """(number of moving averages, lookback)."""
+    times: list[str]
+    volume: bool
+    image: NDArray[np.uint8] | None
+    """The image that the panel gives, where the spec is known."""
+
+
+def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: ImageStore | None) -> _Window:
+    row = panel.locate(instrument, time)
+    first = int(panel.rows_of(instrument).start)
+    start = row - lookback + 1
+    if start < first:
+        raise ValueError(
+            f"the panel has {row - first + 1} bars of {instrument!r} up to this time, the image shows "
+            f"{lookback}: give the panel that it was made from"
+        )
+    bars = np.abs(panel.bars[start : row + 1])
+    averages = np.empty((0, lookback))
+    image = None
+    if store is not None:
+        spec = store.spec
+        image = np.empty((1, *spec.shape), np.uint8)
+        render_rows(panel, np.array([row]), spec, image, reason=np.empty(1, np.uint8), threads=1)
+        image = image[0]
+        if spec.rebuild is None:
+            close = np.abs(panel.bars[first : row + 1, 3])
+            lines = [_average(close, m, lookback, spec.style) for m in spec.ma]
+            averages = np.array(lines).reshape(-1, lookback)
+    volume = bool(store.spec.volume if store is not None else not np.isnan(bars[:, 4]).all())
+    return _Window(bars, averages, _stamps(panel.time[start : row + 1], panel.tz), volume, image)
+
+
+def _average(close: NDArray[np.float64], window: int, lookback: int, style: str) -> NDArray[np.float64]:
+    """Moving average at the last `lookback` closes, for the eye."""
+    out = np.full(lookback, np.nan)
+    for i in range(lookback):
+        end = len(close) - lookback + 1 + i
+        part = close[max(0, end - window) : end]
+        if style == "cnn_for_trading":
+            part = part[~np.isnan(part)]
+            out[i] = part.mean() if len(part) else np.nan
+        elif len(part) == window:
+            out[i] = part.mean()
+    return out
+
+
+# ---- drawing
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, x: float, top: float, text: str, **style: Any) -> None:
+    """Write text whose upper left corner is (x, top) pixels from the figure's."""
+    width, height = figure.get_size_inches() * _DPI
+    style = {"fontsize": _TEXT * 72 / _DPI, "family": _FONT, "color": _DARK, "va": "top", **style}
+    figure.text(x / width, 1 - top / height, text, parse_math=False, **style)
+
+
+def _paste(figure: Figure, image: NDArray[np.uint8], scale: int, x: int, top: int) -> None:
+    """Put an image on the figure, each pixel a square of `scale` pixels."""
+    height = round(figure.get_size_inches()[1] * _DPI)
+    big = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
+    figure.figimage(big, xo=x, yo=height - top - big.shape[0], cmap="gray", vmin=0, vmax=255, origin="upper")
+
+
+def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str) -> Figure:
+    n, height, width = images.shape
+    scale = max(1, min(192 // height, 384 // width))
+    lines = max(len(caption) for caption in captions)
+    # Names as long as a sentence would push the images apart.
+    fits = max(17, width * scale // _CHARACTER)
+    captions = [[_shortened(line, fits) for line in caption] for caption in captions]
+    text = max(len(line) for caption in captions for line in caption) * _CHARACTER
+    step_x = int(max(width * scale, text)) + _GAP
+    step_y = height * scale + 6 + lines * _LINE + _GAP
+    columns = min(n, max(1, round(np.sqrt(n * 1.6 * step_y / step_x))))
+    # Fill the last row as far as can be.
+    columns = -(-n // -(-n // columns))
+    rows = -(-n // columns)
+    across = max(columns * step_x + _GAP, int(len(title) * _CHARACTER) + 2 * _GAP)
+    down = rows * step_y + 3 * _GAP
+    if max(across, down) > _LARGEST:
+        raise ValueError(
+            f"n={n} images of {height}x{width} make a picture of {across}x{down} pixels, more than the "
+            f"{_LARGEST} a side that can be drawn: give a smaller n"
+        )
+    figure = _figure(across, down)
+    _write(figure, _GAP, _GAP, title, color=_GREY)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, top = _GAP + i % columns * step_x, 3 * _GAP + i // columns * step_y
+        _paste(figure, image, scale, x, top)
+        for k, line in enumerate(caption):
+            where = top + height * scale + 6 + k * _LINE
+            weight, color = ("bold" if k == 0 else "normal"), (_GREY if k == 1 else _DARK)
+            _write(figure, x, where, line, weight=weight, color=color)
+    return figure
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 6]}...{text[-3:]}"
+
+
+def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) -> Figure:
+    height, width = image.shape
+    scale = max(1, min(560 // height, 900 // width))
+    tall, wide = height * scale, width * scale
+    top = 3 * _GAP
+    plot_x = _GAP + wide + 90
+    plot_wide = 0 if window is None else max(320, min(wide, 900))
+    table_x = plot_x + plot_wide + 40
+    rows = [] if window is None or len(window.bars) > _TABLE_BARS else _table(window)
+    total_wide = table_x + len(rows[0]) * _CHARACTER if rows else plot_x + plot_wide
+    if window is None:
+        total_wide = _GAP + wide
+    total_wide = max(total_wide, len(caption) * _CHARACTER + _GAP) + _GAP
+    total_tall = max(top + tall + 3 * _GAP, top + len(rows) * _LINE + _GAP)
+    figure = _figure(int(total_wide), total_tall)
+    _write(figure, _GAP, _GAP, caption, weight="bold")
+    _paste(figure, image, scale, _GAP, top)
+    if window is not None:
+        size = figure.get_size_inches() * _DPI
+        volume_rows = height // 5 if window.volume else 0
+        price_rows = height - volume_rows - (1 if window.volume else 0)
+
+        def axes(first_row: int, count: int) -> Axes:
+            bottom = size[1] - top - (first_row + count) * scale
+            return figure.add_axes(
+                (plot_x / size[0], bottom / size[1], plot_wide / size[0], count * scale / size[1])
+            )
+
+        _draw_bars(axes(0, price_rows), window, price_rows)
+        lowest = figure.axes[-1]
+        if window.volume:
+            lowest = axes(height - volume_rows, volume_rows)
+            _draw_volume(lowest, window)
+        _label_times(lowest, window.times, plot_wide)
+        for k, line in enumerate(rows):
+            _write(figure, table_x, top + k * _LINE, line, color=_GREY if k == 0 else _DARK)
+    return figure
+
+
+def _table(window: _Window) -> list[str]:
+    prices = window.bars[:, :4]
+    real = prices[np.isfinite(prices)]
+    decimals = next((d for d in range(2, 5) if np.allclose(real, real.round(d), rtol=0, atol=1e-9)), 4)
+
+    def cells(values: Any) -> list[str]:
+        shown = ["" if np.isnan(v) else f"{v:,.{decimals}f}" for v in values[:4]]
+        return [*shown, "" if np.isnan(values[4]) else f"{values[4]:,.0f}"]
+
+    table = [["", "open", "high", "low", "close", "volume"]]
+    table += [[time, *cells(bar)] for time, bar in zip(window.times, window.bars, strict=True)]
+    widths = [max(len(row[k]) for row in table) for k in range(6)]
+    return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in table]
+
+
+def _draw_bars(axes: Axes, window: _Window, rows: int) -> None:
+    """Draw the bars so that price levels lie level with the pixel rows of the image."""
+    from matplotlib.collections import LineCollection
+
+    x = np.arange(len(window.bars))
+    opened, high, low, close = window.bars[:, :4].T
+    segments: list[Any] = [
+        *([(i, a), (i, b)] for i, a, b in zip(x, low, high, strict=True)),
+        *([(i - 0.35, p), (i, p)] for i, p in zip(x, opened, strict=True)),
+        *([(i, p), (i + 0.35, p)] for i, p in zip(x, close, strict=True)),
+    ]
+    drawn = [s for s in segments if np.isfinite([s[0][1], s[1][1]]).all()]
+    axes.add_collection(LineCollection(drawn, colors=_DARK, linewidths=1.4))
+    for average in window.averages:
+        axes.plot(x, average, color=_RED, linewidth=1.2)
+    everything = np.concatenate([window.bars[:, :4].ravel(), window.averages.ravel()])
+    everything = everything[np.isfinite(everything)]
+    lowest, highest = (everything.min(), everything.max()) if len(everything) else (0.0, 1.0)
+    half = (highest - lowest) / max(rows - 1, 1) / 2 or 0.5
+    axes.set_ylim(lowest - half, highest + half)
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    _plain(axes, len(x))
+
+
+def _draw_volume(axes: Axes, window: _Window) -> None:
+    volume = np.where(np.isfinite(window.bars[:, 4]), window.bars[:, 4], 0.0)
+    axes.bar(np.arange(len(volume)), volume, width=0.5, color=_GREY)
+    axes.set_ylim(0, volume.max() or 1.0)
+    axes.set_yticks([float(volume.max() or 1.0)], [_short_number(float(volume.max()))])
+    _plain(axes, len(volume))
+
+
+def _short_number(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _plain(axes: Axes, bars: int) -> None:
+    axes.set_xlim(-0.5, bars - 0.5)
+    axes.set_xticks([])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_TEXT * 72 / _DPI, labelfontfamily=_FONT, colors=_DARK)
+
+
+def _label_times(axes: Axes, times: list[str], width: float) -> None:
+    # Half a label more, since those at the ends are moved inward.
+    room = max(1, int(width / (len(times[0]) * _CHARACTER * 1.5 + 24)))
+    at = np.unique(np.linspace(0, len(times) - 1, min(room, len(times))).round().astype(int))
+    if len(at) == 1:
+        at = np.array([len(times) - 1])
+    axes.set_xticks(at, [times[i] for i in at])
+    # Labels at the ends stay inside the picture.
+    labels = axes.get_xticklabels()
+    labels[-1].set_horizontalalignment("right")
+    if len(labels) > 1:
+        labels[0].set_horizontalalignment("left")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks becomes boxes; the images matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(path, format="png", metadata={"Software": None})
+    return path
