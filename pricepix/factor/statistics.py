@@ -1,0 +1,292 @@
+"""What a factor knows: information coefficients, classification, calibration. Pure functions of arrays.
+
+Matrices are (dates, instruments); NaN means that nothing is known, and such a pair is left out. A statistic
+of too few pairs is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "auc",
+    "calibration",
+    "classification",
+    "classification_by_date",
+    "information_coefficient",
+    "newey_west_lags",
+    "newey_west_t",
+    "rank",
+    "series_summary",
+]
+
+Floats = NDArray[np.float64]
+# A probability of exactly 0 or 1 that turns out wrong costs ln(1 / _SMALLEST), not infinity, as in
+# scikit-learn.
+_SMALLEST: Final = float(np.finfo(np.float64).eps)
+
+
+def rank(values: ArrayLike) -> Floats:
+    """Rank each row from 1 up; ties share the mean of their ranks, NaN stays NaN.
+
+    Parameters
+    ----------
+    values : array (dates, instruments) or (instruments,)
+
+    Returns
+    -------
+    numpy.ndarray, float64, of the same shape
+    """
+    given = np.asarray(values, np.float64)
+    x = np.atleast_2d(given)
+    order = np.argsort(x, axis=1, kind="stable")
+    ordered = np.take_along_axis(x, order, 1)
+    n = x.shape[1]
+    position = np.arange(n)
+    opens = np.ones(x.shape, bool)
+    opens[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    closes = np.ones(x.shape, bool)
+    closes[:, :-1] = opens[:, 1:]
+    first = np.maximum.accumulate(np.where(opens, position, 0), axis=1)
+    last = np.minimum.accumulate(np.where(closes, position, n)[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty(x.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2.0 + 1.0, 1)
+    ranks[np.isnan(x)] = np.nan
+    return ranks.reshape(given.shape)
+
+
+def information_coefficient(
+    factor: ArrayLike, returns: ArrayLike, method: str = "spearman", minimum: int = 3
+) -> Floats:
+    """Correlate factor and forward return across the instruments of each date.
+
+    Parameters
+    ----------
+    factor, returns : array (dates, instruments)
+        Pairs in which either is NaN are left out, before anything is ranked.
+    method : {"spearman", "pearson"}
+        Rank IC, ties sharing the mean of their ranks; or linear correlation.
+    minimum : int
+        Pairs that a date needs, at least 2.
+
+    Returns
+    -------
+    numpy.ndarray, float64 (dates,)
+        NaN where there are fewer pairs, or one side is constant.
+    """
+    if method not in ("spearman", "pearson"):
+        raise ValueError(f"method={method!r} is not known: choose 'spearman' or 'pearson'")
+    x, y = _pair(factor, returns)
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = np.where(known, x, np.nan), np.where(known, y, np.nan)
+    if method == "spearman":
+        x, y = rank(x), rank(y)
+    count = known.sum(axis=1)
+    out = np.full(len(x), np.nan)
+    use = count >= max(2, minimum)
+    if not use.any():
+        return out
+    x, y, count, known = x[use], y[use], count[use][:, None], known[use]
+    dx = np.where(known, x - np.nansum(x, axis=1, keepdims=True) / count, 0.0)
+    dy = np.where(known, y - np.nansum(y, axis=1, keepdims=True) / count, 0.0)
+    # Constant rows are told by their values: rounding leaves a residue in their deviations.
+    varies = (np.nanmax(x, axis=1) > np.nanmin(x, axis=1)) & (np.nanmax(y, axis=1) > np.nanmin(y, axis=1))
+    size = np.sqrt((dx * dx).sum(axis=1) * (dy * dy).sum(axis=1))
+    good = varies & (size > 0)
+    value = np.full(len(x), np.nan)
+    value[good] = np.clip((dx * dy).sum(axis=1)[good] / size[good], -1.0, 1.0)
+    out[use] = value
+    return out
+
+
+def newey_west_lags(n: int, overlap: int = 1) -> int:
+    """Choose the lags of a Newey-West variance.
+
+    The rule of thumb ``floor(4 (n / 100)^(2/9))`` of Newey and West (1994), and at least ``overlap - 1``,
+    since returns over `overlap` steps, taken every step, are correlated that far by construction.
+    """
+    rule = int(4.0 * (n / 100.0) ** (2.0 / 9.0)) if n > 0 else 0
+    return max(0, min(max(rule, overlap - 1), n - 1))
+
+
+def newey_west_t(series: ArrayLike, lags: int | None = None, overlap: int = 1) -> float:
+    """t statistic of a mean, robust to autocorrelation (Newey and West, 1987).
+
+    With e = x - mean and autocovariances g_j = (1/n) sum e_t e_(t-j), the variance of the mean is ``(g_0 + 2
+    sum_(j=1..L) (1 - j / (L + 1)) g_j) / n``: Bartlett weights, no small-sample correction. NaN are left out
+    first.
+
+    Parameters
+    ----------
+    series : array (n,)
+    lags : int, optional
+        L; by default `newey_west_lags`.
+    overlap : int
+        Steps that a value of the series spans.
+
+    Returns
+    -------
+    float
+        NaN with fewer than 3 values or without any variation.
+    """
+    x = np.asarray(series, np.float64)
+    x = x[~np.isnan(x)]
+    n = len(x)
+    if n < 3 or x.min() == x.max():
+        return float("nan")
+    L = newey_west_lags(n, overlap) if lags is None else min(int(lags), n - 1)
+    if L < 0:
+        raise ValueError(f"lags={lags}: give a whole number of at least 0")
+    e = x - x.mean()
+    total = float(e @ e)
+    for j in range(1, L + 1):
+        total += 2.0 * (1.0 - j / (L + 1.0)) * float(e[j:] @ e[:-j])
+    return float(x.mean() / np.sqrt(total / n / n)) if total > 0 else float("nan")
+
+
+def series_summary(series: ArrayLike, overlap: int = 1, lags: int | None = None) -> dict[str, float]:
+    """Summarise a series by date, such as the IC.
+
+    Returns
+    -------
+    dict
+        ``dates`` (how many are known), ``mean``, ``std`` (n - 1), ``ir`` = mean / std (the ICIR, per date,
+        not annualised), ``t`` = ir sqrt(n), ``newey_west_t``, ``newey_west_lags``, ``positive`` (share above
+        0).
+    """
+    x = np.asarray(series, np.float64)
+    x = x[~np.isnan(x)]
+    n = len(x)
+    mean = float(x.mean()) if n else float("nan")
+    std = float(x.std(ddof=1)) if n > 1 else float("nan")
+    ir = mean / std if n > 1 and x.min() < x.max() else float("nan")
+    used = newey_west_lags(n, overlap) if lags is None else max(0, min(int(lags), n - 1))
+    return {
+        "dates": n,
+        "mean": mean,
+        "std": std,
+        "ir": ir,
+        "t": ir * np.sqrt(n) if n else float("nan"),
+        "newey_west_t": newey_west_t(x, used),
+        "newey_west_lags": used,
+        "positive": float((x > 0).mean()) if n else float("nan"),
+    }
+
+
+def auc(score: ArrayLike, up: ArrayLike) -> float:
+    """Chance that a random riser is scored above a random other, ties counting half (Mann and Whitney)."""
+    s, y = np.asarray(score, np.float64).ravel(), np.asarray(up, bool).ravel()
+    n_up = int(np.count_nonzero(y))
+    n_down = len(y) - n_up
+    if not n_up or not n_down:
+        return float("nan")
+    total = float(rank(s)[y].sum())
+    return (total - n_up * (n_up + 1) / 2.0) / (float(n_up) * n_down)
+
+
+def classification(probability: ArrayLike, returns: ArrayLike) -> dict[str, float]:
+    """Score probabilities of a rise against what happened, all pairs pooled.
+
+    A return above 0 is a rise, 0 is none; pairs in which either is NaN are left out: a missing return is
+    never a class. A probability above one half predicts a rise.
+
+    Returns
+    -------
+    dict
+        ``n``; ``base_rate`` (share of rises); ``accuracy``; ``log_loss`` (natural logarithm, probabilities
+        held within 2.2e-16 of 0 and 1); ``brier``; ``auc``; ``mcc`` (Matthews, NaN when predictions or
+        outcomes are all one class).
+    """
+    p, r = _pair(probability, returns)
+    known = ~(np.isnan(p) | np.isnan(r))
+    p, up = p[known], r[known] > 0
+    if p.size and not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(
+            f"scores run from {p.min():.4g} to {p.max():.4g}: a probability lies in 0 to 1; such scores can "
+            "be ranked but not classified"
+        )
+    n = len(p)
+    if n == 0:
+        return {"n": 0, **dict.fromkeys(("base_rate", "accuracy", "log_loss", "brier", "auc", "mcc"), np.nan)}
+    said = p > 0.5
+    tp = float(np.count_nonzero(said & up))
+    tn = float(np.count_nonzero(~said & ~up))
+    fp = float(np.count_nonzero(said)) - tp
+    fn = float(np.count_nonzero(up)) - tp
+    size = np.sqrt((tp + fp) * (tp + fn)) * np.sqrt((tn + fp) * (tn + fn))
+    held = np.clip(p, _SMALLEST, 1.0 - _SMALLEST)
+    return {
+        "n": n,
+        "base_rate": float(up.mean()),
+        "accuracy": (tp + tn) / n,
+        "log_loss": float(-np.where(up, np.log(held), np.log1p(-held)).mean()),
+        "brier": float(((p - up) ** 2).mean()),
+        "auc": auc(p, up),
+        "mcc": float((tp * tn - fp * fn) / size) if size > 0 else float("nan"),
+    }
+
+
+def classification_by_date(probability: ArrayLike, returns: ArrayLike) -> dict[str, Floats]:
+    """Return every number of `classification` for each date, as arrays (dates,)."""
+    p, r = _pair(probability, returns)
+    rows = [classification(p[t], r[t]) for t in range(len(p))]
+    names = rows[0] if rows else classification([[np.nan]], [[np.nan]])
+    return {name: np.array([row[name] for row in rows], np.float64) for name in names}
+
+
+def calibration(probability: ArrayLike, returns: ArrayLike, bins: int = 10) -> dict[str, Any]:
+    """Compare probabilities with how often the price rose.
+
+    Bins hold equally many pairs (probabilities of such models crowd around one half, where bins of equal
+    width would hold everything); equal probabilities share a bin.
+
+    Returns
+    -------
+    dict
+        ``count``, ``predicted`` (mean probability) and ``observed`` (share of rises) for each bin in use, and
+        ``error``: the mean of |predicted - observed| weighted by count.
+    """
+    p, r = _pair(probability, returns)
+    known = ~(np.isnan(p) | np.isnan(r))
+    p, up = p[known], r[known] > 0
+    if not len(p):
+        return {"count": [], "predicted": [], "observed": [], "error": float("nan")}
+    edges = np.quantile(p, np.arange(1, bins) / bins)
+    place = np.searchsorted(edges, p, side="left")
+    count = np.bincount(place, minlength=bins)
+    used = count > 0
+    predicted = np.bincount(place, p, bins)[used] / count[used]
+    observed = np.bincount(place, up, bins)[used] / count[used]
+    count = count[used]
+    return {
+        "count": count.tolist(),
+        "predicted": predicted.tolist(),
+        "observed": observed.tolist(),
+        "error": float((np.abs(predicted - observed) * count).sum() / count.sum()),
+    }
+
+
+def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"factor has shape {a.shape}, returns have {b.shape}: they must be the same")
+    return a, b
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: arrays as lists, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
