@@ -14,6 +14,7 @@ from pricepix.tables import locked
 
 _BLOCK_BYTES = 16 << 20
 _MOST_BYTES = 256 << 20
+_LEAST_WIDTH = 8
 
 
 def sliceable(name: str, array: Any) -> Any:
@@ -168,7 +169,7 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
 
 def block_width(array: Any, bars: int, width: int) -> int:
     """Instruments a block: about 16 MiB an array, in whole chunks where the array has them."""
-    step = max(8, _BLOCK_BYTES // (8 * bars))
+    step = max(_LEAST_WIDTH, _BLOCK_BYTES // (8 * bars))
     chunks = getattr(array, "chunks", None)
     if chunks is None and hasattr(array, "encoding"):
         chunks = array.encoding.get("chunks")

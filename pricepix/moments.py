@@ -94,7 +94,8 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
     if isinstance(key, np.ndarray):
         if key.dtype.kind == "M":
             unit = np.datetime_data(key.dtype)[0]
-            if unit in _TICK_NS and options.tz is None and np.datetime_data(key.dtype)[1] == 1:
+            simple = unit in _TICK_NS and np.datetime_data(key.dtype)[1] == 1
+            if simple and options.tz is None and not np.isnat(key).any():
                 return Times(np.ascontiguousarray(key).view(np.int64), _TICK_NS[unit], None)
             key = key.astype("M8[ms]" if unit not in _TICK_NS or unit == "s" else f"M8[{unit}]")
         key = pl.Series(key)

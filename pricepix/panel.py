@@ -679,8 +679,6 @@ class Panel:
         """
         rows = self.rows_of(instrument)
         times = self.time[rows]
-        if isinstance(time, pl.Expr | np.ndarray | list | tuple):
-            raise TypeError(f"locate takes one time, got {type(time).__name__}")
         ns, last = self.as_time(time), self.as_time(time, end=True)
         a = int(np.searchsorted(times, ns))
         if a < len(times) and times[a] == ns:

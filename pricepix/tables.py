@@ -143,13 +143,9 @@ def requested_columns(
     asked: dict[str, str | None] = {}
     for ours, theirs in (columns or {}).items():
         if ours not in KNOWN:
-            hint = nearest(str(ours), KNOWN)
-            if theirs in KNOWN:
-                hint = (
-                    f"; the mapping goes from pricepix names to the table's: columns={{{theirs!r}: {ours!r}}}"
-                )
             raise ValueError(
-                f"columns: {ours!r} is not a name pricepix knows{hint} Known: {', '.join(KNOWN)}."
+                f"columns: {ours!r} is not a name pricepix knows{nearest(str(ours), KNOWN)}. The mapping goes "
+                f"from pricepix names to the table's, such as {{'close': 'PRC'}}; known are {', '.join(KNOWN)}"
             )
         if theirs is not None and not isinstance(theirs, str):
             raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
@@ -187,7 +183,9 @@ def resolve_columns(
             else:
                 out[ours] = theirs
             continue
-        fits = [c for c in found if plain[c] in SYNONYMS[ours] and c not in asked.values()]
+        # A column that was given to another name is not free, but several prices may share one column.
+        given = {c for o, c in asked.items() if not {o, ours} <= set(PRICES)}
+        fits = [c for c in found if plain[c] in SYNONYMS[ours] and c not in given]
         alike = [c for c in found if plain[c] in LOOKALIKES.get(ours, ())]
         if len(fits) > 1:
             faults.append(
@@ -399,14 +397,22 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
     return parts
 
 
+def _hive(paths: Sequence[str]) -> dict[str, Any]:
+    """Arguments for reading folders such as symbol=000001/: their names are columns, as text with all zeros."""
+    keys = {
+        k for p in paths for k, equals, _ in (d.partition("=") for d in Path(p).parent.parts) if equals and k
+    }
+    return {"hive_partitioning": bool(keys), "hive_schema": dict.fromkeys(sorted(keys), pl.String) or None}
+
+
 def _header(path: str) -> tuple[str, tuple]:
     """Return the separator and the (name, dtype) pairs of a file, reading no row."""
     kind = _kind(path)
     try:
         if kind == "parquet":
-            return "", tuple(pl.scan_parquet(path, hive_partitioning=False).collect_schema().items())
+            return "", tuple(pl.scan_parquet(path, **_hive([path])).collect_schema().items())
         if kind == "ipc":
-            return "", tuple(pl.scan_ipc(path, hive_partitioning=False).collect_schema().items())
+            return "", tuple(pl.scan_ipc(path, **_hive([path])).collect_schema().items())
         if "://" in path or path.lower().endswith(".zst"):
             names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
             return ",", tuple((n, pl.String()) for n in names)
@@ -450,7 +456,7 @@ def _read_group(
         columns = frame_
     else:
         scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
-        lazy = scan(paths, glob=False, hive_partitioning=False, **extra).select(take)
+        lazy = scan(paths, glob=False, **_hive(paths), **extra).select(take)
         streamable = all(
             schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS
         )
