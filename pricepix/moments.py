@@ -276,8 +276,8 @@ def _moment(value: Any) -> tuple[np.datetime64, bool]:
         if aware:
             value = value.astimezone(dt.UTC)
         nanoseconds = getattr(value, "nanosecond", 0)  # Timestamps of pandas hold more than microseconds.
-        at = np.datetime64(dt.datetime(*value.timetuple()[:6], value.microsecond), "ns")
-        return at + nanoseconds, aware
+        wall = dt.datetime.combine(value.date(), value.time())
+        return np.datetime64(wall, "us").astype("M8[ns]") + nanoseconds, aware
     if isinstance(value, dt.date):
         return np.datetime64(value, "D"), False
     raise TypeError(

@@ -144,8 +144,9 @@ def requested_columns(
     for ours, theirs in (columns or {}).items():
         if ours not in KNOWN:
             raise ValueError(
-                f"columns: {ours!r} is not a name pricepix knows{nearest(str(ours), KNOWN)}. The mapping goes "
-                f"from pricepix names to the table's, such as {{'close': 'PRC'}}; known are {', '.join(KNOWN)}"
+                f"columns: {ours!r} is not a name pricepix knows{nearest(str(ours), KNOWN)}. The mapping "
+                f"goes from pricepix names to the table's, as in {{'close': 'PRC'}}; known are "
+                f"{', '.join(KNOWN)}"
             )
         if theirs is not None and not isinstance(theirs, str):
             raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
@@ -398,10 +399,9 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
 
 
 def _hive(paths: Sequence[str]) -> dict[str, Any]:
-    """Arguments for reading folders such as symbol=000001/: their names are columns, as text with all zeros."""
-    keys = {
-        k for p in paths for k, equals, _ in (d.partition("=") for d in Path(p).parent.parts) if equals and k
-    }
+    """Arguments for reading folders such as symbol=000001/: these names are columns, kept as text."""
+    named = (part.partition("=") for path in paths for part in Path(path).parent.parts)
+    keys = {key for key, equals, _ in named if key and equals}
     return {"hive_partitioning": bool(keys), "hive_schema": dict.fromkeys(sorted(keys), pl.String) or None}
 
 

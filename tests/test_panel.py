@@ -439,7 +439,7 @@ def test_calendar_of_instruments_that_share_nothing():
     np.testing.assert_array_equal(panel.calendar[panel.time_code], time)
 
 
-# -------------------------------------------------------------------------------------------------- looking up
+# ----------------------------------------------------------------------------------------------- looking up
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every kind of source, spelling of a column and form of a time, and what is said of those that cannot be read."""
+"""Every kind of source, spelling of a column and form of a time, and what is said of unreadable ones."""
 
 from __future__ import annotations
 
