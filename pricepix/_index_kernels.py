@@ -15,7 +15,7 @@ TOO_SHORT, MA_WARMUP, MASKED, SAMPLED_OUT, GAP, MISSING_BARS, NO_CANDIDATE = 100
 
 
 @jit
-def _uniform(x: int) -> float:
+def _uniform(x: Any) -> Any:
     """Hash 64 bits into [0, 1) (the finaliser of SplitMix64): a draw that depends on nothing else."""
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -103,6 +103,13 @@ def order_by_time(reason: Any, offsets: Any, time_code: Any, ends: Any, rows: An
 
 
 @jit
+def _finite(value: Any) -> Any:
+    """Return a value as float32 holds it, NaN where float32 can not: an infinite return is no return."""
+    rounded = np.float32(value)
+    return np.float32(np.nan) if np.isinf(rounded) else rounded
+
+
+@jit
 def price_returns(
     close: Any, time: Any, offsets: Any, rows: Any, instruments: Any, horizon: int, delay: int,
     value: Any, exit_time: Any, no_time: int,
@@ -117,7 +124,7 @@ def price_returns(
             exit_time[i] = time[leave]
             a, b = close[entry, 3], close[leave, 3]
             if a > 0.0 and b > 0.0 and not np.isinf(a) and not np.isinf(b):
-                value[i] = b / a - 1.0
+                value[i] = _finite(b / a - 1.0)
 
 
 @jit
@@ -144,5 +151,4 @@ def total_returns(
             for row in range(entry + 1, leave + 1):
                 if not np.isnan(total_return[row]):
                     level *= 1.0 + total_return[row]
-            if not np.isinf(level):
-                value[i] = level - 1.0
+            value[i] = _finite(level - 1.0)

@@ -1,7 +1,7 @@
 """How images lie in a store: chunk geometry, the two layouts, and chunks to bytes and back.
 
-Chunks are encoded and decoded here rather than through zarr-python, which packs and unpacks bits several times
-slower; the bytes are exactly what its codec pipeline for the same array writes and reads.
+Chunks are encoded and decoded here rather than through zarr-python, which packs and unpacks bits several
+times slower; the bytes are exactly what its codec pipeline for the same array writes and reads.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def default_chunk(height: int, width: int) -> int:
 
 @contextmanager
 def numcodecs_allowed() -> Iterator[None]:
-    """Silence zarr's warning that ``numcodecs.packbits`` is outside the Zarr v3 core; our format states it."""
+    """Silence zarr's warning that ``numcodecs.packbits`` is outside its v3 core; our format states it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3", category=UserWarning)
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part", category=UserWarning)
+        for message in ("Numcodecs codecs are not in the Zarr", "Consolidated metadata is currently not part"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
         yield
 
 
@@ -96,7 +96,9 @@ class ChunkFormat:
             widen(bits, self.height, self.width, raw[: len(bits)])
         return self._seal(raw)
 
-    def decode(self, stored: bytes | memoryview, n: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def decode(
+        self, stored: bytes | memoryview, n: int, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Return the first `n` images of a chunk as uint8 (n, height, width)."""
         if self.layout == "bits":
             return widen(self.decode_bits(stored, n), self.height, self.width, out)

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
+from pricepix.panel import Panel
 
 if TYPE_CHECKING:
-    from pricepix.panel import Panel
     from pricepix.windows import WindowIndex
 
 NO_TIME: Final = int(np.iinfo(np.int64).min)
 """Stands for a missing time in int64 nanoseconds, as NaT does in ``datetime64[ns]``."""
 
 PRICES: Final = ("auto", "close", "total_return")
+_MOST_BARS: Final = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class ForwardReturn:
     decision_time: NDArray[np.int64]
     """int64 (n,) nanoseconds: the window's last bar."""
     entry_time: NDArray[np.int64]
-    """int64 (n,) nanoseconds: the bar at whose price the position is entered, ``NO_TIME`` if there is none."""
+    """int64 (n,) nanoseconds: the bar at whose price a position is entered, ``NO_TIME`` if there is none."""
     exit_time: NDArray[np.int64]
     """int64 (n,) nanoseconds: the bar at whose price it is left, ``NO_TIME`` if there is none."""
 
 
 def forward_returns(
-    panel: Panel, windows: WindowIndex | NDArray[np.int64], horizon: int, delay: int = 0, price: str = "auto"
+    panel: Any, windows: WindowIndex | NDArray[np.int64], horizon: int, delay: int = 0, price: str = "auto"
 ) -> ForwardReturn:
     """Compute the forward return of every window over `horizon` bars.
 
@@ -54,16 +55,16 @@ def forward_returns(
 
     Parameters
     ----------
-    panel : Panel
-    windows : WindowIndex or numpy.ndarray, int64 (n,)
+    panel : Panel or anything ``Panel.from_table`` takes
+    windows : WindowIndex or array_like, int64 (n,)
         The windows, or the panel rows at which they end.
     horizon : int
         Bars held, at least 1.
     delay : int
         Bars between decision and entry, at least 0.
     price : {"auto", "close", "total_return"}
-        ``close`` takes the panel's close; ``total_return`` compounds the panel's total returns, skipping those
-        missing inside the horizon; ``auto`` takes total returns where the panel has them.
+        ``close`` takes the panel's close; ``total_return`` compounds the panel's total returns, skipping
+        those missing inside the horizon; ``auto`` takes total returns where the panel has them.
 
     Returns
     -------
@@ -72,17 +73,24 @@ def forward_returns(
     Raises
     ------
     ValueError
-        If horizon or delay is out of range, or the panel has no total returns though they are asked for.
+        If horizon or delay is out of range, the panel has no total returns though they are asked for, or the
+        windows are not this panel's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pricepix import Panel
+    >>> close = np.array([10.0, 11.0, 12.0, 15.0])
+    >>> panel = Panel.from_arrays(close, close, close, close, time=np.arange(4), instruments=["A"])
+    >>> forward_returns(panel, np.array([0, 1, 3]), horizon=2).value
+    array([0.2      , 0.3636364,       nan], dtype=float32)
     """
     horizon = _bars("horizon", horizon, 1)
     delay = _bars("delay", delay, 0)
+    panel = Panel.of(panel)
     source = label_price(panel, price)
-    rows = np.asarray(windows if isinstance(windows, np.ndarray) else windows.row, dtype=np.int64)
     offsets = panel.offsets
-    if isinstance(windows, np.ndarray):
-        instruments = (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
-    else:
-        instruments = windows.instrument
+    rows, instruments = _rows_of(panel, windows)
     value = np.empty(len(rows), np.float32)
     exit_time = np.empty(len(rows), np.int64)
     if source == "total_return":
@@ -106,13 +114,45 @@ def label_price(panel: Panel, price: str) -> str:
         return "total_return" if has_returns else "close"
     if price == "total_return" and not has_returns:
         raise ValueError(
-            "price='total_return' needs total returns, which the panel does not have: map a column to total_return "
-            "when reading it, or use price='close'"
+            "price='total_return' needs total returns, which the panel does not have: map a column to "
+            "total_return when reading it, or use price='close'"
         )
     return price
 
 
 def _bars(name: str, value: Any, lowest: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
-        raise ValueError(f"{name}={value!r} is not a number of bars: give a whole number of at least {lowest}")
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not lowest <= int(value) <= _MOST_BARS:
+        raise ValueError(
+            f"{name}={value!r} is not a number of bars: give a whole number of at least {lowest} and at most "
+            f"{_MOST_BARS:,}"
+        )
     return int(value)
+
+
+def _rows_of(
+    panel: Panel, windows: WindowIndex | NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Panel row and instrument of each window, checked to lie in this panel."""
+    offsets = panel.offsets
+    if not isinstance(windows, (np.ndarray, list, tuple)):
+        theirs = windows.panel
+        if theirs is not panel and not (
+            np.array_equal(theirs.offsets, offsets) and np.array_equal(theirs.time, panel.time)
+        ):
+            raise ValueError(
+                f"the windows are those of another panel ({theirs!r}), not of this one ({panel!r}): "
+                "make them with WindowIndex.from_panel(panel, spec)"
+            )
+        return windows.row, windows.instrument
+    windows = np.asarray(windows)
+    if windows.ndim != 1 or (windows.dtype.kind not in "iu" and len(windows)):
+        raise ValueError(
+            f"windows is {windows.dtype} {windows.shape}: give a WindowIndex, or panel rows as integers (n,)"
+        )
+    if len(windows) and (windows.min() < 0 or windows.max() >= len(panel)):
+        raise ValueError(
+            f"windows end at panel rows {windows.min()} to {windows.max()}, but the panel has rows 0 to "
+            f"{len(panel) - 1}: give rows of this panel"
+        )
+    rows = np.ascontiguousarray(windows, np.int64)
+    return rows, (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)

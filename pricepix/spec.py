@@ -18,6 +18,8 @@ SCALES: Final = ("joint", "per_field")
 REBUILDS: Final = (None, "returns")
 
 MAX_BARS: Final = 1024
+# Panel bars that lookback or a moving average may reach back: over 4,000 years of days, 10 years of minutes.
+MAX_REACH: Final = 1 << 20
 MAX_HEIGHT: Final = 2048
 JKX_HEIGHTS: Final[Mapping[int, int]] = MappingProxyType({5: 32, 20: 64, 60: 96})
 _CNNFT_VOLUME_HEIGHTS: Final = (32, 64)
@@ -89,8 +91,8 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "lookback", _integer("lookback", self.lookback, 1, None))
-        put(self, "aggregate", _integer("aggregate", self.aggregate, 1, None))
+        put(self, "lookback", _integer("lookback", self.lookback, 1, MAX_REACH))
+        put(self, "aggregate", _integer("aggregate", self.aggregate, 1, MAX_REACH))
         _one_of("style", self.style, STYLES)
         _one_of("chart", self.chart, CHARTS)
         _one_of("ma_warmup", self.ma_warmup, MA_WARMUPS)
@@ -114,37 +116,38 @@ class ImageSpec:
         self._check_style()
 
     def _checked_ma(self) -> tuple[int, ...]:
-        ma = self.ma
+        ma: Any = self.ma
         if isinstance(ma, (str, bytes)) or not isinstance(ma, Iterable):
             raise ValueError(f"ma={ma!r} is not a tuple of windows: give e.g. ma=(20,), or ma=() for none")
-        windows = tuple(sorted(_integer("ma", n, 1, None) for n in ma))
+        windows = tuple(sorted(_integer("ma", n, 1, MAX_REACH) for n in ma))
         if len(set(windows)) != len(windows):
-            raise ValueError(f"ma={tuple(ma)!r} names a window twice: give each window once")
+            raise ValueError(f"ma={windows!r} names a window twice: give each window once")
         for n in windows:
             if n % self.aggregate:
                 raise ValueError(
-                    f"ma window {n} is not a multiple of aggregate={self.aggregate}: moving averages are taken "
-                    "over merged bars, so choose windows that aggregate divides"
+                    f"ma window {n} is not a multiple of aggregate={self.aggregate}: averages are taken over "
+                    "merged bars, so choose windows that aggregate divides"
                 )
         return windows
 
     def _checked_height(self) -> int:
-        if self.height == 0:
+        height = _integer("height", self.height, None, None)
+        if height == 0:
             if self.style == "image_trading":
                 return 3 * self.bars
             if self.lookback not in JKX_HEIGHTS:
                 known = ", ".join(f"{n} bars: {h}" for n, h in JKX_HEIGHTS.items())
                 raise ValueError(
-                    f"no standard height for lookback={self.lookback} (standard heights: {known}): give height="
+                    f"no standard height for lookback={self.lookback} (standard ones: {known}): give a height"
                 )
             return JKX_HEIGHTS[self.lookback]
         lowest = 5 if self.volume else 2
-        if not lowest <= _integer("height", self.height, None, None) <= MAX_HEIGHT:
+        if not lowest <= height <= MAX_HEIGHT:
             with_volume = "with" if self.volume else "without"
             raise ValueError(
-                f"height={self.height} cannot be drawn {with_volume} volume: choose {lowest} to {MAX_HEIGHT} rows"
+                f"height={height} cannot be drawn {with_volume} volume: choose {lowest} to {MAX_HEIGHT} rows"
             )
-        return int(self.height)
+        return height
 
     def _check_style(self) -> None:
         if self.chart == "pixel" and self.style != "jkx":
@@ -152,11 +155,12 @@ class ImageSpec:
         if self.scale == "per_field":
             if self.style != "image_trading":
                 raise ValueError(
-                    f"scale='per_field' belongs to style 'image_trading', not to {self.style!r}: use scale='joint'"
+                    "scale='per_field' belongs to style 'image_trading', not to "
+                    f"{self.style!r}: use scale='joint'"
                 )
             if self.ma or self.volume:
                 raise ValueError(
-                    "scale='per_field' draws neither moving averages nor volume, which its source did not have: "
+                    "scale='per_field' draws neither moving averages nor volume, as its source did not: "
                     "use ma=() and volume=False, or scale='joint'"
                 )
         if self.style == "cnn_for_trading" and self.volume and self.height not in _CNNFT_VOLUME_HEIGHTS:
@@ -213,7 +217,9 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
-        """Build a spec from the dict of ``to_dict``; unknown keys raise ``TypeError`` with the nearest field."""
+        """Build a spec from the dict of ``to_dict``; unknown keys raise ``TypeError`` with the nearest."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"an image spec is built from a dict of fields, not from {type(values).__name__}")
         _known_fields(values)
         if "lookback" not in values:
             raise ValueError(f"an image spec needs lookback; got only {sorted(values)}")
@@ -292,4 +298,5 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {', '.join(map(repr, choices))}")
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {known}")

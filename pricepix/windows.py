@@ -7,20 +7,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from decimal import Decimal
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
+from pricepix.panel import Panel
 from pricepix.render.api import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 from pricepix.times import to_series
-
-if TYPE_CHECKING:
-    from pricepix.panel import Panel
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
 
@@ -71,7 +70,7 @@ class WindowIndex:
     @classmethod
     def from_panel(
         cls,
-        panel: Panel,
+        panel: Any,
         spec: ImageSpec | str | Mapping[str, Any],
         every: str | int = "bar",
         *,
@@ -87,15 +86,16 @@ class WindowIndex:
 
         Parameters
         ----------
-        panel : Panel
+        panel : Panel or anything ``Panel.from_table`` takes
         spec : ImageSpec, str or dict
+            What is to be drawn, or the name of a preset.
         every : {"bar", "day", "week", "month", "quarter"} or int
             Which bars may end a window: all; those at the last time of the panel's calendar in each day, week
             (Monday to Sunday), month or quarter of its time zone; or every n-th time of the calendar. Times
             are those of the whole universe, so that windows stand in cross-sections; an instrument without a
             bar at that time has no window there.
         start, end : str, date, datetime or int, optional
-            First and last time (inclusive) at which a window may end. A date as `end` includes that whole day.
+            First and last time (inclusive) at which a window may end. A date as `end` includes the whole day.
         mask : numpy.ndarray, bool (rows,), optional
             True where a window may end, e.g. membership of an index. The panel's own ``eligible`` field is
             used when it has one and no mask is given. Masked bars stay bars: nothing is spliced.
@@ -103,10 +103,16 @@ class WindowIndex:
             Share of the windows to keep, in (0, 1]. Every window's fate depends on its instrument's name, its
             time and `seed` alone.
         seed : int
+            Chooses the sample.
         max_gap : str, timedelta or int nanoseconds, optional
             No window may hold two neighbouring bars further apart than this, e.g. ``"10d"``.
         threads : int, optional
             As in ``render_panel``.
+
+        Returns
+        -------
+        WindowIndex
+            Ordered by (time, instrument).
 
         Raises
         ------
@@ -115,20 +121,23 @@ class WindowIndex:
             window survives gives an empty index, whose ``counts`` say why.
         """
         spec = ImageSpec.of(spec)
+        panel = Panel.of(panel)
         first_time = _FOREVER.min if start is None else panel.as_time(start)
         last_time = _FOREVER.max if end is None else panel.as_time(end, end=True)
         if first_time > last_time:
             raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
-        share = 1.0 if sample is None else float(sample)
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"sample={sample!r} is not a share: give a number above 0 and at most 1")
+        share = 1.0 if sample is None else _share(sample)
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise ValueError(f"seed={seed!r} is not a whole number")
+        seed = int(seed)
         if mask is None:
             eligible = panel.fields.get("eligible", np.zeros(0, np.bool_))
         else:
             eligible = np.asarray(mask)
             if eligible.dtype != np.bool_ or eligible.shape != (len(panel),):
                 raise ValueError(
-                    f"mask is {eligible.dtype} {eligible.shape}, expected bool {(len(panel),)}: one flag a panel row"
+                    f"mask is {eligible.dtype} {eligible.shape}, expected bool {(len(panel),)}: one flag for "
+                    "each panel row"
                 )
         gap = -1 if max_gap is None else duration_ns(max_gap)
         scheduled = _scheduled_times(panel, every)
@@ -140,14 +149,14 @@ class WindowIndex:
         kernels.screen(
             panel.bars, panel.time, panel.offsets, scheduled, time_code, first_time, last_time, spec.lookback,
             spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
-            -1 if spec.max_missing is None else spec.max_missing, reason,
+            -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback), reason,
         )  # fmt: skip
         _drop_undrawable(panel, spec, reason, threads)
         found = np.bincount(reason, minlength=256)
         if found[kernels.NO_CANDIDATE] == len(panel):
             raise ValueError(
-                f"no bar lies between start={start!r} and end={end!r} on the schedule every={every!r}: the panel "
-                f"covers {panel.stamp(panel.time.min())} to {panel.stamp(panel.time.max())}"
+                f"no bar lies between start={start!r} and end={end!r} on the schedule every={every!r}: the "
+                f"panel covers {panel.stamp(panel.time.min())} to {panel.stamp(panel.time.max())}"
             )
         n = int(found[kernels.KEPT])
         row = np.empty(n, np.int64)
@@ -156,11 +165,11 @@ class WindowIndex:
         kernels.order_by_time(reason, panel.offsets, time_code, ends, row, instrument)
         counts = {name: int(found[code]) for code, name in _DROP_REASONS.items() if found[code]}
         schedule = {
-            "every": every,
+            "every": every if isinstance(every, str) else int(every),
             "start": None if start is None else panel.stamp(first_time),
             "end": None if end is None else panel.stamp(last_time),
-            "mask": None if mask is None else hashlib.blake2b(np.packbits(eligible), digest_size=8).hexdigest(),
-            "sample": sample,
+            "mask": None if mask is None else _digest(np.packbits(eligible).tobytes()).hex(),
+            "sample": None if sample is None else share,
             "seed": seed if share < 1.0 else None,
             "max_gap_ns": None if max_gap is None else gap,
         }
@@ -169,9 +178,10 @@ class WindowIndex:
     def __len__(self) -> int:
         return len(self.row)
 
-    def __getitem__(self, part: slice | NDArray[Any]) -> WindowIndex:
-        """Return some of the windows: a slice, a boolean mask or positions."""
-        return WindowIndex(self.panel, self.spec, self.row[part], self.instrument[part], self.counts, self.schedule)
+    def __getitem__(self, part: int | slice | NDArray[Any]) -> WindowIndex:
+        """Return some of the windows, by slice, boolean mask or positions; ``counts`` are then empty."""
+        row, instrument = np.atleast_1d(self.row[part]), np.atleast_1d(self.instrument[part])
+        return WindowIndex(self.panel, self.spec, row, instrument, {}, self.schedule)
 
     def __repr__(self) -> str:
         dropped = ", ".join(f"{name} {count:,}" for name, count in self.counts.items()) or "none"
@@ -215,37 +225,56 @@ def _scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
     if isinstance(every, str):
         if every not in SCHEDULES:
             raise ValueError(
-                f"every={every!r} is not a schedule: choose one of {', '.join(map(repr, SCHEDULES))}, or a number"
+                f"every={every!r} is not a schedule: choose one of {', '.join(map(repr, SCHEDULES))}, or a "
+                "number of bars"
             )
-        period = to_series(calendar, panel.tz).dt.truncate(_PERIODS[every])
+        # By the clock on the wall: a zone may skip midnight, at which a zoned day would have to begin.
+        wall = to_series(calendar, panel.tz).dt.replace_time_zone(None)
+        period = wall.dt.truncate(_PERIODS[every])
         changes = (period.slice(1) != period.slice(0, len(period) - 1)).to_numpy()
         return np.append(changes, True)
     if isinstance(every, bool) or not hasattr(every, "__index__") or int(every) < 1:
         raise ValueError(f"every={every!r} is not a schedule: give a name, or a whole number of at least 1")
-    return np.arange(1, len(calendar) + 1) % int(every) == 0
+    return np.arange(1, len(calendar) + 1) % min(int(every), len(calendar) + 1) == 0
+
+
+def _share(sample: Any) -> float:
+    try:
+        share = np.nan if isinstance(sample, (bool, str)) else float(sample)
+    except TypeError:
+        share = np.nan
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"sample={sample!r} is not a share: give a number above 0 and at most 1")
+    return share
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def _instrument_seeds(instruments: NDArray[np.str_], seed: int) -> NDArray[np.uint64]:
-    words = [
-        int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
-        for name in instruments
-    ]
+    words = [int.from_bytes(_digest(f"{seed}/{name}".encode()), "little") for name in instruments]
     return np.array(words, np.uint64)
 
 
 def duration_ns(value: Any) -> int:
     """Return a duration in nanoseconds: ``"10d"``, ``"30min"``, a timedelta, or nanoseconds as an int."""
+    ns = -1
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if match:
-            return int(float(match[1]) * _UNITS[match[2]])
+            ns = int(Decimal(match[1]) * _UNITS[match[2]])
     elif isinstance(value, timedelta):
-        return (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
+        ns = (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
     elif isinstance(value, np.timedelta64):
-        return int(value.astype("timedelta64[ns]").astype(np.int64))
-    elif hasattr(value, "__index__") and not isinstance(value, bool) and int(value) >= 0:
-        return int(value)
-    raise ValueError(
-        f"{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such as '10d', a timedelta, "
-        "or nanoseconds"
-    )
+        # Months and years have no length, NaT has none either.
+        if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
+            ns = int(value.astype("timedelta64[ns]").astype(np.int64))
+    elif hasattr(value, "__index__") and not isinstance(value, bool):
+        ns = int(value)
+    if ns < 0:
+        raise ValueError(
+            f"{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such as '10d', a "
+            "timedelta, or nanoseconds, not below 0"
+        )
+    return min(ns, _FOREVER.max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ _STYLE_CODES = {
 # Windows a task: enough to share the moving averages of a stretch, few enough to balance two threads.
 _TASK_WINDOWS = 256
 # Numba's default threading layer kills the process when two threads are inside a parallel region at once, and
-# its threads do not survive a fork. Whoever does not get the lock, or is a forked child, runs worker threads of
-# its own over the serial driver instead.
+# its threads do not survive a fork. Whoever does not get the lock, or is a forked child, runs worker threads
+# of its own over the serial driver instead.
 _parallel_region = threading.Lock()
 _parallel_process: int | None = None
 
@@ -90,8 +91,8 @@ def render_windows(
         The moving averages at each bar, in the order of ``spec.ma``. Required exactly if the spec draws any,
         since a window does not hold the history that they need.
     at_limit : array_like, bool (N, 2, L), optional
-        True where a bar sits at its up-limit (0) or down-limit (1); style ``image_trading`` draws flat windows
-        by it.
+        True where a bar sits at its up-limit (0) or down-limit (1); style ``image_trading`` draws flat
+        windows by it.
 
     Returns
     -------
@@ -191,9 +192,9 @@ def render_panel(
     if reason.any():
         bad = int(np.flatnonzero(reason)[0])
         raise ValueError(
-            f"{np.count_nonzero(reason)} of {n} windows can not be drawn with this spec (first: window {bad}, "
-            f"{REASONS[int(reason[bad])]}): make the index with WindowIndex.from_panel(panel, spec) of the same "
-            "panel and spec"
+            f"{np.count_nonzero(reason)} of {n} windows cannot be drawn with this spec (first: window {bad}, "
+            f"{REASONS[int(reason[bad])]}): make the index with WindowIndex.from_panel(panel, spec) of the "
+            "same panel and spec"
         )
     return out
 
@@ -208,11 +209,11 @@ def render_rows(
     reason: NDArray[np.uint8],
     threads: int | None = None,
 ) -> None:
-    """Draw the windows that end at the panel rows `row`, in any order; ``out=None`` finds the reasons alone."""
+    """Draw the windows that end at panel rows `row`, in any order; ``out=None`` finds the reasons alone."""
     offsets = panel.offsets
     if len(row) and (row.min() < 0 or row.max() >= offsets[-1]):
         raise ValueError(
-            f"windows end at panel rows {row.min()} to {row.max()}, but the panel has {offsets[-1]} rows: make the "
+            f"windows end at panel rows {row.min()} to {row.max()}, the panel has {offsets[-1]} rows: make the "
             "index from this panel"
         )
     dest = np.arange(len(row), dtype=np.int64)
@@ -230,7 +231,8 @@ def render_rows(
         if "total_return" not in fields:
             raise ValueError(
                 "rebuild='returns' needs total returns, but the panel has "
-                f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use rebuild=None"
+                f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use "
+                "rebuild=None"
             )
         total_return = fields["total_return"]
     if out is None:
@@ -240,8 +242,8 @@ def render_rows(
     else:
         mode, target = kernels.PIXELS, out
     run(
-        panel.bars, total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS), _NO_MA, spec,
-        first=first, row=row, dest=dest, out=target, mode=mode, reason=reason, threads=threads,
+        panel.bars, total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS),
+        _NO_MA, spec, first=first, row=row, dest=dest, out=target, mode=mode, reason=reason, threads=threads,
     )  # fmt: skip
 
 
@@ -285,11 +287,8 @@ def run(
         # Tasks are many and of similar size, so a few slices a thread balance well.
         cuts = np.linspace(0, tasks, min(tasks, 8 * wanted) + 1).astype(np.int64)
         with ThreadPoolExecutor(wanted) as pool:
-            list(
-                pool.map(
-                    lambda a, b: kernels.render_serial(*arguments, starts[a : b + 1], *rest), cuts[:-1], cuts[1:]
-                )
-            )
+            slices = (starts[a : b + 1] for a, b in itertools.pairwise(cuts))
+            list(pool.map(lambda part: kernels.render_serial(*arguments, part, *rest), slices))
 
 
 def _usable_threads() -> int:
@@ -346,8 +345,8 @@ def _exact_floats(name: str, values: Any) -> NDArray[np.float64]:
         return np.ascontiguousarray(array, np.float64)
     if array.dtype.kind == "f":
         raise TypeError(
-            f"{name} is {array.dtype}, which rounds prices off their tick grid and moves pixels: give float64 read "
-            f"from the source, or {name}.astype('float64') if the rounding is accepted"
+            f"{name} is {array.dtype}, which rounds prices off their ticks and moves pixels: give float64 "
+            f"read from the source, or {name}.astype('float64') if the rounding is accepted"
         )
     raise TypeError(f"{name} is {array.dtype}, expected float64")
 
@@ -360,7 +359,7 @@ def _given_averages(ma: Any, n: int, spec: ImageSpec) -> NDArray[np.float64]:
     expected = (n, spec.lookback, len(spec.ma))
     if ma is None:
         raise ValueError(
-            f"the spec draws moving averages {spec.ma}: give ma of shape {expected}, or use spec.replace(ma=())"
+            f"the spec draws moving averages {spec.ma}: give ma of shape {expected}, or spec.replace(ma=())"
         )
     array = _exact_floats("ma", ma)
     if array.shape == expected[:2] and len(spec.ma) == 1:
