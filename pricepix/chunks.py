@@ -36,7 +36,7 @@ def default_chunk(height: int, width: int) -> int:
 def numcodecs_allowed() -> Iterator[None]:
     """Silence zarr's warning that ``numcodecs.packbits`` is outside its v3 core; our format states it."""
     with warnings.catch_warnings():
-        for message in ("Numcodecs codecs are not in the Zarr", "Consolidated metadata is currently not part"):
+        for message in ("Numcodecs codecs are not in", "Consolidated metadata is currently not part"):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         yield
 

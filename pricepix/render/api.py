@@ -213,8 +213,8 @@ def render_rows(
     offsets = panel.offsets
     if len(row) and (row.min() < 0 or row.max() >= offsets[-1]):
         raise ValueError(
-            f"windows end at panel rows {row.min()} to {row.max()}, the panel has {offsets[-1]} rows: make the "
-            "index from this panel"
+            f"windows end at panel rows {row.min()} to {row.max()}, the panel has {offsets[-1]} rows: make "
+            "the index from this panel"
         )
     dest = np.arange(len(row), dtype=np.int64)
     if len(row) > 1 and (row[1:] < row[:-1]).any():
