@@ -327,7 +327,7 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
             .dt.replace_time_zone("UTC")
             .dt.convert_time_zone(zone)
         )
-    if dtype.kind == "O":
+    if isinstance(dtype, np.dtype) and dtype.kind == "O":
         zones = {str(getattr(v, "tzinfo", None)) for v in values if hasattr(v, "tzinfo")}
         if len(zones) > 1:
             raise moments.mixed_zones(
