@@ -248,8 +248,8 @@ def test_panel_equals_the_oracle(spec, market):
 
 
 def test_rebuilt_price_that_stops_moving_is_flat():
-    """Only the first row of the history differs. A running sum may keep a trace of it in the last place, which
-    spreads noise over a whole image unless equal closes count as their exact sum."""
+    """Only the first row of the history differs. A running sum may keep a trace of it in the last place, and
+    spread noise over a whole image unless equal closes count as their exact sum."""
     rng = np.random.default_rng(5)
     spec = ImageSpec(7, 32, ma=(7,), rebuild="returns")
     market = {}
