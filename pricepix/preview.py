@@ -46,6 +46,7 @@ def contact_sheet(
     n: int = 24,
     seed: int | None = 0,
     horizon: int | Sequence[int] | None = None,
+    columns: int | None = None,
 ) -> Path:
     """Write images of a store as one PNG: a grid with instrument, date and forward returns under each image.
 
@@ -68,6 +69,8 @@ def contact_sheet(
     horizon : int or sequence of int, optional
         Which of the store's forward returns to print; all by default. A return that is not known reads
         ``n/a``.
+    columns : int, optional
+        Images a row; by default what makes the sheet a little wider than tall.
 
     Returns
     -------
@@ -77,8 +80,8 @@ def contact_sheet(
     Raises
     ------
     ValueError
-        If `n` is below 1 or asks for a picture too large to draw, `path` does not end in ``.png``, or the
-        store has no such horizon.
+        If `n` or `columns` is below 1, `n` asks for a picture too large to draw, `path` does not end in
+        ``.png``, or the store has no such horizon.
     KeyError
         If the store has no such instrument, or no window of it; the message names the nearest.
     FileNotFoundError
@@ -94,8 +97,9 @@ def contact_sheet(
     'sheet.png'
     """
     target = _png("contact_sheet.png" if path is None else path)
-    if isinstance(n, bool) or not hasattr(n, "__index__") or int(n) < 1:
-        raise ValueError(f"n={n!r} is not a number of images: give a whole number of at least 1")
+    for name, count in (("n", n), ("columns", 1 if columns is None else columns)):
+        if isinstance(count, bool) or not hasattr(count, "__index__") or int(count) < 1:
+            raise ValueError(f"{name}={count!r} is not a number of images: give a whole number of at least 1")
     store = _opened(store)
     horizons = _known_horizons(store, horizon)
     chosen = _spread(_windows_of(store, instrument), int(n), seed)
@@ -103,7 +107,7 @@ def contact_sheet(
     title = f"{_name(store)}: {len(chosen):,} of {len(store):,} images {_size(store.spec.shape)}"
     if horizons:
         title += f"; last bar, and forward return over {', '.join(map(str, horizons))} bars"
-    return _save(_grid(store.read(chosen), captions, title), target)
+    return _save(_grid(store.read(chosen), captions, title, columns), target)
 
 
 def enlarge(
@@ -362,7 +366,7 @@ def _paste(figure: Figure, image: NDArray[np.uint8], scale: int, x: int, top: in
     figure.figimage(big, xo=x, yo=height - top - big.shape[0], cmap="gray", vmin=0, vmax=255, origin="upper")
 
 
-def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str) -> Figure:
+def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str, columns: int | None) -> Figure:
     n, height, width = images.shape
     scale = max(1, min(192 // height, 384 // width))
     lines = max(len(caption) for caption in captions)
@@ -372,9 +376,11 @@ def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str) -> F
     text = max(len(line) for caption in captions for line in caption) * _CHARACTER
     step_x = int(max(width * scale, text)) + _GAP
     step_y = height * scale + 6 + lines * _LINE + _GAP
-    columns = min(n, max(1, round(np.sqrt(n * 1.6 * step_y / step_x))))
-    # Fill the last row as far as can be.
-    columns = -(-n // -(-n // columns))
+    if columns is None:
+        columns = min(n, max(1, round(np.sqrt(n * 1.6 * step_y / step_x))))
+        # Fill the last row as far as can be.
+        columns = -(-n // -(-n // columns))
+    columns = min(n, int(columns))
     rows = -(-n // columns)
     across = max(columns * step_x + _GAP, int(len(title) * _CHARACTER) + 2 * _GAP)
     down = rows * step_y + 3 * _GAP

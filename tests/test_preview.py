@@ -89,6 +89,22 @@ def test_the_default_path_is_in_the_current_folder(store, tmp_path, monkeypatch)
     assert contact_sheet(store, n=1).samefile(tmp_path / "contact_sheet.png")
 
 
+def test_columns(store, tmp_path):
+    shapes = {
+        columns: grey(contact_sheet(store, tmp_path / "a.png", n=6, columns=columns)).shape
+        for columns in (1, 3, 6, 50)
+    }
+    row = 192 + 6 + 4 * preview._LINE + GAP
+    assert [shape[0] for shape in shapes.values()] == [
+        6 * row + 3 * GAP,
+        2 * row + 3 * GAP,
+        *[row + 3 * GAP] * 2,
+    ]
+    assert shapes[6] == shapes[50]
+    with pytest.raises(ValueError, match="columns=0 is not a number of images"):
+        contact_sheet(store, tmp_path / "b.png", columns=0)
+
+
 @pytest.mark.parametrize("seed", [None, 0, 7])
 @pytest.mark.parametrize(("windows", "n"), [(100, 24), (24, 24), (7, 24), (1000, 3)])
 def test_one_window_out_of_each_stretch(windows, n, seed):
