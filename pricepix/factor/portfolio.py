@@ -340,7 +340,8 @@ def _periods(at: NDArray[np.int64], delay: int, bars: int, end: int | None) -> t
     if len(entry) == 0:
         raise ValueError(
             "no portfolio can be held: the first decision stands at bar "
-            f"{at[0] if len(at) else '-'} of {bars} and is traded {delay} bars later; the panel must go on after that"
+            f"{at[0] if len(at) else '-'} of {bars} and is traded {delay} bars later; the panel must go on "
+            "after that"
         )
     step = int(np.median(np.diff(entry))) if len(entry) > 1 else 0
     stop = int(entry[-1]) + step if end is None else int(end)

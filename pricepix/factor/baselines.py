@@ -1,0 +1,126 @@
+"""Price signals to hold a factor against: reversal, momentum, trend. Computed from the same panel and dates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.factor.market import Market
+
+__all__ = ["BASELINES", "TREND_LAGS", "momentum", "reversal", "trend"]
+
+TREND_LAGS: Final = (3, 5, 10, 20, 50, 100, 200, 400, 600, 800, 1000)
+"""Moving averages of Han, Zhou and Zhu (2016), in bars."""
+
+Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
+
+
+def reversal(market: Market, at: Positions, bars: int) -> Floats:
+    """Minus the return over the last `bars` bars, float64 (dates, instruments): what fell is expected to rise."""
+    return -_past_return(market, at, bars, 0)
+
+
+def momentum(market: Market, at: Positions, bars: int, skip: int) -> Floats:
+    """Return from `bars` bars ago to `skip` bars ago: 12-2 momentum leaves out the last month's reversal."""
+    return _past_return(market, at, bars, skip)
+
+
+def trend(
+    market: Market, at: Positions, month: int, lags: Sequence[int] = TREND_LAGS, memory: int = 12
+) -> Floats:
+    """Trend factor of Han, Zhou and Zhu (2016): the return expected from moving averages of many lags.
+
+    At every month's end returns of the month past are regressed, across instruments, on the averages over
+    each lag, divided by the price, of the month's end before. The slopes' mean over the last `memory` months,
+    times today's averages over price, is the expected return. Nothing later than a date enters its value.
+
+    Parameters
+    ----------
+    market : Market
+    at : numpy.ndarray, int64 (dates,)
+        Positions along the calendar.
+    month : int
+        Bars of a month.
+    lags : sequence of int
+        Those longer than half of the calendar are left out.
+    memory : int
+        Months of slopes that are averaged; fewer at the beginning.
+
+    Returns
+    -------
+    numpy.ndarray, float64 (dates, instruments)
+        NaN where an average is missing or no slopes are known yet.
+    """
+    level = market.level
+    used = [lag for lag in lags if lag <= len(level) // 2]
+    out = np.full((len(at), level.shape[1]), np.nan)
+    if not used or len(at) == 0:
+        return out
+    total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
+    begun = np.cumsum(~np.isnan(level), axis=0)
+
+    def ratios(t: int) -> Floats:
+        """Averages over price at bar t, (instruments, lags); NaN before an instrument has the bars."""
+        columns = np.full((level.shape[1], len(used)), np.nan)
+        for k, lag in enumerate(used):
+            if t + 1 >= lag:
+                enough = begun[t] >= lag
+                mean = (total[t + 1] - total[t + 1 - lag]) / lag
+                columns[enough, k] = mean[enough] / level[t][enough]
+        return columns
+
+    ends = np.arange(month - 1, int(at[-1]) + 1, month)
+    slopes = np.full((len(ends), len(used)), np.nan)
+    for m in range(1, len(ends)):
+        x, r = ratios(int(ends[m - 1])), level[ends[m]] / level[ends[m - 1]] - 1.0
+        good = ~np.isnan(r) & ~np.isnan(x).any(axis=1)
+        if np.count_nonzero(good) > len(used) + 1:
+            design = np.column_stack([np.ones(int(good.sum())), x[good]])
+            slopes[m] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
+    for j, t in enumerate(at.tolist()):
+        past = slopes[: int(np.searchsorted(ends, t, side="right"))]
+        past = past[~np.isnan(past[:, 0])][-memory:]
+        if len(past):
+            out[j] = ratios(t) @ past.mean(axis=0)
+    return out
+
+
+def _past_return(market: Market, at: Positions, bars: int, skip: int) -> Floats:
+    """Return from `bars` ago to `skip` ago; NaN unless an instrument had a price at both and has a bar now."""
+    level = market.level
+    out = np.full((len(at), level.shape[1]), np.nan)
+    enough = at >= bars
+    t = at[enough]
+    out[enough] = level[t - skip] / level[t - bars] - 1.0
+    out[market.row[at] < 0] = np.nan
+    return out
+
+
+def _week(market: Market, at: Positions, per_year: float) -> Floats:
+    return reversal(market, at, max(1, round(per_year / 52)))
+
+
+def _month(market: Market, at: Positions, per_year: float) -> Floats:
+    return reversal(market, at, max(1, round(per_year / 12)))
+
+
+def _momentum(market: Market, at: Positions, per_year: float) -> Floats:
+    year = max(2, round(per_year))
+    return momentum(market, at, year, min(max(1, round(per_year / 12)), year - 1))
+
+
+def _trend(market: Market, at: Positions, per_year: float) -> Floats:
+    return trend(market, at, max(1, round(per_year / 12)))
+
+
+BASELINES: Final[dict[str, Callable[[Market, Positions, float], Floats]]] = {
+    "STR": _month,
+    "WSTR": _week,
+    "MOM": _momentum,
+    "TREND": _trend,
+}
+"""Functions of (market, positions, bars a year): 1-month and 1-week reversal, 12-2 momentum, trend."""

@@ -1,0 +1,317 @@
+"""The factor cache: scores by day, instrument and time of day, in a Zarr v3 group that xarray opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pricepix.labels import NO_TIME
+from pricepix.spec import ImageSpec
+from pricepix.times import to_series
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+    import xarray
+
+    from pricepix.panel import Panel
+
+__all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
+
+FORMAT: Final = "pricepix-factor"
+FORMAT_VERSION: Final = 1
+_CF: Final = {"calendar": "proleptic_gregorian"}
+_AXES: Final = ("day", "instrument", "interval")
+_REQUIRED: Final = ("store_digest", "model", "spec", "spec_digest", "shift", "windows", "complete")
+
+CacheLike = str | PathLike[str] | Store
+
+
+class FactorCache:
+    """Scores of a model, laid out by day, instrument and time of day.
+
+    Open one with ``open_cache``; ``pricepix.factor.score`` makes them. Values stand at the close of the
+    image's last bar, when they are first known, moved on by ``shift`` bars of the market's calendar.
+    """
+
+    def __init__(self, group: zarr.Group, location: str) -> None:
+        self._group = group
+        self.location = location
+        """Path or URL of the cache, ``memory`` for one that lives in memory."""
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        """The group's attributes: digests of store, model and spec, horizon, delay, shift, versions."""
+        _check_attributes(self.attrs, location)
+        self.spec = ImageSpec.from_dict(self.attrs["spec"])
+        members: dict[str, Any] = dict(group.arrays())
+        missing = [name for name in ("factor", *_AXES, "time") if name not in members]
+        if missing:
+            raise ValueError(
+                f"cache {location} has no array {missing[0]!r}: it is truncated or foreign; score again"
+            )
+        self.factor: zarr.Array[Any] = members["factor"]
+        """The zarr array, float32 (day, instrument, interval); NaN where nothing is known."""
+        self.spread: zarr.Array[Any] | None = members.get("spread")
+        """Standard deviation over the members of an ensemble, as `factor`; None if it was not kept."""
+        self._members = members
+
+    def __repr__(self) -> str:
+        days, instruments, intervals = self.shape
+        return (
+            f"FactorCache({self.location}: {days:,} days, {instruments:,} instruments, {intervals} a day, "
+            f"{self.attrs['windows']:,} windows of {self.attrs['model']['name']}, shift {self.shift})"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Days, instruments, times of day."""
+        days, instruments, intervals = self.factor.shape
+        return days, instruments, intervals
+
+    @property
+    def shift(self) -> int:
+        """Bars by which values were moved on from the close at which they are known."""
+        return int(self.attrs["shift"])
+
+    @property
+    def tz(self) -> str | None:
+        """Zone of the market; times are UTC where there is one, wall-clock times otherwise."""
+        return self.attrs.get("tz")
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether values are probabilities of a rise; other scores can be ranked only."""
+        return bool(self.attrs.get("values", "probability") == "probability")
+
+    @cached_property
+    def days(self) -> NDArray[np.datetime64]:
+        """datetime64[D] (day,): the market's days."""
+        return np.asarray(self._members["day"][:]).astype("datetime64[D]")
+
+    @cached_property
+    def instruments(self) -> NDArray[np.str_]:
+        """Names along the second axis."""
+        return np.array(self._members["instrument"][:].tolist(), np.str_)
+
+    @cached_property
+    def intervals(self) -> list[str]:
+        """Times of day along the third axis, ``HH:MM`` in the market's zone; daily data have one."""
+        return [str(x) for x in self._members["interval"][:].tolist()]
+
+    @cached_property
+    def time(self) -> NDArray[np.int64]:
+        """int64 (day, interval) nanoseconds: the time of each bar; the smallest int64 where there is none."""
+        return np.asarray(self._members["time"][:])
+
+    def matrix(self, name: str = "factor") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Read the values bar by bar.
+
+        Parameters
+        ----------
+        name : {"factor", "spread"}
+
+        Returns
+        -------
+        time : numpy.ndarray, int64 (bars,)
+            Bars at which any value is known, ascending.
+        values : numpy.ndarray, float32 (bars, instruments)
+        """
+        array = self._members.get(name)
+        if array is None:
+            raise ValueError(f"cache {self.location} holds no {name!r}: score an ensemble with spread=True")
+        days, instruments, intervals = self.shape
+        block = np.asarray(array[:]).transpose(0, 2, 1).reshape(days * intervals, instruments)
+        time = self.time.reshape(-1)
+        known = (time != NO_TIME) & ~np.isnan(block).all(axis=1)
+        return time[known], block[known]
+
+    def at(self, instrument: str, time: Any) -> float:
+        """Return the value of an instrument at a time (or on a day of one bar); NaN if unknown."""
+        from pricepix.panel import _as_time
+
+        place = np.flatnonzero(self.instruments == str(instrument))
+        if not len(place):
+            raise KeyError(
+                f"no instrument {instrument!r} in cache {self.location}, which has {self.shape[1]}"
+            )
+        first, last = _as_time(time, self.tz, False), _as_time(time, self.tz, True)
+        found = np.argwhere((self.time >= first) & (self.time <= last))
+        if len(found) != 1:
+            raise KeyError(
+                f"{len(found)} bars of cache {self.location} lie at {time!r}: give the time of one of them"
+            )
+        day, interval = found[0]
+        value: Any = self.factor[int(day), int(place[0]), int(interval)]
+        return float(value)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location."""
+        import xarray as xr
+
+        return xr.open_zarr(self._group.store, consolidated=False)
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return a long table, a row a known value: instrument, time, factor and, where kept, spread."""
+        from pricepix.factor import exports
+
+        return exports.long_table(self)
+
+    def to_parquet(self, path: str | PathLike[str]) -> Path:
+        """Write the long table of `to_polars` as Parquet."""
+        from pricepix.factor import exports
+
+        return exports.write_parquet(self, path)
+
+    def to_csv(self, path: str | PathLike[str]) -> Path:
+        """Write the long table of `to_polars` as CSV, times in ISO form."""
+        from pricepix.factor import exports
+
+        return exports.write_csv(self, path)
+
+    def to_alphalens(self) -> pandas.Series:
+        """Return a pandas Series ``factor``, indexed by (date, asset), as alphalens takes it."""
+        from pricepix.factor import exports
+
+        return exports.to_alphalens(self)
+
+    def to_qlib(self) -> pandas.DataFrame:
+        """Return a pandas frame, column ``score``, index (datetime, instrument), as Qlib takes it."""
+        from pricepix.factor import exports
+
+        return exports.to_qlib(self)
+
+    def to_image_trading(self, folder: str | PathLike[str], panel: Panel | None = None) -> Path:
+        """Write ImageTrading's raw float32 file and its index; see ``exports.to_image_trading``."""
+        from pricepix.factor import exports
+
+        return exports.to_image_trading(self, folder, panel)
+
+
+def open_cache(location: CacheLike) -> FactorCache:
+    """Open a factor cache.
+
+    Parameters
+    ----------
+    location : str, path or zarr store
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    ValueError
+        If what is there is not a finished factor cache of a format that this release reads.
+    """
+    cache = FactorCache(_open_group(location), str(location))
+    if not cache.attrs["complete"]:
+        raise ValueError(
+            f"cache {location} is not finished ({cache.attrs['windows']:,} windows are scored): call "
+            "pricepix.factor.score with the same store and model again, it goes on where it stopped"
+        )
+    return cache
+
+
+def _open_group(location: CacheLike, mode: Any = "r") -> zarr.Group:
+    if isinstance(location, (str, PathLike)) and "://" not in str(location):
+        path = Path(location)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no factor cache at {path}: make one with pricepix.factor.score(store, model, {str(path)!r})"
+            )
+        if not path.is_dir():
+            raise ValueError(f"{path} is a file; a factor cache is a folder (a Zarr v3 group)")
+    try:
+        return zarr.open_group(location, mode=mode, zarr_format=3)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+        raise ValueError(f"{location} holds no Zarr v3 group: it is not a factor cache") from error
+
+
+def _check_attributes(attrs: dict[str, Any], location: str) -> None:
+    if attrs.get("format") != FORMAT:
+        hint = "an image store: open it with open_store" if "horizons" in attrs else "something else"
+        raise ValueError(f"{location} is a Zarr group, but not a factor cache; it is {hint}")
+    if attrs.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"cache {location} has format version {attrs.get('format_version')}, this release reads version "
+            f"{FORMAT_VERSION}: score again"
+        )
+    if missing := [name for name in _REQUIRED if name not in attrs]:
+        raise ValueError(f"cache {location} lacks the attributes {', '.join(missing)}: score again")
+
+
+def create(
+    location: CacheLike | None,
+    attrs: dict[str, Any],
+    instruments: Sequence[str],
+    intervals: Sequence[str],
+    spread: bool,
+) -> zarr.Group:
+    """Create an empty cache of no days. One day is a chunk, so that a new day touches no other."""
+    from zarr.storage import MemoryStore
+
+    target: Any = MemoryStore() if location is None else location
+    group = zarr.create_group(target, zarr_format=3, attributes=attrs)
+    n, width = len(instruments), len(intervals)
+
+    def array(
+        name: str, shape: Any, chunks: Any, dtype: Any, fill: Any, axes: Any, **attributes: Any
+    ) -> None:
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            fill_value=fill,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            dimension_names=axes,
+            attributes=attributes,
+        )
+
+    for name in ("factor", "spread") if spread else ("factor",):
+        array(name, (0, n, width), (1, max(n, 1), width), np.float32, np.nan, _AXES, coordinates="time")
+    array("day", (0,), (4096,), np.int64, 0, ("day",), units="days since 1970-01-01", **_CF)
+    array("instrument", (n,), (max(n, 1),), str, "", ("instrument",))
+    array("interval", (width,), (width,), str, "", ("interval",))
+    time_units = {"units": "nanoseconds since 1970-01-01", **_CF}
+    array("time", (0, width), (4096, width), np.int64, NO_TIME, ("day", "interval"), **time_units)
+    group["instrument"][:] = np.array(list(instruments), object)  # type: ignore[index]
+    group["interval"][:] = np.array(list(intervals), object)  # type: ignore[index]
+    return group
+
+
+def extend(group: zarr.Group, days: NDArray[np.int64], time: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Lengthen the axes of a cache to `days` and `names`, which begin with those it has."""
+    held: Any = group["day"]
+    listed: Any = group["instrument"]
+    old, known = held.shape[0], listed.shape[0]
+    width = time.shape[1]
+    if len(names) > known:
+        listed.resize((len(names),))
+        listed[known:] = np.array(list(names[known:]), object)
+    for name in ("factor", "spread"):
+        if name in group:
+            values: Any = group[name]
+            values.resize((max(len(days), old), len(names), width))
+    if len(days) > old:
+        held.resize((len(days),))
+        held[old:] = days[old:]
+        stamps: Any = group["time"]
+        stamps.resize(time.shape)
+    # The last day held may have gained bars since.
+    first = max(0, old - 1)
+    if len(days) > first:
+        into: Any = group["time"]
+        into[first:] = time[first:]
+
+
+def stamps(time: NDArray[np.int64], tz: str | None, most: int = 5) -> str:
+    """Write the first few of some times for a message."""
+    shown = ", ".join(str(t) for t in to_series(time[:most], tz))
+    return shown + (f" and {len(time) - most:,} more" if len(time) > most else "")

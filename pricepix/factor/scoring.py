@@ -1,0 +1,550 @@
+"""From images to a factor: stream a store through a model and keep the scores in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pricepix.factor.cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    CacheLike,
+    FactorCache,
+    _open_group,
+    create,
+    extend,
+    open_cache,
+    stamps,
+)
+from pricepix.factor.calendar import day_and_interval, interval_names
+from pricepix.factor.models import Scorer
+from pricepix.labels import NO_TIME
+from pricepix.store import ImageStore, open_store
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+
+__all__ = ["score"]
+
+_INDEX_BLOCK: Final = 1 << 20
+# Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
+_AHEAD: Final = 2
+
+Times = NDArray[np.int64]
+
+
+def score(
+    store: ImageStore | CacheLike,
+    model: Any,
+    location: CacheLike | None,
+    *,
+    shift: int = 0,
+    spread: bool = False,
+    batch: int = 256,
+    device: str | None = None,
+    append: bool = False,
+    panel: Panel | None = None,
+    values: str | None = None,
+    model_id: str | None = None,
+    progress: bool = True,
+    client: Any = None,
+) -> FactorCache:
+    """Score every image of a store and keep the scores as a factor.
+
+    The store streams through the model chunk by chunk, decoded ahead of it; memory does not grow with the
+    store. A day is written once all of its windows are scored. A run that was stopped goes on where it
+    stopped when it is called again.
+
+    Parameters
+    ----------
+    store : ImageStore, str or path
+    model : path, PriceCNN, Ensemble, result of fit, or callable
+        A checkpoint or the folder of a run; a network; or a function from images, uint8 (n, height, width),
+        to the probability of a rise, (n,), NaN where it knows none. An ensemble gives the mean of its
+        members.
+    location : str, path, zarr store or None
+        Where the cache goes; ``None`` keeps it in memory.
+    shift : int
+        Bars by which values are moved on from the close of the image's last bar, at which they are first
+        known, to the bar from which they may be traded: along the market's calendar, so that the bar after a
+        day's last is the next day's first. Values whose bar the calendar does not reach yet are scored when
+        it does.
+    spread : bool
+        Keep the standard deviation (n - 1) over the members of an ensemble beside the mean.
+    batch : int
+        Images a forward pass.
+    device : str, optional
+        ``"cuda"`` where there is one, else ``"cpu"``.
+    append : bool
+        Add the windows that the store has gained since the cache was made. Days before are not touched, apart
+        from those of the last `shift` bars.
+    panel : Panel, optional
+        Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
+        times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars.
+    values : {"probability", "score"}, optional
+        What a function returns; scores need not lie between 0 and 1, and are ranked but not classified.
+        Probability by default; networks know.
+    model_id : str, optional
+        Names a function, so that a cache can tell it from others; needed to resume or append when it is not a
+        plain function.
+    progress : bool
+        Show a progress bar.
+    client : distributed.Client, optional
+        Score on its workers, one model each. The store must be one that they can open.
+
+    Returns
+    -------
+    FactorCache
+
+    Raises
+    ------
+    ValueError
+        A model for other images; a location that holds the scores of another model, store, shift or calendar;
+        or scores that are no probabilities. Before anything is scored, apart from the last.
+    FileExistsError
+        A location that holds something else.
+    """
+    store = store if isinstance(store, ImageStore) else open_store(store)
+    if isinstance(shift, bool) or not hasattr(shift, "__index__") or int(shift) < 0:
+        raise ValueError(f"shift={shift!r}: give a number of bars, 0 or more; values never move back in time")
+    if values not in (None, "probability", "score"):
+        raise ValueError(f"values={values!r}: choose 'probability' or 'score'")
+    scorer = Scorer(model, model_id=model_id, batch=batch, device=device)
+    scorer.check(store.spec, store.location)
+    if spread and len(scorer.members) < 2:
+        raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
+    if client is not None and store.location == "memory":
+        raise ValueError(
+            "workers cannot open a store in memory: build it at a location that all of them reach"
+        )
+    kind = values or ("probability" if scorer.is_probability else "score")
+    windows = _Windows(store)
+    plan = _Plan.of(windows, int(shift), panel)
+    attrs = _attributes(store, scorer, int(shift), kind)
+    group, done = _prepared(location, attrs, plan, windows, spread, append, scorer)
+    if done is None:
+        assert location is not None
+        return open_cache(location)
+    results = _spread_out(client, store, scorer) if client is not None else _ahead(store, scorer)
+    with tqdm(
+        total=plan.windows, initial=done, desc="score", unit="img", unit_scale=True, disable=not progress
+    ) as bar:
+        _write(group, plan, windows, done, results, bar.update, kind, scorer.name)
+    group.attrs.update({"complete": True, "unplaced": windows.count - plan.windows})
+    return FactorCache(
+        zarr.open_group(group.store, mode="r", zarr_format=3), "memory" if location is None else str(location)
+    )
+
+
+@dataclass
+class _Windows:
+    """Times and names of a store's windows, read in blocks: a store may have more than memory likes."""
+
+    store: ImageStore
+    count: int = 0
+    time: Times = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 (times,): distinct times of windows, ascending."""
+    end: Times = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 (times,): one past the last window of each."""
+
+    def __post_init__(self) -> None:
+        self.count = len(self.store)
+        times, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for a in range(0, self.count, _INDEX_BLOCK):
+            block = self.column("time", a, min(a + _INDEX_BLOCK, self.count))
+            last = np.flatnonzero(np.append(block[1:] != block[:-1], True))
+            if len(times[-1]) and times[-1][-1] == block[0]:
+                times[-1], ends[-1] = times[-1][:-1], ends[-1][:-1]
+            times.append(block[last])
+            ends.append(a + last + 1)
+        self.time, self.end = np.concatenate(times), np.concatenate(ends)
+        names = [str(name) for name in self.store.instruments]
+        self.names = names
+        marks = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+        self.marks = np.frombuffer(b"".join(marks), np.uint64)
+
+    def column(self, name: str, a: int, b: int) -> NDArray[Any]:
+        return np.asarray(self.store.column(name, a, b))
+
+    def update(self, digest: Any, a: int, b: int) -> None:
+        """Add windows a to b to a digest that names the windows scored, whatever the order of the names."""
+        for first in range(a, b, _INDEX_BLOCK):
+            last = min(first + _INDEX_BLOCK, b)
+            named = self.marks[self.column("instrument_index", first, last)].view(np.int64)
+            # Window by window, so that it does not matter where blocks end.
+            digest.update(np.column_stack([self.column("time", first, last), named]).tobytes())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where the values of every time go."""
+
+    day: Times
+    """int64 (days,): the cache's days, since 1970."""
+    interval: Times
+    """int64 (intervals,): times of day, nanoseconds."""
+    time: Times
+    """int64 (days, intervals): the calendar's bars."""
+    to_day: Times
+    to_interval: Times
+    """int64 (times placed,): where the values of each of the store's times go."""
+    windows: int
+    """Windows whose place the calendar reaches."""
+
+    @classmethod
+    def of(cls, windows: _Windows, shift: int, panel: Panel | None) -> _Plan:
+        store, calendar = windows.store, windows.time
+        if panel is not None:
+            if panel.tz != store.tz:
+                raise ValueError(
+                    f"the panel's zone is {panel.tz}, the store's {store.tz}: give the store's own panel"
+                )
+            calendar = panel.calendar
+            strange = windows.time[~np.isin(windows.time, calendar)]
+            if len(strange):
+                raise ValueError(
+                    f"{len(strange)} times of store {store.location} are not in the panel's calendar "
+                    f"({stamps(strange, store.tz)}): give the panel that the store was made from"
+                )
+        elif shift and store.attrs.get("schedule", {}).get("every", "bar") != "bar":
+            every = store.attrs["schedule"]["every"]
+            raise ValueError(
+                f"shift={shift} counts bars of the market's calendar, but store {store.location} has "
+                "windows at every "
+                f"{every} only: give panel=, the panel that it was made from"
+            )
+        day, interval = day_and_interval(calendar, store.tz)
+        days, day_at = np.unique(day, return_inverse=True)
+        intervals, interval_at = np.unique(interval, return_inverse=True)
+        time = np.full((len(days), len(intervals)), NO_TIME, np.int64)
+        time[day_at, interval_at] = calendar
+        if np.count_nonzero(time != NO_TIME) != len(calendar):
+            raise ValueError(
+                f"two bars of store {store.location} have the same day and time of day in {store.tz}, "
+                "where clocks go "
+                "back: read the panel with tz='UTC'"
+            )
+        target = np.searchsorted(calendar, windows.time) + shift
+        target = target[target < len(calendar)]
+        placed = int(windows.end[len(target) - 1]) if len(target) else 0
+        return cls(days, intervals, time, day_at[target], interval_at[target], placed)
+
+
+def _attributes(store: ImageStore, scorer: Scorer, shift: int, kind: str) -> dict[str, Any]:
+    from pricepix import __version__
+
+    versions = {"pricepix": __version__, "python": platform.python_version()}
+    versions |= {"numpy": np.__version__, "zarr": zarr.__version__}
+    if scorer.members:
+        import torch
+
+        versions["torch"] = torch.__version__
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "complete": False,
+        "values": kind,
+        "store_digest": store.digest,
+        "panel_digest": store.attrs.get("panel_digest"),
+        "store": store.location,
+        "spec": store.spec.to_dict(),
+        "spec_digest": store.spec.digest,
+        "model": scorer.describe(),
+        "horizon": scorer.horizon,
+        "delay": store.delay,
+        "shift": shift,
+        "tz": store.tz,
+        "versions": versions,
+        "windows": 0,
+        "scored_through": None,
+        "scored_digest": hashlib.blake2b(digest_size=16).hexdigest(),
+        "unplaced": 0,
+    }
+
+
+def _prepared(
+    location: CacheLike | None,
+    attrs: dict[str, Any],
+    plan: _Plan,
+    windows: _Windows,
+    spread: bool,
+    append: bool,
+    scorer: Scorer,
+) -> tuple[zarr.Group, int | None]:
+    """Make the cache, or open and check the one that is there; return it with the number of windows it has.
+
+    None in place of the number: there is nothing left to do.
+    """
+    intervals = interval_names(plan.interval)
+    exists = _exists(location)
+    if not exists:
+        group = create(location, attrs, windows.names, intervals, spread)
+        extend(group, plan.day, plan.time, windows.names)
+        return group, 0
+    assert location is not None
+    group = _group_of_ours(location)
+    cache = FactorCache(group, str(location))
+    _check_same(cache, attrs, intervals, spread, scorer)
+    held = cache.attrs
+    grown = held["store_digest"] != attrs["store_digest"]
+    if grown and not append:
+        raise ValueError(
+            f"cache {location} holds the scores of another store (digest {held['store_digest']}, this "
+            "one's is "
+            f"{attrs['store_digest']}): pass append=True if this store has grown out of that one, or give "
+            "another "
+            "location"
+        )
+    done = int(held["windows"])
+    digest = hashlib.blake2b(digest_size=16)
+    if done <= windows.count:
+        windows.update(digest, 0, done)
+    if done > windows.count or digest.hexdigest() != held["scored_digest"]:
+        raise ValueError(
+            f"cache {location} was scored from windows that this store does not begin with: history was "
+            "changed or "
+            "removed; score it to a new location"
+        )
+    if held["complete"] and done == plan.windows and not grown:
+        return group, None
+    old_names, old_days = cache.instruments.tolist(), cache.days.astype(np.int64)
+    if not np.array_equal(plan.day[: len(old_days)], old_days):
+        raise ValueError(
+            f"cache {location} has other days ({len(old_days)} from {cache.days[0]}) than this calendar "
+            f"({len(plan.day)} from {plan.day[:1].astype('datetime64[D]')[0]}): give panel= as when it was "
+            "made"
+        )
+    group = _open_group(location, "r+")
+    names = old_names + [name for name in windows.names if name not in set(old_names)]
+    changed = ("store_digest", "panel_digest", "store", "versions")
+    group.attrs.update({"complete": False, **{name: attrs[name] for name in changed}})
+    extend(group, plan.day, plan.time, names)
+    return group, done
+
+
+def _exists(location: CacheLike | None) -> bool:
+    if location is None:
+        return False
+    if isinstance(location, str | PathLike) and "://" not in str(location):
+        path = Path(location)
+        if path.is_file():
+            raise FileExistsError(f"{path} is a file; a factor cache is a folder: give another path")
+        return path.is_dir() and any(path.iterdir())
+    try:
+        zarr.open_group(location, mode="r", zarr_format=3)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+        return False
+    return True
+
+
+def _group_of_ours(location: CacheLike) -> zarr.Group:
+    try:
+        group = _open_group(location)
+        ours = group.attrs.get("format") == FORMAT
+    except ValueError:
+        ours = False
+    if not ours:
+        raise FileExistsError(f"{location} exists already and is not a factor cache: give another path")
+    return group
+
+
+def _check_same(
+    cache: FactorCache, attrs: dict[str, Any], intervals: list[str], spread: bool, scorer: Scorer
+) -> None:
+    held, location = cache.attrs, cache.location
+    if scorer.digest is None:
+        raise ValueError(
+            f"cache {location} exists, and nothing tells whether {scorer.name} is the model that it holds: "
+            "name it "
+            "by model_id= (the same as then), or give another location"
+        )
+    if held["model"]["digest"] != scorer.digest:
+        raise ValueError(
+            f"cache {location} holds the scores of {held['model']['name']} (digest "
+            f"{held['model']['digest']}), not of "
+            f"{scorer.name} (digest {scorer.digest}): a cache never mixes models; give another location"
+        )
+    named = {
+        "spec_digest": "image spec",
+        "shift": "shift",
+        "delay": "delay",
+        "tz": "zone",
+        "values": "values",
+    }
+    for name, what in named.items():
+        if held.get(name) != attrs[name]:
+            raise ValueError(
+                f"cache {location} has another {what} ({held.get(name)}, not {attrs[name]}): give another "
+                "location"
+            )
+    if (cache.spread is not None) != spread:
+        has = "holds" if cache.spread is not None else "does not hold"
+        raise ValueError(f"cache {location} {has} the members' spread: pass spread={not spread}")
+    if cache.intervals != intervals:
+        raise ValueError(
+            f"cache {location} has the times of day {', '.join(cache.intervals[:5])}, ... "
+            f"({len(cache.intervals)}), this "
+            f"calendar {', '.join(intervals[:5])}, ... ({len(intervals)}): score to a new location, or "
+            "give panel= as "
+            "when it was made"
+        )
+
+
+Scored = tuple[int, NDArray[np.float32], NDArray[np.float32] | None]
+"""First window, values, spread."""
+Results = Callable[[int, int], Iterator[Scored]]
+
+
+def _ahead(store: ImageStore, scorer: Scorer) -> Results:
+    """Score in this process, chunks being read and decoded in another thread."""
+
+    def run(first: int, last: int) -> Iterator[Scored]:
+        size = store.chunk_format.windows
+        waiting: deque[Any] = deque()
+        with ThreadPoolExecutor(1, "pricepix-score") as pool:
+            chunks = iter(range(first // size, -(-last // size)))
+            try:
+                for chunk in chunks:
+                    waiting.append((chunk, pool.submit(store.read_chunk, chunk)))
+                    if len(waiting) > _AHEAD:
+                        yield _scored(scorer, waiting.popleft(), size, first, last)
+                while waiting:
+                    yield _scored(scorer, waiting.popleft(), size, first, last)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    return run
+
+
+def _scored(scorer: Scorer, job: Any, size: int, first: int, last: int) -> Scored:
+    chunk, future = job
+    a, b = max(first, chunk * size), min(last, (chunk + 1) * size)
+    images = future.result()[a - chunk * size : b - chunk * size]
+    return (a, *scorer(images))
+
+
+def _spread_out(client: Any, store: ImageStore, scorer: Scorer) -> Results:
+    """Score on the workers of a dask cluster, a chunk a task, results taken in order."""
+
+    def run(first: int, last: int) -> Iterator[Scored]:
+        size = store.chunk_format.windows
+        model = client.scatter(scorer, broadcast=True)
+        most = 2 * max(1, sum(client.nthreads().values()))
+        waiting: deque[Any] = deque()
+        for chunk in range(first // size, -(-last // size)):
+            a, b = max(first, chunk * size), min(last, (chunk + 1) * size)
+            args = (model, store.location, store.digest, chunk, a, b)
+            waiting.append(client.submit(_score_chunk, *args, pure=False))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    return run
+
+
+def _score_chunk(scorer: Scorer, location: str, digest: str, chunk: int, a: int, b: int) -> Scored:
+    """Score windows a to b of a chunk on a worker."""
+    store = open_store(location)
+    if store.digest != digest:
+        raise ValueError(f"the worker finds another store at {location}: all workers must see the same files")
+    first = chunk * store.chunk_format.windows
+    return (a, *scorer(store.read_chunk(chunk)[a - first : b - first]))
+
+
+def _write(
+    group: zarr.Group,
+    plan: _Plan,
+    windows: _Windows,
+    done: int,
+    results: Results,
+    progress: Callable[[int], Any],
+    kind: str,
+    name: str,
+) -> None:
+    """Place scores on their days, and write each day when the last window that goes there has been scored."""
+    listed: Any = group["instrument"]
+    place_of = {str(n): i for i, n in enumerate(listed[:].tolist())}
+    place = np.array([place_of[n] for n in windows.names], np.int64)
+    arrays = [group[n] for n in ("factor", "spread") if n in group]
+    digest = hashlib.blake2b(digest_size=16)
+    windows.update(digest, 0, done)
+    page = _Page(arrays)
+    at = hashed = done
+    for a, values, spread in results(done, plan.windows):
+        known = values[~np.isnan(values)]
+        if kind == "probability" and len(known) and (known.min() < 0 or known.max() > 1):
+            raise ValueError(
+                f"{name} gave scores from {known.min():.4g} to {known.max():.4g}, which are no "
+                "probabilities: pass "
+                "values='score' if they are to be ranked only"
+            )
+        b = a + len(values)
+        time = windows.column("time", a, b)
+        code = np.searchsorted(windows.time, time)
+        day, interval = plan.to_day[code], plan.to_interval[code]
+        row = place[windows.column("instrument_index", a, b)]
+        for k, found in enumerate((values, spread)[: len(arrays)]):
+            page.put(k, day, row, interval, found)
+        # Days before that of the next window are closed.
+        next_code = int(np.searchsorted(windows.end, b, side="right"))
+        open_day = int(plan.to_day[next_code]) if next_code < len(plan.to_day) else len(plan.day)
+        if page.write(open_day):
+            before = int(np.searchsorted(plan.to_day, open_day))
+            at = int(windows.end[before - 1])
+            windows.update(digest, hashed, at)
+            hashed = at
+            group.attrs.update(
+                {
+                    "windows": at,
+                    "scored_through": int(windows.time[before - 1]),
+                    "scored_digest": digest.hexdigest(),
+                }
+            )
+        progress(len(values))
+
+
+class _Page:
+    """Days that are being filled, (day, instrument, interval) from day `first` on, for each array."""
+
+    def __init__(self, arrays: list[Any]) -> None:
+        self.arrays = arrays
+        self.first = 0
+        self.blocks: list[NDArray[np.float32]] = []
+
+    def put(self, k: int, day: Times, row: Times, interval: Times, values: Any) -> None:
+        if len(self.blocks) <= k:
+            self.first = int(day[0])
+            self.blocks.append(np.empty((0, *self.arrays[k].shape[1:]), np.float32))
+        need, have = int(day[-1]) + 1 - self.first, len(self.blocks[k])
+        if need > have:
+            # What a cache already has of these days (an appended day's earlier bars) stays.
+            held = np.asarray(self.arrays[k][self.first + have : self.first + need])
+            self.blocks[k] = np.concatenate([self.blocks[k], held])
+        self.blocks[k][day - self.first, row, interval] = values
+
+    def write(self, open_day: int) -> bool:
+        """Write the days before `open_day`; return whether there were any."""
+        closed = min(open_day - self.first, len(self.blocks[0]))
+        if closed <= 0:
+            return False
+        for array, block in zip(self.arrays, self.blocks, strict=True):
+            array[self.first : self.first + closed] = block[:closed]
+        self.first += closed
+        self.blocks = [block[closed:] for block in self.blocks]
+        if not len(self.blocks[0]):
+            self.blocks = []
+        return True

@@ -1,0 +1,431 @@
+"""Scoring a store into a factor cache: places, shifts, resumption, appending, exports, refusals."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+
+import numpy as np
+import polars as pl
+import pytest
+import zarr
+
+import pricepix as pp
+from pricepix.factor import open_cache, score
+from pricepix.factor.models import Scorer
+
+SPEC = pp.ImageSpec.preset("jkx5")
+
+
+def ink(images: np.ndarray) -> np.ndarray:
+    """Share of pixels that are lit: a model without weights whose value can be checked by eye."""
+    return (images > 0).mean(axis=(1, 2)).astype(np.float32)
+
+
+def other(images: np.ndarray) -> np.ndarray:
+    return np.full(len(images), 0.5, np.float32)
+
+
+def panel_of(instruments=6, bars=60, **options) -> pp.Panel:
+    settings = {"seed": 1, "split_rate": 0.0, "delist_rate": 0.01, "list_late": 0.5, **options}
+    return pp.Panel.from_table(pp.samples.simulate(instruments, bars, **settings), progress=False)
+
+
+def store_of(panel, location=None, **options):
+    options = {"horizons": (5,), "chunk": 16, "progress": False, **options}
+    return pp.render_universe(panel, SPEC, location, **options)
+
+
+@pytest.fixture(scope="module")
+def panel():
+    return panel_of()
+
+
+@pytest.fixture(scope="module")
+def store(panel, tmp_path_factory):
+    return store_of(panel, tmp_path_factory.mktemp("cache") / "store.zarr")
+
+
+def expected_values(store) -> dict[tuple[str, int], float]:
+    names, values = store.instruments[store.instrument_index], ink(store.read())
+    return {(str(n), int(t)): float(v) for n, t, v in zip(names, store.time, values, strict=True)}
+
+
+def found_values(cache) -> dict[tuple[str, int], float]:
+    time, values = cache.matrix()
+    bar, code = np.nonzero(~np.isnan(values))
+    return {
+        (str(cache.instruments[i]), int(time[b])): float(values[b, i]) for b, i in zip(bar, code, strict=True)
+    }
+
+
+# --------------------------------------------------------------------------------------------- places
+
+
+def test_every_score_stands_at_its_bar_and_nothing_else_does(store, tmp_path):
+    cache = score(store, ink, tmp_path / "factor.zarr", progress=False)
+    assert found_values(cache) == expected_values(store)
+    assert cache.factor.chunks[0] == 1
+    assert cache.intervals == ["00:00"]
+    assert cache.attrs["windows"] == len(store)
+    assert cache.attrs["complete"]
+    assert cache.attrs["store_digest"] == store.digest
+    assert {"pricepix", "numpy", "zarr", "python"} <= set(cache.attrs["versions"])
+    name, time = next(iter(expected_values(store)))
+    day = str(np.datetime64(time, "ns").astype("datetime64[D]"))
+    assert cache.at(name, day) == expected_values(store)[name, time]
+    assert len(open_cache(tmp_path / "factor.zarr").days) == len(np.unique(store.time))
+
+
+def test_xarray_opens_the_cache_as_it_is(store, tmp_path):
+    xr = pytest.importorskip("xarray")
+    cache = score(store, ink, tmp_path / "factor.zarr", progress=False)
+    with xr.open_zarr(tmp_path / "factor.zarr", consolidated=False) as data:
+        assert data.factor.dims == ("day", "instrument", "interval")
+        assert data.factor.dtype == np.float32
+        assert data.day.dtype.kind == "M"
+        assert data.time.dims == ("day", "interval")
+        (name, time), value = next(iter(expected_values(store).items()))
+        stamp = np.datetime64(time, "ns")
+        picked = data.factor.sel(instrument=name, interval="00:00", day=stamp.astype("datetime64[D]"))
+        assert float(picked) == value
+        assert picked.time.values == stamp
+    assert cache.to_xarray().factor.shape == cache.shape
+
+
+def test_the_panel_gives_all_days_of_its_calendar(panel, store, tmp_path):
+    cache = score(store, ink, tmp_path / "factor.zarr", panel=panel, progress=False)
+    assert len(cache.days) == len(panel.calendar)
+    assert found_values(cache) == expected_values(store)
+
+
+@pytest.fixture(scope="module")
+def intraday():
+    frame = pp.samples.simulate(3, 40, interval="1h", seed=3, split_rate=0, delist_rate=0, list_late=0)
+    frame = frame.filter(pl.col("time") != frame["time"].unique().sort()[11])  # a bar the market skipped
+    return pp.Panel.from_table(frame, tz="America/New_York", progress=False)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3, 9])
+def test_shift_moves_along_the_markets_bars_and_over_days(intraday, tmp_path, shift):
+    store = store_of(intraday)
+    cache = score(store, ink, tmp_path / "f.zarr", shift=shift, panel=intraday, progress=False)
+    calendar = intraday.calendar
+    moved = {}
+    for (name, time), value in expected_values(store).items():
+        at = int(np.searchsorted(calendar, time)) + shift
+        if at < len(calendar):
+            moved[name, int(calendar[at])] = value
+    assert found_values(cache) == moved
+    assert len(cache.intervals) == 7
+    assert cache.intervals[0] == "10:30"
+    assert cache.attrs["unplaced"] == len(store) - len(moved)
+    # One step by hand: the last bar of a day goes to the first bars of the next.
+    if shift == 1:
+        day, interval = 2, 0
+        assert cache.factor[day, 0, interval] == pytest.approx(
+            expected_values(store)[str(cache.instruments[0]), int(cache.time[1, 6])]
+        )
+
+
+def test_a_sparse_store_needs_the_panel_to_be_shifted(panel, tmp_path):
+    store = store_of(panel, every="week")
+    with pytest.raises(ValueError, match="windows at every week only: give panel="):
+        score(store, ink, tmp_path / "f.zarr", shift=1, progress=False)
+    cache = score(store, ink, tmp_path / "f.zarr", shift=1, panel=panel, progress=False)
+    calendar = panel.calendar
+    first = calendar[np.searchsorted(calendar, store.time[0]) + 1]
+    assert cache.matrix()[0][0] == first
+    with pytest.raises(ValueError, match="values never move back in time"):
+        score(store, ink, tmp_path / "g.zarr", shift=-1, progress=False)
+
+
+# ------------------------------------------------------------------------------- resuming and appending
+
+
+class Stops:
+    """A model that fails after some calls, as a machine does."""
+
+    def __init__(self, calls: int) -> None:
+        self.left, self.scored = calls, 0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.scored += len(images)
+        return ink(images)
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(store, tmp_path):
+    whole = score(store, ink, tmp_path / "whole.zarr", progress=False)
+    where = tmp_path / "stopped.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        score(store, Stops(3), where, model_id="ink", progress=False)
+    with pytest.raises(ValueError, match="is not finished"):
+        open_cache(where)
+    again = Stops(10**6)
+    cache = score(store, again, where, model_id="ink", progress=False)
+    assert np.array_equal(cache.factor[:], whole.factor[:], equal_nan=True)
+    assert again.scored < len(store) - 20
+    nothing = Stops(0)
+    score(store, nothing, where, model_id="ink", progress=False)
+    assert nothing.scored == 0
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_appending_a_day_touches_that_day_alone(panel, tmp_path, shift):
+    where = tmp_path / "f.zarr"
+    end = str(np.datetime64(int(panel.calendar[-2]), "ns").astype("datetime64[D]"))
+    short, full = store_of(panel, end=end), store_of(panel)
+    score(short, ink, where, shift=shift, progress=False)
+    before = {p: p.stat().st_mtime_ns for p in (where / "factor" / "c").rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="pass append=True"):
+        score(full, ink, where, shift=shift, progress=False)
+    calls = Stops(10**6)
+    with pytest.raises(ValueError, match="a cache never mixes models"):
+        score(full, calls, where, shift=shift, append=True, model_id="another", progress=False)
+    cache = score(full, ink, where, shift=shift, append=True, progress=False)
+    fresh = score(full, ink, tmp_path / "fresh.zarr", shift=shift, progress=False)
+    assert found_values(cache) == found_values(fresh)
+    after = {p: p.stat().st_mtime_ns for p in (where / "factor" / "c").rglob("*") if p.is_file()}
+    assert {p for p in before if after[p] != before[p]} == set()
+    assert len(after) - len(before) == 1
+
+
+def test_appending_scores_new_windows_only_and_takes_new_instruments(tmp_path):
+    frame = pp.samples.simulate(5, 60, seed=2, split_rate=0, delist_rate=0, list_late=0)
+    days = frame["time"].unique().sort()
+    newcomer = pl.col("instrument") == "S0001"
+    frame = frame.filter(~newcomer | (pl.col("time") > days[40]))
+    early = frame.filter(pl.col("time") <= days[40])
+    old, new = (store_of(pp.Panel.from_table(f, progress=False)) for f in (early, frame))
+    counted = Stops(10**6)
+    score(old, counted, tmp_path / "f.zarr", model_id="ink", progress=False)
+    counted.scored = 0
+    cache = score(new, counted, tmp_path / "f.zarr", model_id="ink", append=True, progress=False)
+    assert counted.scored == len(new) - len(old)
+    assert found_values(cache) == expected_values(new)
+    assert cache.instruments.tolist() == ["S0000", "S0002", "S0003", "S0004", "S0001"]
+
+
+def test_a_changed_history_is_not_appended_to(panel, tmp_path):
+    score(store_of(panel, start=str(np.datetime64(int(panel.calendar[20]), "ns"))), ink, tmp_path / "f.zarr",
+          progress=False)  # fmt: skip
+    with pytest.raises(ValueError, match="history was changed or removed"):
+        score(store_of(panel), ink, tmp_path / "f.zarr", append=True, progress=False)
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch = pytest.importorskip("torch")
+    from pricepix.train.models import PriceCNN
+
+    made = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        made.append(PriceCNN("jkx5").eval())
+    return made
+
+
+def test_networks_checkpoints_and_ensembles_score_alike(store, networks, tmp_path):
+    from pricepix.train.models import Ensemble, save_model
+
+    net = networks[0]
+    direct = net.predict(store.read())
+    cache = score(store, net, tmp_path / "a.zarr", progress=False)
+    found = found_values(cache)
+    names = store.instruments[store.instrument_index]
+    for k in (0, 50, len(store) - 1):
+        assert found[str(names[k]), int(store.time[k])] == pytest.approx(float(direct[k]), abs=1e-6)
+    for i, member in enumerate(networks):
+        folder = tmp_path / "run" / f"member_{i}"
+        folder.mkdir(parents=True)
+        save_model(member, folder / "best.ckpt")
+    one = score(store, tmp_path / "run" / "member_0" / "best.ckpt", tmp_path / "b.zarr", progress=False)
+    assert one.attrs["model"]["digest"] == cache.attrs["model"]["digest"]
+    assert found_values(one) == found
+
+    both = score(store, tmp_path / "run", tmp_path / "c.zarr", spread=True, progress=False)
+    ensemble = Ensemble(networks)
+    again = score(
+        store, ensemble, tmp_path / "c.zarr", spread=True, progress=False
+    )  # the same: nothing to do
+    assert again.attrs["model"]["members"] == 3
+    parts = np.stack([m.predict(store.read()) for m in networks])
+    time, spread = both.matrix("spread")
+    k = 40
+    at = np.searchsorted(time, store.time[k]), list(both.instruments).index(names[k])
+    assert spread[at] == pytest.approx(parts[:, k].std(ddof=1), rel=1e-3)
+    assert both.matrix()[1][at] == pytest.approx(parts[:, k].mean(), abs=1e-6)
+    with pytest.raises(ValueError, match="holds the members' spread: pass spread=True"):
+        score(store, ensemble, tmp_path / "c.zarr", progress=False)
+    with pytest.raises(ValueError, match="spread=True needs an ensemble"):
+        score(store, net, tmp_path / "d.zarr", spread=True, progress=False)
+
+
+def test_a_checkpoint_for_other_images_is_refused_before_anything_is_written(store, tmp_path):
+    pytest.importorskip("torch")
+    from pricepix.train.models import PriceCNN
+
+    with pytest.raises(ValueError, match=r"takes images of 64x60, store .* holds 32x15 ones"):
+        score(store, PriceCNN("jkx20"), tmp_path / "f.zarr", progress=False)
+    net = PriceCNN("jkx5")
+    net.metadata = {"spec": SPEC.replace(ma=()).to_dict(), "horizon": 5}
+    with pytest.raises(ValueError, match=r"trained on other images .* ma \[\], not \[5\]"):
+        score(store, net, tmp_path / "f.zarr", progress=False)
+    assert not (tmp_path / "f.zarr").exists()
+
+
+def test_damaged_weights_are_an_error_not_a_factor(store, networks, tmp_path):
+    import copy
+
+    import torch
+
+    broken = copy.deepcopy(networks[0])
+    with torch.no_grad():
+        broken.linear.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        score(store, broken, tmp_path / "f.zarr", progress=False)
+
+
+def test_what_functions_return_is_checked(store, tmp_path):
+    cases = [
+        (lambda images: images.mean(axis=(1, 2)), "which are no probabilities: pass values='score'"),
+        (lambda images: np.zeros((len(images), 2)), "must return a number an image"),
+        (lambda images: np.full(len(images), np.inf), "infinite scores"),
+    ]
+    for k, (function, message) in enumerate(cases):
+        with pytest.raises(ValueError, match=message):
+            score(store, function, tmp_path / f"{k}.zarr", progress=False)
+    ranked = score(store, cases[0][0], tmp_path / "r.zarr", values="score", progress=False)
+    assert not ranked.is_probability
+    middle = float(np.median(ink(store.read())))
+    some = score(store, lambda x: np.where(ink(x) > middle, np.nan, ink(x)), None, progress=False)
+    assert 0 < len(found_values(some)) < len(store)
+    with pytest.raises(TypeError, match="model is a int; give a checkpoint"):
+        score(store, 7, tmp_path / "t.zarr")
+
+
+def test_functions_that_cannot_be_told_apart_are_not_resumed(store, tmp_path):
+    weight = 1.0
+    closure = Scorer(lambda images: ink(images) * weight)
+    assert closure.digest is None
+    assert Scorer(ink).digest != Scorer(other).digest
+    assert Scorer(ink).digest == Scorer(ink).digest
+    score(store, lambda images: ink(images) * weight, tmp_path / "f.zarr", progress=False)
+    with pytest.raises(ValueError, match="name it by model_id="):
+        score(store, lambda images: ink(images) * weight, tmp_path / "f.zarr", append=True, progress=False)
+    with pytest.raises(ValueError, match="a cache never mixes models"):
+        score(store, other, tmp_path / "f.zarr", progress=False)
+
+
+def test_workers_of_a_cluster_score_the_same(store, networks, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    here = score(store, networks[0], tmp_path / "here.zarr", progress=False)
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+        there = score(store, networks[0], tmp_path / "there.zarr", client=client, progress=False)
+        with pytest.raises(ValueError, match="cannot open a store in memory"):
+            score(store_of(panel_of(2, 30)), ink, tmp_path / "x.zarr", client=client)
+    assert np.allclose(here.factor[:], there.factor[:], atol=1e-6, equal_nan=True)
+
+
+# -------------------------------------------------------------------------------------- other locations
+
+
+def test_locations_that_hold_something_else_are_left_alone(store, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not a factor cache"):
+        score(store, ink, tmp_path / "folder")
+    with pytest.raises(FileExistsError, match="is a file"):
+        score(store, ink, tmp_path / "folder" / "note.txt")
+    with pytest.raises(FileExistsError, match="is not a factor cache"):
+        score(store, ink, store.location)
+    with pytest.raises(ValueError, match="an image store: open it with open_store"):
+        open_cache(store.location)
+    with pytest.raises(FileNotFoundError, match="no factor cache at"):
+        open_cache(tmp_path / "nowhere")
+    assert len(score(store, ink, None, progress=False).days) > 0
+
+
+def test_another_format_version_is_named(store, tmp_path):
+    score(store, ink, tmp_path / "f.zarr", progress=False)
+    zarr.open_group(tmp_path / "f.zarr", mode="r+").attrs["format_version"] = 99
+    with pytest.raises(ValueError, match="format version 99, this release reads version 1"):
+        open_cache(tmp_path / "f.zarr")
+
+
+# --------------------------------------------------------------------------------------------- exports
+
+
+@pytest.fixture(scope="module")
+def cache(store, tmp_path_factory):
+    return score(store, ink, tmp_path_factory.mktemp("exports") / "f.zarr", progress=False)
+
+
+def test_parquet_and_csv_hold_every_value(cache, store, tmp_path):
+    table = pl.read_parquet(cache.to_parquet(tmp_path / "f.parquet"))
+    assert table.columns == ["instrument", "time", "factor"]
+    expected = expected_values(store)
+    found = zip(table["instrument"], table["time"].to_physical(), table["factor"], strict=True)
+    assert {(n, t): v for n, t, v in found} == expected
+    written = pl.read_csv(cache.to_csv(tmp_path / "f.csv"), try_parse_dates=True)
+    assert written["time"].dtype == pl.Date
+    assert written["factor"].to_list() == pytest.approx(table["factor"].to_list(), rel=1e-6)
+
+
+def test_alphalens_takes_the_factor(cache, panel):
+    pd = pytest.importorskip("pandas")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        utils = pytest.importorskip("alphalens.utils")
+        frame = panel.to_polars()
+        prices = pd.DataFrame({c: frame[c].to_list() for c in ("instrument", "time", "close")}).pivot(
+            index="time", columns="instrument", values="close"
+        )
+        prices.index = pd.DatetimeIndex(prices.index).as_unit("ns")
+        clean = utils.get_clean_factor_and_forward_returns(
+            cache.to_alphalens(), prices, quantiles=2, periods=(1,), max_loss=0.5
+        )
+    assert clean.index.names == ["date", "asset"]
+    assert len(clean) > 100
+
+
+def test_qlib_form(cache, intraday):
+    pd = pytest.importorskip("pandas")
+    frame = cache.to_qlib()
+    assert frame.index.names == ["datetime", "instrument"]
+    assert frame.columns.tolist() == ["score"]
+    assert frame.index.is_monotonic_increasing or frame.sort_index().index.is_unique
+    zoned = score(store_of(intraday), ink, None, progress=False)
+    stamps = zoned.to_qlib().index.get_level_values(0)
+    assert stamps.tz is None
+    assert stamps[0] == pd.Timestamp("2000-01-04 11:30")
+    assert str(zoned.to_alphalens().index.levels[0].tz) == "America/New_York"
+
+
+def test_image_trading_files_read_as_its_own(intraday, tmp_path):
+    store = store_of(intraday)
+    cache = score(store, ink, tmp_path / "f.zarr", shift=2, panel=intraday, progress=False)
+    path = cache.to_image_trading(tmp_path / "it", intraday)
+    assert path.name == "CNN.delay2.N7.3f"
+    # As ImageTrading reads its own: dtype by the name's last letter, shape from the index.
+    index = pickle.loads((tmp_path / "it" / "indexing.pkl").read_bytes())
+    raw = np.fromfile(path, np.float32).reshape(len(index["DIDX"]), len(index["Ticker"]), len(index["TIDX"]))
+    assert np.array_equal(raw, cache.factor[:], equal_nan=True)
+    assert index["DIDX"].dtype == np.int32
+    assert index["DIDX"][0] == 20000103
+    assert index["TIDX"].tolist() == cache.intervals
+    assert json.loads((tmp_path / "it" / "indexing.json").read_text())["Ticker"] == index["Ticker"].tolist()
