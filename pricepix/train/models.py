@@ -317,6 +317,7 @@ class _Network(nn.Module):
     spec: CNNSpec | SeriesSpec
     mean: Tensor
     std: Tensor
+    scale: Tensor
     family: str
     metadata: dict[str, Any]
 
@@ -357,7 +358,8 @@ class _Network(nn.Module):
         """Score inputs, as float32 (n,), in evaluation mode and on the network's own device.
 
         Two classes: the probability of the upper one. More classes: the expected class divided by the
-        highest, which is 0 for surely the lowest and 1 for surely the highest. One output: its value.
+        highest, which is 0 for surely the lowest and 1 for surely the highest. One output: its value,
+        in the target's units.
         """
         return self._in_batches(inputs, batch_size, self._score)
 
@@ -370,7 +372,7 @@ class _Network(nn.Module):
 
     def _score(self, outputs: Tensor) -> Tensor:
         if self.spec.outputs == 1:
-            return outputs.float()[:, 0]
+            return outputs.float()[:, 0] * self.scale
         classes = torch.linspace(0, 1, self.spec.outputs, device=outputs.device)
         return outputs.float().softmax(1) @ classes
 
@@ -455,6 +457,8 @@ class PriceCNN(_Network):
         self.linear = nn.Linear(math.prod(spec.features()), spec.outputs)
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1 / 255 if spec.raw_pixels else 1.0))
+        # Standard deviation of a regression's training targets: the network works in units of it.
+        self.register_buffer("scale", torch.tensor(1.0))
         self._start()
 
     @property
@@ -527,6 +531,8 @@ class SeriesCNN(_Network):
         self.linear = nn.Linear(math.prod(spec.features()), spec.outputs)
         self.register_buffer("mean", torch.zeros(spec.channels, 1))
         self.register_buffer("std", torch.ones(spec.channels, 1))
+        # Standard deviation of a regression's training targets: the network works in units of it.
+        self.register_buffer("scale", torch.tensor(1.0))
         self._start()
 
     @property
@@ -773,7 +779,7 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
             model = PriceCNN(PRESETS[found].replace(outputs=outputs))
         else:
             model = SeriesCNN(SERIES_PRESETS[found].replace(outputs=outputs))
-        renamed = {"mean": model.mean.clone(), "std": model.std.clone()}
+        renamed = {name: getattr(model, name).clone() for name in ("mean", "std", "scale")}
         for i in range(blocks):
             for part, prefix in (("0", family.conv), ("1", family.norm)):
                 start = prefix.format(i + family.first) + "."

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.moments import as_time, stamp
+from pricepix.train.baselines import store_rows
 from pricepix.windows import duration_ns
 
 if TYPE_CHECKING:
@@ -66,36 +67,12 @@ class Samples:
         time, exit_time = store.time, store.exit_time(horizon)
         code = store.instrument_index
         if panel is not None:
-            start = _first_bars(store, panel)
+            start = panel.time[store_rows(store, panel) - (store.spec.lookback - 1)]
         else:
             known = exit_time > time
             bar = float(np.mean((exit_time - time)[known])) / (horizon + store.delay) if known.any() else 0.0
             start = time - np.int64(round((store.spec.lookback - 1) * bar))
         return cls(time, exit_time, start, code, usable, store.tz)
-
-
-def _first_bars(store: ImageStore, panel: Panel) -> Index:
-    start = np.empty(len(store), np.int64)
-    names = {str(name): i for i, name in enumerate(panel.instruments)}
-    order = np.argsort(store.instrument_index, kind="stable")
-    cuts = np.searchsorted(store.instrument_index[order], np.arange(len(store.instruments) + 1))
-    for code, name in enumerate(store.instruments):
-        own = order[cuts[code] : cuts[code + 1]]
-        if not len(own):
-            continue
-        if str(name) not in names:
-            raise KeyError(
-                f"the panel has no instrument {str(name)!r}, which the store has; give the store's panel"
-            )
-        i = names[str(name)]
-        times = panel.time[panel.offsets[i] : panel.offsets[i + 1]]
-        row = np.searchsorted(times, store.time[own])
-        if (row >= len(times)).any() or (times[np.minimum(row, len(times) - 1)] != store.time[own]).any():
-            raise KeyError(
-                f"the panel lacks bars of {str(name)!r} that the store has; give the store's panel"
-            )
-        start[own] = times[row - store.spec.lookback + 1]
-    return start
 
 
 @dataclass(frozen=True)
@@ -147,9 +124,9 @@ class TimeSplit:
 
     Parameters
     ----------
-    train : str or (start, end)
+    train : str or (start, end), optional
         Both ends included; a year, month or day stands for all of it: ``"1993:2000"``,
-        ``("1993-01", "2000-06-30")``. An empty end, or None, is open.
+        ``("1993-01", "2000-06-30")``. An empty end, or None, is open. Everything before the test by default.
     validation : str, (start, end) or float
         A period, or the share of the training period's windows that come last.
     test : str or (start, end), optional
@@ -158,15 +135,14 @@ class TimeSplit:
         part's last exit and later training windows: ``"5d"``, a timedelta, or 0.
     """
 
-    train: Period
+    train: Period | None = None
     validation: Period | float = 0.3
     test: Period | None = None
     embargo: Any = 0
 
     def folds(self, samples: Samples) -> list[Fold]:
         """Return the one fold."""
-        inside = _inside(self.train, samples)
-        test = _inside(self.test, samples) if self.test is not None else np.zeros(len(samples.time), bool)
+        inside, test = _train_and_test(self.train, self.test, samples)
         if isinstance(self.validation, (int, float)) and not isinstance(self.validation, bool):
             validation = inside & (samples.time >= _late(samples.time[inside], float(self.validation)))
             train = inside & ~validation
@@ -253,7 +229,7 @@ class RandomSplit:
     share : float
         Share of the windows that train; the rest validates.
     train : str or (start, end), optional
-        Period that both are drawn from; everything by default.
+        Period that both are drawn from; everything before the test by default.
     test : str or (start, end), optional
         Period of the test. Labels that reach into it are purged.
     seed : int
@@ -272,8 +248,7 @@ class RandomSplit:
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}; give the share that trains, between 0 and 1")
         n = len(samples.time)
-        inside = samples.usable if self.train is None else _inside(self.train, samples)
-        test = np.zeros(n, bool) if self.test is None else _inside(self.test, samples)
+        inside, test = _train_and_test(self.train, self.test, samples)
         chosen = np.flatnonzero(inside & ~test)
         shuffled = np.random.default_rng(self.seed).permutation(chosen)
         train = np.zeros(n, bool)
@@ -358,6 +333,17 @@ def _fold(
 def _edge(samples: Samples, which: Any) -> str:
     times = samples.time[samples.usable]
     return stamp(int(which(times)), samples.tz) if len(times) else "nowhere"
+
+
+def _train_and_test(
+    train: Period | None, test: Period | None, samples: Samples
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    in_test = np.zeros(len(samples.time), bool) if test is None else _inside(test, samples)
+    if train is not None:
+        return _inside(train, samples), in_test
+    if not in_test.any():
+        return samples.usable.copy(), in_test
+    return samples.usable & (samples.time < samples.time[in_test].min()), in_test
 
 
 def _inside(period: Period | float, samples: Samples) -> NDArray[np.bool_]:

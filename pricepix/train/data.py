@@ -1,0 +1,136 @@
+"""Feeding: from the bulk reader to tensors, in a position that a checkpoint can keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pricepix.reader import Batch, BatchReader
+
+if TYPE_CHECKING:
+    from pricepix.store import ImageStore
+
+__all__ = ["ArrayReader", "Loader", "Reader", "StoreDataset", "TrainBatch"]
+
+TrainBatch = tuple[Tensor, Tensor, tuple[int, int]]
+"""Inputs, targets, and (epoch, batch) counted from 0."""
+
+
+class Reader(Protocol):
+    """What a loader reads from: `pricepix.reader.BatchReader` or `ArrayReader`."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """Iterate over (inputs, positions) from batch `start` on."""
+        ...
+
+
+class ArrayReader:
+    """The reader's interface over an array in memory: for series, of which an epoch is a permutation."""
+
+    def __init__(
+        self,
+        array: NDArray[Any],
+        selection: NDArray[np.int64],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.array, self.positions = array, selection
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.positions) / self.ranks) / self.batch_size)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Iterate over (inputs, positions) from batch `start` on."""
+        n = len(self.positions)
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
+        order = rng.permutation(n) if self.shuffle else np.arange(n)
+        own = order[n * self.rank // self.ranks : n * (self.rank + 1) // self.ranks]
+        # As many batches for every rank: a rank with one sample less makes its batches a little smaller.
+        for part in np.array_split(own, len(self))[start:]:
+            index = self.positions[part]
+            yield Batch(self.array[index], index)
+
+
+class Loader:
+    """Iterable of training batches that knows its position and starts again from any.
+
+    Lightning saves and restores it with the checkpoint through ``state_dict``; the epoch to give comes from
+    `epoch_of`, for it is the trainer that counts epochs.
+    """
+
+    def __init__(self, reader: Reader, targets: Tensor, epoch_of: Callable[[], int]) -> None:
+        self._reader, self._targets, self._epoch_of = reader, targets, epoch_of
+        self._position = (0, 0)
+        self._restored: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        if self._restored is not None:
+            (epoch, start), self._restored = self._restored, None
+        else:
+            epoch, start = self._epoch_of(), 0
+        # Not a generator itself: the position is taken when the epoch begins, not at its first batch.
+        return self._batches(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
+        for k, (inputs, index) in enumerate(self._reader.epoch(epoch, start), start):
+            self._position = (epoch, k + 1)
+            yield torch.from_numpy(inputs), self._targets[torch.from_numpy(index)], (epoch, k)
+            del inputs
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it that have been given."""
+        return {"epoch": self._position[0], "batch": self._position[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position."""
+        self._position = self._restored = (state["epoch"], state["batch"])
+
+
+class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):
+    """A store as a torch dataset of whole batches: images uint8 (b, height, width) and positions int64 (b,).
+
+    For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``: workers
+    share an epoch between them. Call ``set_epoch`` before each epoch.
+
+    Parameters
+    ----------
+    store : ImageStore
+    selection : numpy.ndarray, optional
+    **options
+        As in `pricepix.reader.BatchReader`, but `worker` and `workers`, which come from torch.
+    """
+
+    def __init__(self, store: ImageStore, selection: NDArray[Any] | None = None, **options: Any) -> None:
+        self._store, self._selection, self._options = store, selection, options
+        self._reader = BatchReader(store, selection, **options)
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        info, reader = get_worker_info(), self._reader
+        if info is not None:
+            options = self._options | {"worker": info.id, "workers": info.num_workers}
+            reader = BatchReader(self._store, self._selection, **options)
+        for images, index in reader.epoch(self._epoch):
+            yield torch.from_numpy(images), torch.from_numpy(index)
