@@ -1,6 +1,6 @@
 """Real daily bars of five stocks to images, a store, a check and a contact sheet.
 
-    pip install "pricepix[sample]"
+    pip install ".[sample]"
     python examples/quickstart.py [FOLDER]
 
 Writes us20.zarr and us20.png into FOLDER, quickstart/ by default.
