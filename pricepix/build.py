@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from tqdm import tqdm
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import cpu
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from pricepix.chunks import LAYOUTS, ZSTD_LEVEL, ChunkFormat, default_chunk, numcodecs_allowed
-from pricepix.labels import NO_TIME, ForwardReturn, forward_returns, label_price
+from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size, seal
+from pricepix.commit import settle
+from pricepix.document import (
+    CHECKSUMS,
+    ROOT,
+    Geometry,
+    checksums_digest,
+    chunk_key,
+    dump,
+    encode_strings,
+)
+from pricepix.labels import label_price
+from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
+from pricepix.lock import KEY as LOCK
+from pricepix.lock import WriteLock
+from pricepix.painter import Painter
 from pricepix.panel import Panel
+from pricepix.plan import Plan, Task, partition_chunks, windows_digest
 from pricepix.render import render_panel
-from pricepix.render.api import render_rows
 from pricepix.spec import ImageSpec
-from pricepix.store import FORMAT_VERSION, TIME_ATTRIBUTES, ImageStore, StoreLike, open_store
+from pricepix.store import FORMAT_VERSION, ImageStore, open_store
 from pricepix.windows import WindowIndex
 
-MODES: Final = ("create", "overwrite")
-# Column bits that one worker holds at a time: enough for consecutive windows of every instrument to meet in a
-# partition (60 trading days of 5,000 stocks at 64x60), which is what the renderer is fast at.
-_PARTITION_BYTES: Final = 128 << 20
-_INDEX_CHUNK: Final = 1 << 18
+if TYPE_CHECKING:
+    from distributed import Client
 
+T = TypeVar("T")
+R = TypeVar("R")
 
-@dataclass(frozen=True)
-class Partition:
-    """A run of windows that covers whole chunks: the unit of work."""
-
-    first: int
-    """Position of its first window."""
-    last: int
-    """One past its last window."""
-    first_chunk: int
-    """Number of the image chunk that its first window opens."""
-
-
-def partitions(n: int, chunk: int, packed_bytes: int, at_least: int = 1) -> Iterator[Partition]:
-    """Cut `n` windows into partitions of whole chunks, `at_least` so many where there are enough chunks.
-
-    The bytes of a store do not depend on how it was cut.
-    """
-    chunks = -(-n // chunk)
-    size = max(1, min(_PARTITION_BYTES // (chunk * packed_bytes), -(-chunks // at_least)))
-    for first in range(0, chunks, size):
-        yield Partition(first * chunk, min(n, (first + size) * chunk), first)
+MODES: Final = ("create", "resume", "overwrite")
 
 
 def render_universe(
@@ -76,7 +65,11 @@ def render_universe(
     seed: int = 0,
     max_gap: Any = None,
     chunk: int | None = None,
+    shard: int | str | None = None,
+    workers: int | None = None,
+    client: Client | None = None,
     threads: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ImageStore:
     """Draw every window of a universe and keep images, index and forward returns together in a store.
@@ -98,14 +91,28 @@ def render_universe(
     layout : {"uint8", "bits"}
         One byte a pixel, which every Zarr reader opens as what it is, or one bit a pixel before compression:
         a third of the bytes, and faster to build and to read.
-    mode : {"create", "overwrite"}
-        ``create`` refuses a location that exists; ``overwrite`` replaces a pricepix store.
+    mode : {"create", "resume", "overwrite"}
+        ``create`` refuses a location that exists. ``resume`` goes on with a build that was stopped, from the same
+        panel, spec, windows and layout; it begins one where there is none, and leaves a finished store as it is.
+        ``overwrite`` replaces a pricepix store.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
     chunk : int, optional
-        Windows a chunk; by default what makes about 16 MB of pixels (4096 for 64x60).
+        Windows a chunk; by default what makes 16 MB before compression in layout ``uint8`` (4096 of 64x60) and 8 MB
+        in ``bits`` (16384).
+    shard : int or str, optional
+        Put many chunks into one object, for object stores and file systems that dislike many files: so many
+        windows, or objects of about such a size (``"256MB"``). A worker holds a whole shard in memory.
+    workers : int, optional
+        Partitions drawn, compressed and written at a time, each in a thread of its own; all cores by default. ``0``
+        does everything in the calling thread, for debugging. The bytes do not depend on it.
+    client : dask.distributed.Client, optional
+        Draw on the workers of a cluster. They must see the same path or URL; the panel is laid down in the
+        unfinished store once and mapped into their memory from there.
     threads : int, optional
-        Threads to draw, compress and write with; all by default. The bytes do not depend on it.
+        Threads to find the windows with, and the default for `workers`.
+    storage_options : mapping, optional
+        For a URL: keys, region, endpoint, as ``obstore.store.from_url`` takes them.
     progress : bool
         Show a progress bar.
 
@@ -119,7 +126,11 @@ def render_universe(
         If an argument can not be used, the panel has bad bars, or no window survives; before anything is
         written.
     FileExistsError
-        If the location exists and `mode` is ``create``.
+        If the location exists and `mode` is ``create``, or holds something that is no pricepix store.
+    BlockingIOError
+        If another process writes this store.
+    OSError
+        If the store can not be written to, or its disk is full: what is done stays done, for ``mode="resume"``.
     """
     spec = ImageSpec.of(spec)
     if layout not in LAYOUTS:
@@ -128,14 +139,36 @@ def render_universe(
         raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads} is not a number of threads: give 1 or more, or None for all")
+    if workers is not None and workers < 0:
+        raise ValueError(
+            f"workers={workers} is not a number of workers: give 1 or more, 0 for none, or None for all"
+        )
     horizons = _checked_horizons(horizons)
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk={chunk!r} is not a number of windows: give a whole number of at least 1")
-    if store is not None:
-        _check_location(store, mode)
+    where = None if store is None else Location.of(store, storage_options)
+    if where is None:
+        for name, value in (("client", client), ("shard", shard), ("storage_options", storage_options)):
+            if value:
+                raise ValueError(f"{name}= is for stores that are written: give store=, or leave it out")
+    else:
+        _check_location(where, mode)
+        if client is not None and isinstance(where, ZarrObjects):
+            raise ValueError(
+                f"workers of a cluster can not reach {where.name}: give a path or URL that all of them see"
+            )
     panel = Panel.of(panel)
     windows = WindowIndex.from_panel(
-        panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap, threads=threads
+        panel,
+        spec,
+        every,
+        start=start,
+        end=end,
+        mask=mask,
+        sample=sample,
+        seed=seed,
+        max_gap=max_gap,
+        threads=threads,
     )
     if len(windows) == 0:
         dropped = ", ".join(f"{name} {count}" for name, count in windows.counts.items())
@@ -143,14 +176,51 @@ def render_universe(
             f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a shorter "
             "lookback, ma_warmup='omit', other dates or another mask"
         )
-    labels = [forward_returns(panel, windows, h, delay, price) for h in horizons]
-    attributes = _attributes(panel, windows, horizons, delay, price, layout)
-    chunks = ChunkFormat(
-        layout, *spec.shape, chunk or default_chunk(*spec.shape), compressed=store is not None
+    chunk = chunk or default_chunk(*spec.shape, layout)
+    attributes = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
+    if where is None:
+        return _in_memory(panel, windows, attributes, threads)
+    count = (
+        os.cpu_count() or 1
+        if workers is None and threads is None
+        else workers
+        if workers is not None
+        else threads
     )
-    if store is None:
-        return _in_memory(panel, windows, labels, attributes, chunks, threads)
-    return _on_disk(panel, windows, labels, attributes, chunks, threads, store, progress)
+    assert count is not None
+    shard_windows = _shard_windows(shard, panel, windows, ChunkFormat(layout, *spec.shape, chunk))
+    form = ChunkFormat(layout, *spec.shape, chunk, shard=shard_windows)
+    at_once = count if client is None else max(1, sum(client.nthreads().values()))
+    plan = Plan(
+        panel_digest=panel.digest,
+        windows_digest=windows_digest(windows),
+        spec_digest=spec.digest,
+        layout=layout,
+        chunk=chunk,
+        shard=shard_windows,
+        height=spec.shape[0],
+        width=spec.shape[1],
+        windows=len(windows),
+        instruments=panel.n_instruments,
+        horizons=horizons,
+        delay=delay,
+        label_price=attributes["label_price"],
+        partition=partition_chunks(form, len(windows), at_once),
+    )
+    if shard_windows:
+        attributes["shard"] = shard_windows
+    with WriteLock(where) as lock:
+        _check_location(where, mode)
+        finished = _begin(where, plan, attributes, mode)
+        if finished is not None:
+            return finished
+        frozen = Plan.read(where) or plan
+        done = frozen.done(where)
+        with _told_how_to_go_on(where, frozen):
+            _work(where, frozen, panel, windows, done, count, client, progress)
+            lock.check()
+            finish(where, frozen.geometry, attributes, panel, _checksums(frozen, where))
+    return open_store(where)
 
 
 def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
@@ -164,9 +234,16 @@ def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     return checked
 
 
-def _attributes(
-    panel: Panel, windows: WindowIndex, horizons: tuple[int, ...], delay: int, price: str, layout: str
+def lineage(
+    panel: Panel,
+    windows: WindowIndex,
+    horizons: tuple[int, ...],
+    delay: int,
+    price: str,
+    layout: str,
+    chunk: int,
 ) -> dict[str, Any]:
+    """Return the attributes of a store: what it was made from, and how."""
     from pricepix import __version__
 
     return {
@@ -176,160 +253,327 @@ def _attributes(
         "spec": windows.spec.to_dict(),
         "spec_digest": windows.spec.digest,
         "panel_digest": None,
+        "panel_fields": list(panel.fields),
         "windows": len(windows),
+        "instruments": panel.n_instruments,
         "candidates": windows.candidates,
         "drop_counts": dict(windows.counts),
         "schedule": dict(windows.schedule),
         "horizons": list(horizons),
         "delay": delay,
-        "label_price": label_price(panel, price),
+        "label_price": price,
         "layout": layout,
+        "chunk": chunk,
         "tz": panel.tz,
     }
 
 
-def _check_location(store: StoreLike, mode: str) -> None:
+def _shard_windows(shard: int | str | None, panel: Panel, windows: WindowIndex, form: ChunkFormat) -> int:
+    """Windows a shard, a multiple of those a chunk; 0 for no shards."""
+    if shard is None:
+        return 0
+    if isinstance(shard, str):
+        size = parse_size(shard)
+        # What a chunk from the middle comes to tells how many make such an object.
+        middle = max(0, (len(windows) - form.windows) // 2)
+        some = windows[middle : middle + form.windows]
+        each = len(form.encode(render_panel(panel, some, bits=True))) / len(some) * form.windows
+        return max(1, round(size / each)) * form.windows
+    if isinstance(shard, bool) or not isinstance(shard, int) or shard < form.windows:
+        raise ValueError(
+            f"shard={shard!r} is no size of a shard: give a number of windows, at least a chunk's {form.windows}, or a "
+            "size such as '256MB'"
+        )
+    return -(-shard // form.windows) * form.windows
+
+
+def _check_location(where: Location, mode: str) -> None:
     """Refuse what can not be written to, or must not be, before any work is done."""
-    if not isinstance(store, (str, os.PathLike)) or "://" in str(store):
-        return
-    path = Path(store)
-    if path.exists():
-        if not path.is_dir():
+    path = where.path
+    if path is not None:
+        if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} is a file; a store is a folder: give another path")
-        if mode == "create":
-            raise FileExistsError(f"{path} exists already: give another path, or mode='overwrite' to replace it")
-        _check_replaceable(path)
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise NotADirectoryError(f"{parent} is a file, so {path} can not be made below it: give another path")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{parent} is not writable: give another path, or change its permissions")
-
-
-def _check_replaceable(path: Path) -> None:
-    """Overwriting deletes a folder, so it must be one of ours, or empty."""
-    if not any(path.iterdir()):
-        return
-    try:
-        attrs = zarr.open_group(path, mode="r", zarr_format=3).attrs
-        ours = "format_version" in attrs and "spec" in attrs
-    except Exception:
-        ours = False
-    if not ours:
+        parent = path.absolute()
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise NotADirectoryError(
+                f"{parent} is a file, so {path} can not be made below it: give another path"
+            )
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"{parent} is not writable: give another path, or change its permissions")
+    state = _state(where)
+    if state == "foreign":
         raise FileExistsError(
-            f"{path} is not empty and not a pricepix store, so mode='overwrite' will not delete it: give another path"
+            f"{where.name} is not empty and not a pricepix store, so mode={mode!r} will not touch it: give another path"
+        )
+    if mode == "create" and state == "finished":
+        raise FileExistsError(
+            f"{where.name} exists already: give another path, or mode='overwrite' to replace it"
+        )
+    if mode == "create" and state == "unfinished":
+        raise FileExistsError(
+            f"{where.name} holds an unfinished build: mode='resume' goes on with it, mode='overwrite' starts again"
         )
 
 
-def _write_index(group: zarr.Group, panel: Panel, windows: WindowIndex, labels: list[ForwardReturn]) -> None:
-    """Write everything but the images."""
-    codecs: Any = [ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()]
+def _state(where: Location) -> str:
+    """``absent`` (or empty), ``finished``, ``unfinished`` or ``foreign``."""
+    content = where.get(ROOT)
+    if content is not None:
+        try:
+            attributes = json.loads(bytes(content))["attributes"]
+            if "format_version" in attributes and "spec" in attributes:
+                return "finished" if attributes.get("complete") else "unfinished"
+        except (ValueError, KeyError, TypeError):
+            pass
+        return "unfinished" if where.get(f"{BUILD}/plan.json") is not None else "foreign"
+    found = {key.partition("/")[0] for key in _first_keys(where)}
+    if not found:
+        return "absent"
+    # A build that was killed before its group's document was there, or while it removed the store before it.
+    return "unfinished" if BUILD in found else "foreign"
 
-    def put(name: str, values: Any, fill: Any, attributes: Mapping[str, Any] | None = None) -> None:
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=(min(_INDEX_CHUNK, max(1, len(values))) if name == "instruments" else _INDEX_CHUNK,),
-            dtype=str if name == "instruments" else values.dtype,
-            compressors=codecs,
-            fill_value=fill,
-            dimension_names=("instrument" if name == "instruments" else "window",),
-            attributes=dict(attributes or {}),
+
+def _first_keys(where: Location) -> Iterator[str]:
+    """Keys but the lock's: all of a folder's first level, of other places as few as tell what they are."""
+    if where.path is not None:
+        if where.path.exists():
+            for entry in where.path.iterdir():
+                if entry.name != BUILD or any(inside.name != "lock" for inside in entry.iterdir()):
+                    yield entry.name
+        return
+    if any(key != LOCK for key in where.list(BUILD)):
+        yield BUILD
+    yield from (key for key in where.list() if not key.startswith(BUILD))
+
+
+def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str) -> ImageStore | None:
+    """Freeze the plan into the store, or check it against the one there; return the store if it is finished."""
+    state = _state(where)
+    if mode == "resume" and state == "finished":
+        settle(where)
+        _check_finished(where, plan)
+        return open_store(where)
+    if mode == "resume" and state == "unfinished":
+        theirs = Plan.read(where)
+        if theirs is not None:
+            plan.check_same(theirs, where)
+            if where.get(ROOT) is not None:
+                return None
+    if state != "absent":
+        # The group's document goes first: without it nothing is taken for a store.
+        where.delete(ROOT)
+        where.delete_all(keep=LOCK)
+    for key, content in plan.geometry.documents({**attributes, "complete": False}).items():
+        where.put(key, content)
+    plan.write(where)
+    return None
+
+
+def _check_finished(where: Location, plan: Plan) -> None:
+    """Refuse to take another store for the one that this build would give."""
+    attrs = open_store(where).attrs
+    for name, mine in (
+        ("panel_digest", plan.panel_digest),
+        ("spec_digest", plan.spec_digest),
+        ("layout", plan.layout),
+        ("chunk", plan.chunk),
+        ("shard", plan.shard),
+        ("horizons", list(plan.horizons)),
+        ("delay", plan.delay),
+        ("label_price", plan.label_price),
+        ("windows", plan.windows),
+    ):
+        theirs = attrs.get(name, 0 if name == "shard" else None)
+        if theirs != mine:
+            raise ValueError(
+                f"store {where.name} is finished, and was not made from this: {name} is {mine} here, {theirs} there. "
+                "pricepix.append(store, panel) adds later bars; mode='overwrite' builds it anew"
+            )
+
+
+@contextmanager
+def _told_how_to_go_on(where: Location, plan: Plan) -> Iterator[None]:
+    """Say in every error, and in an interruption, what is done and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            done, of = len(plan.done(where)), sum(1 for _ in plan.tasks())
+        except Exception:
+            raise error from None
+        advice = (
+            f"the build of store {where.name} stopped with {done} of {of} partitions done; the same call with "
+            "mode='resume' goes on from there"
         )
-        array[:] = values
+        if isinstance(error, OSError) and error.errno is not None:
+            raise type(error)(error.errno, f"{error.strerror}: {advice}", error.filename) from error
+        error.add_note(advice)
+        raise
 
-    put("instruments", panel.instruments.astype(object), "")
-    put("instrument_index", windows.instrument, 0)
-    put("time", windows.time, 0, TIME_ATTRIBUTES)
-    for label in labels:
-        put(f"ret_{label.horizon}", label.value, np.nan)
-        put(f"exit_time_{label.horizon}", label.exit_time, NO_TIME, TIME_ATTRIBUTES)
+
+def _work(
+    where: Location,
+    plan: Plan,
+    panel: Panel,
+    windows: WindowIndex,
+    done: Mapping[Task, Any],
+    workers: int,
+    client: Client | None,
+    progress: bool,
+) -> None:
+    """Do what is left of a plan."""
+    left = [task for task in plan.tasks() if task not in done]
+    chunk, n = plan.chunk, plan.windows
+
+    def windows_of(task: Task) -> int:
+        return min(n, task.last * chunk) - task.first * chunk if task.kind == "images" else 0
+
+    total = sum(map(windows_of, left))
+    with tqdm(
+        total=n, initial=n - total, desc=f"render {os.path.basename(where.name)}", unit="img", unit_scale=True,
+        disable=not progress,
+    ) as bar:  # fmt: skip
+        if client is not None:
+            from pricepix.distribute import run_on
+
+            finished: Iterable[Task] = run_on(client, where, plan, panel, windows, left)
+        else:
+            painter = Painter(where, plan.geometry, windows, plan.delay, plan.label_price)
+            finished = run_here(painter, left, workers)
+        for task in finished:
+            bar.update(windows_of(task))
+
+
+def perform(painter: Painter, task: Task) -> Task:
+    """Do one piece of work and note that it is done."""
+    checks = (
+        painter.write_index(task.first) if task.kind == "index" else painter.images(task.first, task.last)
+    )
+    painter.where.put(task.key, checks.astype("<u4").tobytes())
+    return task
+
+
+def run_here(painter: Painter, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+    """Do work on threads of this process, or in the calling one for no `workers`; yield what is done."""
+    if workers == 0:
+        for task in tasks:
+            yield perform(painter, task)
+        return
+    with ThreadPoolExecutor(workers, "pricepix-write") as writers:
+        painter.writers = writers
+        try:
+            yield from in_threads(lambda task: perform(painter, task), tasks, workers)
+        finally:
+            painter.writers = None
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """Yield ``work(item)`` as they end, with at most `workers` begun; an error or an interruption begins no more."""
+    with ThreadPoolExecutor(workers, "pricepix-draw") as pool:
+        pending: set[Future[R]] = set()
+        try:
+            for item in items:
+                if len(pending) >= workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                pending.add(pool.submit(work, item))
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
+    """Gather the checksums of all partitions, in the order of ``Geometry.arrays``, the last three left open."""
+    done = plan.done(where)
+    missing = [task for task in plan.tasks() if task not in done]
+    if missing:
+        named = ", ".join(f"{t.kind} chunks {t.first} to {t.last - 1}" for t in missing[:5])
+        raise ValueError(
+            f"{len(missing)} partitions of store {where.name} are not done ({named}): build it again with mode='resume'"
+        )
+    geometry = plan.geometry
+    slices = geometry.checksum_slices()
+    found = np.zeros(sum(count for _, count in geometry.arrays()), np.uint32)
+    for task, checks in done.items():
+        if task.kind == "images":
+            found[slices["images"]][task.first : task.last] = checks
+        else:
+            for column, check in zip(geometry.columns, checks, strict=True):
+                found[slices[column.name]][task.first] = check
+    return found
+
+
+def last_objects(
+    geometry: Geometry, attributes: Mapping[str, Any], panel: Panel, checks: NDArray[np.uint32]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the objects that make chunks a store, and the group's document, which declares it complete."""
+    stored = {
+        "instruments": encode_strings(panel.instruments),
+        "instrument_rows": seal(np.diff(panel.offsets).astype("<i8")),
+        "instrument_digest": seal(panel.instrument_digests.astype("<u8")),
+    }
+    slices = geometry.checksum_slices()
+    for name, content in stored.items():
+        checks[slices[name]] = int.from_bytes(content[-4:], "little")
+    stored[CHECKSUMS] = seal(checks.astype("<u4"))
+    attributes = {
+        **attributes,
+        "panel_digest": panel.digest,
+        "checksums_digest": checksums_digest(checks),
+        "complete": True,
+    }
+    documents = geometry.documents(attributes)
+    root = json.loads(documents.pop(ROOT))
+    return {**documents, **{chunk_key(name, 0): content for name, content in stored.items()}}, root
+
+
+def finish(
+    where: Location,
+    geometry: Geometry,
+    attributes: Mapping[str, Any],
+    panel: Panel,
+    checks: NDArray[np.uint32],
+) -> None:
+    """Write what is left; the last write declares the store complete."""
+    objects, root = last_objects(geometry, attributes, panel, checks)
+    for key, content in objects.items():
+        where.put(key, content)
+    where.put(ROOT, dump(root))
+    where.delete_all(BUILD, keep=LOCK)
 
 
 def _in_memory(
-    panel: Panel,
-    windows: WindowIndex,
-    labels: list[ForwardReturn],
-    attributes: dict[str, Any],
-    chunks: ChunkFormat,
-    threads: int | None,
+    panel: Panel, windows: WindowIndex, attributes: dict[str, Any], threads: int | None
 ) -> ImageStore:
     """Render into one array whose slices are the chunks of a Zarr group in memory."""
     n = len(windows)
-    keys: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(keys), zarr_format=3, attributes={**attributes, "compressed": False})
-    count = -(-n // chunks.windows)
-    chunks.create_array(group, n)
-    if chunks.layout == "uint8":
-        pixels = np.empty((count * chunks.windows, chunks.height, chunks.width), np.uint8)
+    form = ChunkFormat(attributes["layout"], *windows.spec.shape, attributes["chunk"], compressed=False)
+    geometry = Geometry(form, n, panel.n_instruments, tuple(attributes["horizons"]))
+    # Hashing the panel costs as much as drawing it; nobody needs to recognise the bars of a store in memory.
+    documents = geometry.documents({**attributes, "compressed": False, "complete": True})
+    keys: dict[str, Any] = {key: cpu.Buffer.from_bytes(content) for key, content in documents.items()}
+    where = ZarrObjects(MemoryStore(keys), "memory")
+    count = form.chunks(n)
+    if form.layout == "uint8":
+        pixels = np.empty((count * form.windows, form.height, form.width), np.uint8)
         render_panel(panel, windows, out=pixels[:n], threads=threads)
         pixels[n:] = 0
-        parts = pixels.reshape(count, -1)
+        parts: Any = pixels.reshape(count, -1)
     else:
         bits = render_panel(panel, windows, bits=True, threads=threads)
         parts = [
-            np.frombuffer(chunks.encode(bits[a : a + chunks.windows]), np.uint8) for a in range(0, n, chunks.windows)
+            np.frombuffer(form.encode(bits[a : a + form.windows]), np.uint8)
+            for a in range(0, n, form.windows)
         ]
     for i in range(count):
-        keys[f"images/c/{i}/0/0"] = cpu.Buffer.from_array_like(parts[i])
-    _write_index(group, panel, windows, labels)
-    # Hashing the panel costs as much as drawing it; nobody needs to recognise the bars of a store in memory.
-    group.attrs["complete"] = True
-    return ImageStore(group, "memory")
-
-
-def _on_disk(
-    panel: Panel,
-    windows: WindowIndex,
-    labels: list[ForwardReturn],
-    attributes: dict[str, Any],
-    chunks: ChunkFormat,
-    threads: int | None,
-    store: StoreLike,
-    progress: bool,
-) -> ImageStore:
-    """Render, compress and write partitions on worker threads, then declare the store complete."""
-    n = len(windows)
-    workers = threads or os.cpu_count() or 1
-    if isinstance(store, (str, os.PathLike)) and "://" not in str(store) and Path(store).exists():
-        shutil.rmtree(store)
-    attributes["panel_digest"] = panel.digest
-    group = zarr.create_group(store, zarr_format=3, attributes=attributes, overwrite=True)
-    images = chunks.create_array(group, n)
-    _write_index(group, panel, windows, labels)
-
-    def draw(part: Partition) -> int:
-        bits = np.empty((part.last - part.first, chunks.packed_bytes), np.uint8)
-        reason = np.empty(len(bits), np.uint8)
-        row = windows.row[part.first : part.last]
-        render_rows(panel, row, windows.spec, bits, bits=True, reason=reason, threads=1)
-        for i in range(0, len(bits), chunks.windows):
-            key = f"{images.path}/c/{part.first_chunk + i // chunks.windows}/0/0".lstrip("/")
-            stored = cpu.Buffer.from_bytes(chunks.encode(bits[i : i + chunks.windows]))
-            sync(group.store.set(key, stored))
-        return len(bits)
-
-    with (
-        tqdm(total=n, desc=f"render {Path(str(store)).name}", unit="img", unit_scale=True, disable=not progress) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        pending: set[Future[int]] = set()
-        try:
-            for part in partitions(n, chunks.windows, chunks.packed_bytes, at_least=4 * workers):
-                if len(pending) >= workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    bar.update(sum(future.result() for future in done))
-                pending.add(pool.submit(draw, part))
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                bar.update(sum(future.result() for future in done))
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
-    group.attrs["complete"] = True
-    with numcodecs_allowed():
-        zarr.consolidate_metadata(group.store)
-    return open_store(store)
+        keys[chunk_key("images", i)] = cpu.Buffer.from_array_like(parts[i])
+    painter = Painter(where, geometry, windows, attributes["delay"], attributes["label_price"])
+    for i in range(geometry.index_chunks):
+        painter.write_index(i)
+    where.put(chunk_key("instruments", 0), encode_strings(panel.instruments, compressed=False))
+    return ImageStore(where, json.loads(documents[ROOT]))

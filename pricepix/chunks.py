@@ -1,19 +1,21 @@
-"""How images lie in a store: chunk geometry, the two layouts, and chunks to bytes and back.
+"""How images lie in a store: chunk geometry, the two layouts, shards, and chunks to bytes and back.
 
-Chunks are encoded and decoded here rather than through zarr-python, which packs and unpacks bits several
-times slower; the bytes are exactly what its codec pipeline for the same array writes and reads.
+Chunks are encoded and decoded here rather than through zarr-python, which packs and unpacks bits several times
+slower; what is written is exactly what its codec pipeline for the same array reads.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import google_crc32c
 import numpy as np
+from numcodecs import blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
@@ -21,24 +23,74 @@ from pricepix.render import kernels, widen
 
 LAYOUTS: Final = ("uint8", "bits")
 ZSTD_LEVEL: Final = 1
-# About 16 MB of pixels: large enough that per-chunk costs vanish, small enough to shuffle and to stream.
-_CHUNK_PIXELS: Final = 1 << 24
+# Bytes of a chunk before compression: large enough that per-chunk costs vanish, small enough to shuffle and to
+# stream. In layout bits 16384 images of 64x60: a day's neighbour of an image then mostly lies in the same chunk,
+# within zstd's window, which makes 110 bytes an image where 4096 make 120.
+_CHUNK_BYTES: Final = {"uint8": 1 << 24, "bits": 1 << 23}
 _CHUNK_WINDOWS: Final = (64, 1 << 15)
+_EMPTY: Final = np.uint64(2**64 - 1)
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?")
+_UNITS: Final = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+Content = bytes | bytearray | memoryview
+
+# Threads are ours: a chunk is one Blosc block, and Blosc's own pool would only add locks.
+blosc.use_threads = False
 
 
-def default_chunk(height: int, width: int) -> int:
-    """Windows a chunk: the power of two that makes about 16 MB of pixels, 4096 for 64x60."""
-    windows = 1 << max(0, (_CHUNK_PIXELS // (height * width)).bit_length() - 1)
+def default_chunk(height: int, width: int, layout: str = "uint8") -> int:
+    """Windows a chunk, a power of two: 4096 of 64x60 in layout ``uint8`` (16 MB), 16384 in ``bits`` (8 MB)."""
+    image = height * width if layout == "uint8" else (height * width + 7) // 8
+    windows = 1 << max(0, (_CHUNK_BYTES[layout] // image).bit_length() - 1)
     return min(max(windows, _CHUNK_WINDOWS[0]), _CHUNK_WINDOWS[1])
+
+
+def parse_size(value: str) -> int:
+    """Return the bytes of ``"256MB"``, ``"1GiB"`` and the like."""
+    match = _SIZE.fullmatch(value.strip())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError(f"{value!r} is not a size: give a number with a unit, such as '256MB' or '1GiB'")
+    return size
 
 
 @contextmanager
 def numcodecs_allowed() -> Iterator[None]:
-    """Silence zarr's warning that ``numcodecs.packbits`` is outside its v3 core; our format states it."""
+    """Silence zarr's warning that ``numcodecs.packbits`` is outside the Zarr v3 core; our format states it."""
     with warnings.catch_warnings():
-        for message in ("Numcodecs codecs are not in", "Consolidated metadata is currently not part"):
-            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message="Numcodecs codecs are not in the Zarr version 3", category=UserWarning
+        )
+        warnings.filterwarnings(
+            "ignore", message="Consolidated metadata is currently not part", category=UserWarning
+        )
         yield
+
+
+def seal(raw: NDArray[Any]) -> bytes:
+    """Compress bytes with zstd and put their crc32c behind."""
+    return _checked(bytes(Zstd(level=ZSTD_LEVEL).encode(raw)))
+
+
+def unseal(stored: Content) -> Any:
+    """Check the crc32c and decompress what ``seal`` made; ValueError if it is damaged."""
+    return Zstd().decode(_body(stored))
+
+
+def checksum(stored: Content) -> int:
+    """Return the crc32c that a stored chunk carries in its last four bytes, -1 if it has not even those."""
+    return int.from_bytes(memoryview(stored)[-4:], "little") if len(stored) >= 4 else -1
+
+
+def _checked(body: bytes) -> bytes:
+    return body + google_crc32c.value(body).to_bytes(4, "little")
+
+
+def _body(stored: Content) -> memoryview:
+    body = memoryview(stored)[:-4]
+    if len(stored) < 5 or google_crc32c.value(bytes(body)) != checksum(stored):
+        raise ValueError("checksum mismatch")
+    return body
 
 
 @dataclass(frozen=True)
@@ -53,6 +105,8 @@ class ChunkFormat:
         Images a chunk. The last chunk of an array is filled up with blank images, as Zarr does.
     compressed : bool
         In-memory stores keep their chunks raw, so that they are the rendered array itself.
+    shard : int
+        Images a shard, a multiple of `windows`; 0 for one object a chunk.
     """
 
     layout: str
@@ -60,29 +114,63 @@ class ChunkFormat:
     width: int
     windows: int
     compressed: bool = True
+    shard: int = 0
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of one image in column bits."""
         return (self.height * self.width + 7) // 8
 
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of a chunk before compression."""
+        pixels = self.windows * self.height * self.width
+        return 1 + (pixels + 7) // 8 if self.layout == "bits" else pixels
+
+    @property
+    def object_windows(self) -> int:
+        """Images an object of the store: of a shard, or of a chunk where there are no shards."""
+        return self.shard or self.windows
+
+    @property
+    def typesize(self) -> int:
+        """Bytes a pixel column where columns are whole bytes, else 1.
+
+        Shuffling by it brings the first bytes of all columns together, then the second ones, and so on. That
+        compresses 64x60 images to 120 bytes where unshuffled columns take 155, and both ways 1.5 times faster.
+        """
+        return self.height // 8 if self.height % 8 == 0 and self.height // 8 <= 16 else 1
+
+    def chunks(self, n: int) -> int:
+        """Chunks that `n` windows take."""
+        return -(-n // self.windows)
+
     def create_array(self, group: Any, n: int) -> Any:
         """Create the zarr array ``images`` of `n` windows in `group`."""
-        from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
         with numcodecs_allowed():
             filters: list[Any] | None = None
+            compressor: Any = ZstdCodec(level=ZSTD_LEVEL)
             if self.layout == "bits":
                 from zarr.codecs.numcodecs import PackBits
 
                 filters = [TransposeCodec(order=(0, 2, 1)), PackBits()]
+                compressor = BloscCodec(
+                    cname="zstd",
+                    clevel=ZSTD_LEVEL,
+                    shuffle="shuffle" if self.typesize > 1 else "noshuffle",
+                    typesize=self.typesize,
+                    blocksize=self.raw_bytes,
+                )
             return group.create_array(
                 "images",
                 shape=(n, self.height, self.width),
                 chunks=(self.windows, self.height, self.width),
+                shards=(self.shard, self.height, self.width) if self.shard else None,
                 dtype="bool" if self.layout == "bits" else "uint8",
                 filters=filters,
-                compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()] if self.compressed else None,
+                compressors=[compressor, Crc32cCodec()] if self.compressed else None,
                 fill_value=False if self.layout == "bits" else 0,
                 dimension_names=("window", "y", "x"),
             )
@@ -94,25 +182,28 @@ class ChunkFormat:
         else:
             raw = np.zeros((self.windows, self.height, self.width), np.uint8)
             widen(bits, self.height, self.width, raw[: len(bits)])
-        return self._seal(raw)
+        if not self.compressed:
+            return raw.tobytes()
+        if self.layout == "uint8":
+            return seal(raw)
+        shuffle = blosc.SHUFFLE if self.typesize > 1 else blosc.NOSHUFFLE
+        codec = blosc.Blosc("zstd", ZSTD_LEVEL, shuffle, blocksize=self.raw_bytes, typesize=self.typesize)
+        return _checked(bytes(codec.encode(raw)))
 
-    def decode(
-        self, stored: bytes | memoryview, n: int, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
+    def decode(self, stored: Content, n: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Return the first `n` images of a chunk as uint8 (n, height, width)."""
         if self.layout == "bits":
             return widen(self.decode_bits(stored, n), self.height, self.width, out)
-        pixels = self._open(stored, self.windows * self.height * self.width)
-        pixels = pixels.reshape(self.windows, self.height, self.width)[:n]
+        pixels = self._open(stored).reshape(self.windows, self.height, self.width)[:n]
         if out is None:
             return pixels
         out[:] = pixels
         return out
 
-    def decode_bits(self, stored: bytes | memoryview, n: int) -> NDArray[np.uint8]:
+    def decode_bits(self, stored: Content, n: int) -> NDArray[np.uint8]:
         """Return the first `n` images of a chunk of layout ``bits`` as column bits (n, packed_bytes)."""
         pixels = self.height * self.width
-        raw = self._open(stored, 1 + (self.windows * pixels + 7) // 8)[1:]
+        raw = self._open(stored)[1:]
         if pixels % 8 == 0:
             return raw.reshape(self.windows, self.packed_bytes)[:n]
         bits = np.empty((n, self.packed_bytes), np.uint8)
@@ -122,29 +213,38 @@ class ChunkFormat:
     def _pack(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Lay images end to end, bit by bit, behind the byte in which PackBits counts its padding."""
         pixels = self.height * self.width
-        total = self.windows * pixels
-        raw = np.zeros(1 + (total + 7) // 8, np.uint8)
-        raw[0] = -total % 8
+        raw = np.zeros(self.raw_bytes, np.uint8)
+        raw[0] = -(self.windows * pixels) % 8
         if pixels % 8 == 0:
             raw[1 : 1 + bits.size] = bits.reshape(-1)
         else:
             kernels.join_bits(bits, pixels, raw[1:])
         return raw
 
-    def _seal(self, raw: NDArray[np.uint8]) -> bytes:
-        if not self.compressed:
-            return raw.tobytes()
-        compressed = bytes(Zstd(level=ZSTD_LEVEL).encode(raw))
-        return compressed + google_crc32c.value(compressed).to_bytes(4, "little")
-
-    def _open(self, stored: bytes | memoryview, expected: int) -> NDArray[np.uint8]:
+    def _open(self, stored: Content) -> NDArray[np.uint8]:
         if self.compressed:
-            body = memoryview(stored)[:-4]
-            checksum = int.from_bytes(memoryview(stored)[-4:], "little")
-            if len(stored) < 5 or google_crc32c.value(bytes(body)) != checksum:
-                raise ValueError("checksum mismatch")
-            stored = Zstd().decode(body)
+            body = _body(stored)
+            stored = Zstd().decode(body) if self.layout == "uint8" else blosc.Blosc().decode(body)
         raw = np.frombuffer(stored, np.uint8)
-        if len(raw) != expected:
-            raise ValueError(f"{len(raw)} bytes after decompression, expected {expected}")
+        if len(raw) != self.raw_bytes:
+            raise ValueError(f"{len(raw)} bytes after decompression, expected {self.raw_bytes}")
         return raw
+
+    @property
+    def shard_index_bytes(self) -> int:
+        """Bytes of the index at the end of a shard: offset and length of every chunk, and a crc32c."""
+        return 16 * (self.shard // self.windows) + 4
+
+    def shard_index(self, chunks: Sequence[Content]) -> bytes:
+        """Return the index of a shard that holds these chunks, from its first one on."""
+        index = np.full((self.shard // self.windows, 2), _EMPTY, "<u8")
+        lengths = np.array([len(chunk) for chunk in chunks], np.uint64)
+        index[: len(chunks), 0] = np.cumsum(lengths) - lengths
+        index[: len(chunks), 1] = lengths
+        return _checked(index.tobytes())
+
+    def parse_shard_index(self, stored: Content) -> NDArray[np.uint64]:
+        """Return offset and length of each chunk of a shard, uint64 (chunks, 2), 2**64 - 1 where there is none."""
+        if len(stored) != self.shard_index_bytes:
+            raise ValueError(f"an index of {len(stored)} bytes, expected {self.shard_index_bytes}")
+        return np.frombuffer(_body(stored), "<u8").reshape(-1, 2)

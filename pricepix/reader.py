@@ -13,9 +13,8 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -209,15 +208,10 @@ class BatchReader:
         self._chunk = store.chunk_format.windows
         self._pool: NDArray[np.uint8] | None = None
         self._epoch = 0
-        self._read = _chunk_source(store)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The pool is read again where the reader goes; the source is rebuilt from the store.
-        return self.__dict__ | {"_pool": None, "_read": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._read = _chunk_source(self.store)
+        # The pool is read again where the reader goes.
+        return self.__dict__ | {"_pool": None}
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every rank and worker."""
@@ -406,16 +400,14 @@ class BatchReader:
         """Wanted images of a chunk: packed, or as pixels where a uint8 store is read in order."""
         form = self.store.chunk_format
         n = min(self._chunk, len(self.store) - part.chunk * self._chunk)
+        stored = self.store.chunk_bytes(part.chunk)
         try:
-            stored = self._read(part.chunk)
             if self._columns_first:
                 bits = form.decode_bits(stored, n)
                 return bits if len(part.rows) == n else bits[part.rows]
             pixels = form.decode(stored, n)
         except (ValueError, RuntimeError) as error:
-            if isinstance(error, _ChunkError):
-                raise
-            raise _ChunkError(
+            raise ValueError(
                 f"chunk {self.store.chunk_key(part.chunk)} of store {self.store.location} is damaged "
                 f"({error}): restore or rebuild it"
             ) from error
@@ -448,28 +440,6 @@ class BatchReader:
                 kernels.unpack_words(source, chosen, _TABLE, flat.view(np.uint64))
             else:
                 kernels.unpack_pixels(source, chosen, flat)
-
-
-class _ChunkError(ValueError):
-    """A chunk that is missing or damaged."""
-
-
-def _chunk_source(store: ImageStore) -> Callable[[int], Any]:
-    """Return what reads a chunk's bytes: the file itself for a store in a folder, else the store."""
-    root = getattr(store.images.store, "root", None)
-    if not isinstance(root, Path):
-        return store.chunk_bytes
-    folder = root / store.images.store_path.path if store.images.store_path.path else root
-
-    def read(chunk: int) -> bytes:
-        try:
-            return (folder / "c" / str(chunk) / "0" / "0").read_bytes()
-        except FileNotFoundError:
-            raise _ChunkError(
-                f"chunk {store.chunk_key(chunk)} of store {store.location} is missing: restore or rebuild it"
-            ) from None
-
-    return read
 
 
 def _without(sequence: Sequence[_Part], first: int, total: int) -> list[_Part]:

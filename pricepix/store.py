@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 
-from pricepix.chunks import ChunkFormat, numcodecs_allowed
-from pricepix.render.api import render_rows
+from pricepix import document
+from pricepix.chunks import ChunkFormat, Content, checksum, numcodecs_allowed
+from pricepix.commit import settle, staged
+from pricepix.document import ROOT, Column, Geometry, chunk_key
+from pricepix.location import Folder, Location, StoreLike
+from pricepix.lock import WriteLock
+from pricepix.render import widen
 from pricepix.spec import ImageSpec
 from pricepix.times import to_series
 
@@ -26,13 +29,26 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
-    from pricepix.panel import Panel
+    from pricepix.verify import VerifyReport
 
 FORMAT_VERSION: Final = 1
-TIME_ATTRIBUTES: Final = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
-_REQUIRED: Final = ("spec", "spec_digest", "panel_digest", "horizons", "delay", "layout", "windows", "drop_counts")
-
-StoreLike = str | PathLike[str] | zarr.abc.store.Store
+HISTORY: Final = "_appends.json"
+"""Object in which appends tell readers of earlier states what they left alone."""
+_REQUIRED: Final = (
+    *(
+        "spec",
+        "spec_digest",
+        "panel_digest",
+        "horizons",
+        "delay",
+        "layout",
+        "chunk",
+        "windows",
+        "instruments",
+    ),
+    "drop_counts",
+)
+_THREADS: Final = 4
 
 
 class ImageStore:
@@ -40,40 +56,38 @@ class ImageStore:
 
     Windows are ordered by (time, instrument) and counted from 0; ``len(store)`` is their number. Open one with
     ``open_store``.
+
+    Everything that is read is compared with the store's checksums: a chunk that is missing, damaged or in another's
+    place is an error that names it. What is open stays as it was opened: if the store is appended to meanwhile,
+    images that the append left alone can still be read, and anything else is an error that says so.
     """
 
-    def __init__(self, group: zarr.Group, location: str) -> None:
-        self._group = group
-        self.location = location
+    def __init__(self, where: Location, root: Mapping[str, Any]) -> None:
+        self.where = where
+        """The store's objects."""
+        self.location = where.name
         """Path or URL of the store, ``memory`` for one that lives in memory."""
-        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.attrs: dict[str, Any] = dict(root["attributes"])
         """The group's attributes: format version, spec, digests, horizons, drop counts and lineage."""
-        _check_attributes(self.attrs, location)
+        self._pending = self.attrs.pop("pending", None) is not None
         self.spec = ImageSpec.from_dict(self.attrs["spec"])
-        self._check_arrays()
+        self.horizons: tuple[int, ...] = tuple(self.attrs["horizons"])
+        """Horizons, in bars, of the forward returns in this store."""
+        self.chunk_format = ChunkFormat(
+            self.layout,
+            *self.spec.shape,
+            int(self.attrs["chunk"]),
+            compressed=bool(self.attrs.get("compressed", True)),
+            shard=int(self.attrs.get("shard", 0)),
+        )
+        """How the image chunks are encoded."""
+        self.geometry = Geometry(self.chunk_format, len(self), int(self.attrs["instruments"]), self.horizons)
+        """Which arrays there are, and how many chunks each."""
 
-    def _check_arrays(self) -> None:
-        n = int(self.attrs["windows"])
-        expected: dict[str, tuple[int, ...]] = {
-            "images": (n, *self.spec.shape),
-            "instrument_index": (n,),
-            "time": (n,),
-            **{f"ret_{h}": (n,) for h in self.horizons},
-            **{f"exit_time_{h}": (n,) for h in self.horizons},
-        }
-        with numcodecs_allowed():
-            members = dict(self._group.arrays())
-        for name, shape in expected.items():
-            if name not in members:
-                raise ValueError(f"store {self.location} has no array {name!r}: it is truncated or foreign; rebuild it")
-            if members[name].shape != shape:
-                raise ValueError(
-                    f"array {name!r} of store {self.location} has shape {members[name].shape}, but its attributes "
-                    f"say {shape}: it is truncated; rebuild it"
-                )
-        if "instruments" not in members:
-            raise ValueError(f"store {self.location} has no array 'instruments': it is truncated; rebuild it")
-        self._arrays = members
+    def __getstate__(self) -> dict[str, Any]:
+        # What was read is read again where the store goes.
+        cached = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {k: v for k, v in self.__dict__.items() if k not in cached or k == "checksums"}
 
     def __len__(self) -> int:
         return int(self.attrs["windows"])
@@ -82,18 +96,24 @@ class ImageStore:
         height, width = self.spec.shape
         return (
             f"ImageStore({self.location}: {len(self):,} images {height}x{width}, "
-            f"{len(self.instruments):,} instruments, horizons {self.horizons}, layout {self.layout})"
+            f"{self.geometry.instruments:,} instruments, horizons {self.horizons}, layout {self.layout})"
         )
 
-    @property
+    @cached_property
     def images(self) -> zarr.Array[Any]:
-        """The zarr array ``images`` (n, height, width): uint8 0/255, or bool in layout ``bits``."""
-        return self._arrays["images"]
+        """The zarr array ``images`` (n, height, width): uint8 0/255, or bool in layout ``bits``.
 
-    @property
-    def horizons(self) -> tuple[int, ...]:
-        """Horizons, in bars, of the forward returns in this store."""
-        return tuple(self.attrs["horizons"])
+        Reads through it are zarr-python's own: a missing chunk is blank there. ``read`` checks more and is faster.
+        """
+        if self._pending:
+            raise ValueError(
+                f"an append to store {self.location} was stopped while it moved chunks into place: run "
+                "pricepix.append(store, panel) to end it; store.read works meanwhile"
+            )
+        with numcodecs_allowed():
+            array = zarr.open_group(self.where.zarr_store(), mode="r", zarr_format=3)["images"]
+        assert isinstance(array, zarr.Array)
+        return array
 
     @property
     def delay(self) -> int:
@@ -111,34 +131,37 @@ class ImageStore:
         return self.attrs.get("tz")
 
     @cached_property
-    def chunk_format(self) -> ChunkFormat:
-        """How the image chunks are encoded."""
-        return ChunkFormat(
-            self.layout, *self.spec.shape, self.images.chunks[0], compressed=bool(self.attrs.get("compressed", True))
-        )
-
-    @cached_property
     def instruments(self) -> NDArray[np.str_]:
         """Names of the panel's instruments; ``instrument_index`` points into them."""
-        return np.array(self._arrays["instruments"][:].tolist(), dtype=np.str_)
+        return self._whole("instruments", None)
 
     @cached_property
     def instrument_index(self) -> NDArray[np.int32]:
         """int32 (n,): the instrument of each window."""
-        return np.asarray(self._arrays["instrument_index"][:])
+        return self.column("instrument_index")
 
     @cached_property
     def time(self) -> NDArray[np.int64]:
         """int64 (n,) nanoseconds: the time of each window's last bar."""
-        return np.asarray(self._arrays["time"][:])
+        return self.column("time")
 
     def returns(self, horizon: int) -> NDArray[np.float32]:
         """float32 (n,): the forward return over `horizon` bars, NaN where it is not known."""
-        return np.asarray(self._arrays[f"ret_{self._known_horizon(horizon)}"][:])
+        return self.column(f"ret_{self._known_horizon(horizon)}")
 
     def exit_time(self, horizon: int) -> NDArray[np.int64]:
         """int64 (n,) nanoseconds: when that return is realised; the smallest int64 where it never is."""
-        return np.asarray(self._arrays[f"exit_time_{self._known_horizon(horizon)}"][:])
+        return self.column(f"exit_time_{self._known_horizon(horizon)}")
+
+    @cached_property
+    def instrument_rows(self) -> NDArray[np.int64]:
+        """int64 (instruments,): panel rows of each instrument that the store was made from."""
+        return self._whole("instrument_rows", "<i8")
+
+    @cached_property
+    def instrument_digest(self) -> NDArray[np.uint64]:
+        """uint64 (instruments, 2): the digest of those rows, as in ``Panel.instrument_digests``."""
+        return self._whole("instrument_digest", "<u8").reshape(-1, 2)
 
     def _known_horizon(self, horizon: int) -> int:
         if horizon not in self.horizons:
@@ -153,7 +176,9 @@ class ImageStore:
     def index(self) -> pl.DataFrame:
         """One row a window: instrument, time, and ret_<h> and exit_time_<h> for every horizon h."""
         columns: dict[str, Any] = {
-            "instrument": pl.Series(self.instruments.astype(object), dtype=pl.String).gather(self.instrument_index),
+            "instrument": pl.Series(self.instruments.astype(object), dtype=pl.String).gather(
+                self.instrument_index
+            ),
             "time": to_series(self.time, self.tz),
         }
         for h in self.horizons:
@@ -161,6 +186,114 @@ class ImageStore:
         for h in self.horizons:
             columns[f"exit_time_{h}"] = to_series(self.exit_time(h), self.tz)
         return pl.DataFrame(columns)
+
+    # ------------------------------------------------------------------------------------------- objects
+
+    @property
+    def checked(self) -> bool:
+        """Whether chunks have checksums; those of a store in memory have not."""
+        return self.chunk_format.compressed
+
+    @cached_property
+    def checksums(self) -> NDArray[np.uint32]:
+        """uint32 (chunks of all arrays,): the crc32c of every chunk, in the order of ``geometry.arrays()``."""
+        if not self.checked:
+            return np.zeros(0, np.uint32)
+        key = chunk_key(document.CHECKSUMS, 0)
+        found = self._decoded(document.CHECKSUMS, "<u4", key, self._fetch(key))
+        if document.checksums_digest(found) != self.attrs["checksums_digest"]:
+            raise self._wrong(key, "its digest is not the one in the store's attributes")
+        return found
+
+    @cached_property
+    def _slices(self) -> dict[str, slice]:
+        return self.geometry.checksum_slices()
+
+    def expected_checksum(self, name: str, chunk: int) -> int:
+        """The crc32c that a chunk of an array must have."""
+        return int(self.checksums[self._slices[name].start + chunk])
+
+    def _fetch(self, key: str) -> Content | None:
+        if self._pending:
+            found = self.where.get(staged(key))
+            if found is not None:
+                return found
+        return self.where.get(key)
+
+    def _fetch_range(self, key: str, start: int | None, length: int) -> Content | None:
+        if self._pending:
+            found = self.where.get_range(staged(key), start, length)
+            if found is not None:
+                return found
+        return self.where.get_range(key, start, length)
+
+    def _wrong(self, key: str, why: str) -> ValueError:
+        """The error for an object that is not what it should be: changed on purpose, or damaged."""
+        if self.checked and self._newer() is not None:
+            return ValueError(
+                f"store {self.location} was appended to or rebuilt since it was opened, and {key} changed: open it again"
+            )
+        return ValueError(f"chunk {key} of store {self.location} is {why}: restore or rebuild it")
+
+    def _newer(self) -> ImageStore | None:
+        """The store as it is now, if that is another state."""
+        try:
+            fresh = _open(self.where, try_settle=False)
+        except (ValueError, OSError):
+            return None
+        return fresh if fresh.attrs.get("metadata_digest") != self.attrs.get("metadata_digest") else None
+
+    def _decoded(self, name: str, dtype: Any, key: str, stored: Content | None) -> NDArray[Any]:
+        if stored is None:
+            raise self._wrong(key, "missing")
+        try:
+            return document.decode(name, dtype, stored, compressed=self.checked)
+        except (ValueError, RuntimeError) as error:
+            raise self._wrong(key, f"damaged ({error})") from error
+
+    def index_bytes(self, name: str, chunk: int) -> Content:
+        """Read the stored bytes of a chunk of any array but ``images``, comparing its checksum."""
+        key = chunk_key(name, chunk)
+        stored = self._fetch(key)
+        if stored is None:
+            raise self._wrong(key, "missing")
+        if self.checked and checksum(stored) != self.expected_checksum(name, chunk):
+            raise self._wrong(key, "damaged (checksum mismatch: another chunk, or bytes lost)")
+        return stored
+
+    def _whole(self, name: str, dtype: Any) -> NDArray[Any]:
+        return self._decoded(name, dtype, chunk_key(name, 0), self.index_bytes(name, 0))
+
+    def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Read an array along ``window``, or chunks `first` to `last` of it (``INDEX_CHUNK`` windows each)."""
+        column = next(c for c in self.geometry.columns if c.name == name)
+        last = self.geometry.index_chunks if last is None else last
+        low, high = first * document.INDEX_CHUNK, min(len(self), last * document.INDEX_CHUNK)
+        out = np.empty(max(0, high - low), column.dtype)
+
+        def read(chunk: int) -> None:
+            values = self.column_chunk(column, chunk)
+            at = chunk * document.INDEX_CHUNK - low
+            out[at : at + len(values)] = values
+
+        if last - first < 2 * _THREADS:
+            for chunk in range(first, last):
+                read(chunk)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(read, range(first, last)))
+        return out
+
+    def column_chunk(self, column: Column, chunk: int) -> NDArray[Any]:
+        """Read one chunk of an array along ``window``, without what fills it up."""
+        values = self._decoded(
+            column.name, column.dtype, chunk_key(column.name, chunk), self.index_bytes(column.name, chunk)
+        )
+        if len(values) != document.INDEX_CHUNK:
+            raise self._wrong(chunk_key(column.name, chunk), f"damaged ({len(values)} values)")
+        return values[: min(document.INDEX_CHUNK, len(self) - chunk * document.INDEX_CHUNK)]
+
+    # -------------------------------------------------------------------------------------------- images
 
     def read(self, selection: Any = slice(None), out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """Read images as uint8 0/255, whatever the layout.
@@ -175,7 +308,7 @@ class ImageStore:
         Returns
         -------
         numpy.ndarray
-            uint8 (n, height, width), row 0 at the top.
+            uint8 (n, height, width).
 
         Raises
         ------
@@ -196,32 +329,135 @@ class ImageStore:
         for places in np.split(order, cuts):
             if len(places):
                 chunk = int(chunk_of[places[0]])
-                out[places] = self.read_chunk(chunk)[wanted[places] - chunk * self.chunk_format.windows]
+                out[places] = self.read_chunk(chunk, wanted[places] - chunk * self.chunk_format.windows)
         return out
 
-    def read_chunk(self, chunk: int) -> NDArray[np.uint8]:
-        """Read the images of one chunk, uint8 (up to chunk size, height, width), checking its checksum."""
-        first = chunk * self.chunk_format.windows
-        n = min(self.chunk_format.windows, len(self) - first)
+    def chunk_windows(self, chunk: int) -> int:
+        """Images of a chunk: all but the last are full."""
+        return min(self.chunk_format.windows, len(self) - chunk * self.chunk_format.windows)
+
+    def read_chunk(self, chunk: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Read the images of one chunk, or those at `rows` within it, uint8 (n, height, width)."""
+        form = self.chunk_format
+
+        def pixels(stored: Content) -> NDArray[np.uint8]:
+            if form.layout == "bits" and rows is not None:
+                return widen(
+                    form.decode_bits(stored, self.chunk_windows(chunk))[rows], form.height, form.width
+                )
+            images = form.decode(stored, self.chunk_windows(chunk))
+            return images if rows is None else images[rows]
+
+        return self._decode_chunk(chunk, pixels)
+
+    def _decode_chunk(self, chunk: int, decode: Callable[[Content], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        stored = self.chunk_bytes(chunk)
         try:
-            return self.chunk_format.decode(self.chunk_bytes(chunk), n)
+            return decode(stored)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"chunk {self.chunk_key(chunk)} of store {self.location} is damaged ({error}): restore or rebuild it"
-            ) from error
+            raise self._wrong(self.chunk_key(chunk), f"damaged ({error})") from error
 
     def chunk_key(self, chunk: int) -> str:
-        """Key of an image chunk, relative to the store."""
-        return f"{self.images.path}/c/{chunk}/0/0".lstrip("/")
+        """Key of the object that holds an image chunk, relative to the store."""
+        return chunk_key("images", chunk * self.chunk_format.windows // self.chunk_format.object_windows)
 
-    def chunk_bytes(self, chunk: int) -> memoryview:
-        """Read a chunk's stored bytes; a chunk that is not there is an error, not blank images."""
-        stored = sync(self._group.store.get(self.chunk_key(chunk), default_buffer_prototype()))
-        if stored is None:
-            raise ValueError(
-                f"chunk {self.chunk_key(chunk)} of store {self.location} is missing: restore or rebuild it"
-            )
-        return memoryview(stored.as_numpy_array())
+    def chunk_bytes(self, chunk: int) -> Content:
+        """Read an image chunk's stored bytes and compare its checksum; ``chunk_format`` decodes them.
+
+        Raises
+        ------
+        ValueError
+            If the chunk is missing, is another one, or is damaged. A missing chunk is never blank images.
+        """
+        key = self.chunk_key(chunk)
+        try:
+            stored = self._chunk_in_shard(chunk) if self.chunk_format.shard else self._fetch(key)
+            why = "missing" if stored is None else self._fault(chunk, stored)
+        except ValueError as error:
+            stored, why = None, f"damaged ({error})"
+        if stored is not None and not why:
+            return stored
+        newer = self._newer() if self.checked else None
+        if newer is not None and newer.kept_since(
+            self
+        ) >= chunk * self.chunk_format.windows + self.chunk_windows(chunk):
+            return newer.chunk_bytes(chunk)
+        raise self._wrong(key, why)
+
+    def _fault(self, chunk: int, stored: Content) -> str:
+        if not self.checked or checksum(stored) == self.expected_checksum("images", chunk):
+            return ""
+        return "damaged (checksum mismatch: another chunk, or bytes lost)"
+
+    def _chunk_in_shard(self, chunk: int) -> Content | None:
+        key = self.chunk_key(chunk)
+        form = self.chunk_format
+        per = form.shard // form.windows
+        index = self._shard_indexes.get(chunk // per)
+        if index is None:
+            stored = self._fetch_range(key, None, form.shard_index_bytes)
+            if stored is None:
+                return None
+            index = self._shard_indexes[chunk // per] = form.parse_shard_index(stored)
+        start, length = (int(x) for x in index[chunk % per])
+        if length >= 1 << 62:
+            return None
+        found = self._fetch_range(key, start, length)
+        return found if found is not None and len(found) == length else None
+
+    @cached_property
+    def _shard_indexes(self) -> dict[int, NDArray[np.uint64]]:
+        return {}
+
+    @property
+    def shards(self) -> int:
+        """How many shards hold the images; 0 where every chunk is an object of its own."""
+        return -(-len(self) // self.chunk_format.shard) if self.chunk_format.shard else 0
+
+    def read_shard(self, shard: int) -> list[Content]:
+        """Read a whole shard with one request: the stored bytes of its chunks, checked, in order.
+
+        Its first chunk is ``shard * shard windows // chunk windows``; ``chunk_format`` decodes them.
+
+        Raises
+        ------
+        ValueError
+            If the store has no shards, or this one or one of its chunks is missing or damaged.
+        """
+        form = self.chunk_format
+        if not form.shard:
+            raise ValueError(f"store {self.location} has no shards: read chunks with chunk_bytes")
+        per = form.shard // form.windows
+        chunks = range(shard * per, min((shard + 1) * per, form.chunks(len(self))))
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"shard {shard} lies outside the store's {self.shards} shards")
+        whole = self._fetch(self.chunk_key(chunks[0]))
+        if whole is not None and len(whole) > form.shard_index_bytes:
+            view = memoryview(whole)
+            try:
+                index = form.parse_shard_index(view[-form.shard_index_bytes :])
+            except ValueError:
+                index = np.zeros((0, 2), np.uint64)
+            found = [view[int(a) : int(a + b)] for a, b in index[: len(chunks)].tolist()]
+            if len(found) == len(chunks) and not any(map(self._fault, chunks, found)):
+                return list(found)
+        # One by one, to name the chunk that is wrong, or to find them in a newer state of the store.
+        self.__dict__.pop("_shard_indexes", None)
+        return [self.chunk_bytes(chunk) for chunk in chunks]
+
+    def kept_since(self, older: ImageStore) -> int:
+        """How many windows at the front are, index and images alike, those of an earlier state of this store."""
+        try:
+            entries = json.loads(bytes(self.where.get(staged(HISTORY)) or self.where.get(HISTORY) or b"[]"))
+        except ValueError:
+            return 0
+        at, kept = self.attrs["metadata_digest"], len(self)
+        for entry in reversed(entries):
+            if entry["after"] == at:
+                at, kept = entry["before"], min(kept, int(entry["kept"]))
+                if at == older.attrs["metadata_digest"]:
+                    return kept
+        return 0
 
     def _positions(self, selection: Any) -> NDArray[np.int64]:
         n = len(self)
@@ -236,7 +472,9 @@ class ImageStore:
             raise IndexError(f"select windows by position, slice or mask, not by {wanted.dtype}")
         wanted = wanted.astype(np.int64)
         if wanted.size and (wanted.min() < -n or wanted.max() >= n):
-            raise IndexError(f"positions {wanted.min()} to {wanted.max()} lie outside the store's {n} windows")
+            raise IndexError(
+                f"positions {wanted.min()} to {wanted.max()} lie outside the store's {n} windows"
+            )
         return np.where(wanted < 0, wanted + n, wanted)
 
     def locate(self, instrument: str, time: Any) -> int:
@@ -263,7 +501,9 @@ class ImageStore:
             return int(hits[-1])
         own = np.flatnonzero(self.instrument_index == code)
         if not len(own):
-            raise KeyError(f"instrument {instrument!r} has no window in store {self.location}: see its drop counts")
+            raise KeyError(
+                f"instrument {instrument!r} has no window in store {self.location}: see its drop counts"
+            )
         nearest = own[np.argsort(np.abs(self.time[own] - earliest), kind="stable")[:2]]
         times = " and ".join(str(t) for t in to_series(np.sort(self.time[nearest]), self.tz))
         raise KeyError(f"no window of {instrument!r} ends at {time!r}: the nearest end at {times}")
@@ -304,108 +544,46 @@ class ImageStore:
     @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits that name what the store was made from: spec, panel, windows, horizons, layout."""
-        names = ("spec_digest", "panel_digest", "horizons", "delay", "label_price", "schedule", "layout", "windows")
+        names = (
+            "spec_digest",
+            "panel_digest",
+            "horizons",
+            "delay",
+            "label_price",
+            "schedule",
+            "layout",
+            "windows",
+        )
         text = repr([(name, self.attrs.get(name)) for name in names])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def verify(self, panel: Any = None, sample: int | None = 1000, seed: int = 0) -> dict[str, Any]:
-        """Check that the store is whole and, given the panel, that its images are right.
+    def verify(
+        self,
+        panel: Any = None,
+        sample: int | None = None,
+        seed: int = 0,
+        *,
+        depth: str | None = None,
+        workers: int | None = None,
+        progress: bool = False,
+    ) -> VerifyReport:
+        """Check that the store is whole and, given the panel, that its images are right: see ``verify``."""
+        from pricepix.verify import verify
 
-        Parameters
-        ----------
-        panel : Panel or anything ``Panel.from_table`` takes, optional
-            The bars that the store was made from. Their digest must be the store's.
-        sample : int or None
-            Windows to render again from the panel and compare; ``None`` for all.
-        seed : int
-            Chooses the sample.
-
-        Returns
-        -------
-        dict
-            ``windows``, ``chunks``, ``rendered`` (how many images were compared) and ``problems``, a list of
-            sentences that is empty for a sound store.
-        """
-        problems: list[str] = []
-        chunks = range(self.images.cdata_shape[0])
-        for chunk in chunks:
-            try:
-                blank = ~self.read_chunk(chunk).any(axis=(1, 2))
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            if blank.any():
-                first = chunk * self.chunk_format.windows + int(np.flatnonzero(blank)[0])
-                problems.append(f"{np.count_nonzero(blank)} images of chunk {chunk} are blank, the first is {first}")
-        problems += self._index_problems()
-        rendered = 0
-        if panel is not None and not problems:
-            from pricepix.panel import Panel
-
-            rendered = self._compare(Panel.of(panel), sample, seed, problems)
-        return {"windows": len(self), "chunks": len(chunks), "rendered": rendered, "problems": problems}
-
-    def _index_problems(self) -> Iterator[str]:
-        code, time = self.instrument_index, self.time
-        if len(code) and (code.min() < 0 or code.max() >= len(self.instruments)):
-            yield f"instrument_index runs from {code.min()} to {code.max()}, but there are {len(self.instruments)}"
-        ordered = (time[1:] > time[:-1]) | ((time[1:] == time[:-1]) & (code[1:] > code[:-1]))
-        if not ordered.all():
-            yield f"windows are not ordered by (time, instrument) at position {int(np.flatnonzero(~ordered)[0]) + 1}"
-        if self.spec.digest != self.attrs["spec_digest"]:
-            yield f"the spec's digest is {self.spec.digest}, the store says {self.attrs['spec_digest']}"
-        candidates = len(self) + sum(self.attrs["drop_counts"].values())
-        if self.attrs.get("candidates", candidates) != candidates:
-            yield f"windows and drop counts add up to {candidates}, not to {self.attrs['candidates']} candidates"
-
-    def _compare(self, panel: Panel, sample: int | None, seed: int, problems: list[str]) -> int:
-        """Render windows again from the panel, compare images and forward returns; return how many."""
-        if panel.digest != self.attrs["panel_digest"]:
-            problems.append(
-                f"the panel's digest is {panel.digest}, the store was made from {self.attrs['panel_digest']}: other bars"
-            )
-            return 0
-        from pricepix.labels import forward_returns
-
-        chosen = np.arange(len(self))
-        if sample is not None and sample < len(self):
-            chosen = np.sort(np.random.default_rng(seed).choice(len(self), sample, replace=False))
-        size = self.chunk_format.windows
-        for first in range(0, len(chosen), size):
-            part = chosen[first : first + size]
-            row = _panel_rows(panel, self.instrument_index[part], self.time[part])
-            expected = np.empty((len(part), *self.spec.shape), np.uint8)
-            reason = np.empty(len(part), np.uint8)
-            render_rows(panel, row, self.spec, expected, reason=reason)
-            wrong = (self.read(part) != expected).any(axis=(1, 2))
-            for place in np.flatnonzero(wrong)[:3]:
-                problems.append(f"image {part[place]} differs from the one that the panel gives")
-            if np.count_nonzero(wrong) > 3:
-                problems.append(f"{np.count_nonzero(wrong) - 3} more images of this part differ")
-            for h in self.horizons:
-                label = forward_returns(panel, row, h, self.delay, self.attrs["label_price"])
-                if not np.array_equal(label.value, self.returns(h)[part], equal_nan=True):
-                    problems.append(f"forward returns ret_{h} differ from those that the panel gives")
-        return len(chosen)
+        return verify(self, panel, sample, seed, depth=depth, workers=workers, progress=progress)
 
 
-def _panel_rows(panel: Panel, instrument: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the panel rows of (instrument, time) pairs that are known to exist."""
-    row = np.empty(len(time), np.int64)
-    for code in np.unique(instrument):
-        mine = instrument == code
-        first, last = panel.offsets[code], panel.offsets[code + 1]
-        row[mine] = first + np.searchsorted(panel.time[first:last], time[mine])
-    return row
-
-
-def open_store(location: StoreLike) -> ImageStore:
+def open_store(
+    location: StoreLike | Location, storage_options: Mapping[str, Any] | None = None
+) -> ImageStore:
     """Open a finished image store.
 
     Parameters
     ----------
     location : str, path or zarr store
         Folder or URL of the store, or any Zarr v3 store object.
+    storage_options : mapping, optional
+        For a URL: keys, region, endpoint, as ``obstore.store.from_url`` takes them.
 
     Returns
     -------
@@ -416,27 +594,75 @@ def open_store(location: StoreLike) -> ImageStore:
     FileNotFoundError
         If nothing is there.
     ValueError
-        If what is there is not a finished pricepix store of a format that this release reads.
+        If what is there is not a finished pricepix store of a format that this release reads, or its metadata were
+        edited.
     """
-    name = str(location)
-    if isinstance(location, (str, PathLike)) and "://" not in name:
-        path = Path(location)
-        if not path.exists():
-            raise FileNotFoundError(f"no store at {path}: build one with pricepix.render_universe(panel, spec, {name!r})")
-        if not path.is_dir():
-            raise ValueError(f"{path} is a file; a pricepix store is a folder (a Zarr v3 group)")
+    return _open(Location.of(location, storage_options), try_settle=True)
+
+
+def _open(where: Location, *, try_settle: bool) -> ImageStore:
+    root = read_root(where)
+    check_attributes(root["attributes"], where.name)
+    check_digest(root, where.name)
+    if "pending" in root["attributes"] and try_settle:
+        # An append was killed while it moved chunks into place. Readers can do without, but plain zarr readers
+        # can not, so whoever may write ends it.
+        try:
+            with WriteLock(where):
+                settle(where)
+            root = read_root(where)
+        except OSError:
+            pass
+    store = ImageStore(where, root)
     try:
-        with numcodecs_allowed():
-            group = zarr.open_group(location, mode="r", zarr_format=3)
-    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise ValueError(f"{name} holds no Zarr v3 group: it is not a pricepix store, or its metadata is lost") from error
-    return ImageStore(group, name)
+        _ = store.checksums
+    except ValueError:
+        # Between the two reads an append may have come to its end.
+        again = read_root(where)
+        if again == root:
+            raise
+        return _open(where, try_settle=False)
+    return store
 
 
-def _check_attributes(attrs: dict[str, Any], location: str) -> None:
+def read_root(where: Location) -> dict[str, Any]:
+    """Read the group's document of a store; the errors are those of ``open_store``."""
+    content = where.get(ROOT)
+    if content is None:
+        if isinstance(where, Folder):
+            if not where.path.exists():
+                raise FileNotFoundError(
+                    f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, {where.name!r})"
+                )
+            if not where.path.is_dir():
+                raise ValueError(f"{where.name} is a file; a pricepix store is a folder (a Zarr v3 group)")
+        elif where.is_empty():
+            raise FileNotFoundError(
+                f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, {where.name!r})"
+            )
+        raise ValueError(
+            f"{where.name} holds no Zarr v3 group: it is not a pricepix store, its build was stopped at the very "
+            "start, or its metadata is lost"
+        )
+    try:
+        root = json.loads(bytes(content))
+        if root["zarr_format"] != 3 or root["node_type"] != "group":
+            raise ValueError("not a Zarr v3 group")
+        root.setdefault("attributes", {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where.name}/{ROOT} is damaged or foreign ({error}): restore or rebuild the store"
+        ) from error
+    return dict(root)
+
+
+def check_attributes(attrs: Mapping[str, Any], location: str) -> None:
+    """Refuse a group that is no finished store of this format."""
     version = attrs.get("format_version")
     if version is None or "spec" not in attrs:
-        raise ValueError(f"{location} is a Zarr group, but not a pricepix store: it has no format_version and spec")
+        raise ValueError(
+            f"{location} is a Zarr group, but not a pricepix store: it has no format_version and spec"
+        )
     if version != FORMAT_VERSION:
         raise ValueError(
             f"store {location} has format version {version}, this release reads version {FORMAT_VERSION}: see "
@@ -445,8 +671,23 @@ def _check_attributes(attrs: dict[str, Any], location: str) -> None:
     if not attrs.get("complete"):
         raise ValueError(
             f"store {location} is not finished: its build was stopped, or still runs; build it again with "
-            "mode='overwrite'"
+            "mode='resume' to go on where it stopped, or with mode='overwrite'"
         )
     missing = [name for name in _REQUIRED if name not in attrs]
     if missing:
-        raise ValueError(f"store {location} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it")
+        raise ValueError(
+            f"store {location} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it"
+        )
+
+
+def check_digest(root: Mapping[str, Any], location: str) -> None:
+    """Refuse metadata that were edited."""
+    attrs = root["attributes"]
+    if not attrs.get("compressed", True):
+        return
+    found = document.metadata_digest(root)
+    if found != attrs.get("metadata_digest"):
+        raise ValueError(
+            f"the metadata of store {location} were edited or damaged: their digest is {found}, the store says "
+            f"{attrs.get('metadata_digest')}; restore {ROOT} or rebuild the store"
+        )

@@ -1,0 +1,159 @@
+"""One writer at a time: a lock that dies with the process that holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Any, Final
+
+from pricepix.location import BUILD, Folder, Location
+
+try:
+    import fcntl
+except ImportError:  # Windows: leases do there what the kernel's locks do elsewhere
+    fcntl = None  # type: ignore[assignment]
+
+KEY: Final = f"{BUILD}/lock"
+LEASE_SECONDS: Final = 120.0
+
+
+class WriteLock:
+    """Hold the right to write a store, as a context manager.
+
+    In a folder this is a lock of the operating system, which it releases when the process ends, however it ends;
+    it also holds between machines where the file system passes locks on (NFS 4, Lustre with flock). Elsewhere it
+    is an object that is renewed every 30 seconds and expires after 120, or at once if its process on this machine
+    is gone.
+
+    Raises
+    ------
+    BlockingIOError
+        On entry, if somebody else writes the store; the message says who.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._own = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "token": uuid.uuid4().hex,
+        }
+        self._file = -1
+        self._stop = threading.Event()
+        self._lost = False
+
+    def __enter__(self) -> WriteLock:
+        if isinstance(self._location, Folder) and fcntl is not None:
+            self._lock_file(self._location)
+        else:
+            self._lease()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file >= 0:
+            assert isinstance(self._location, Folder)
+            folder = self._location.path / BUILD
+            # Unlinked while it is held: whoever waits for this file finds that it is no longer the one at its path.
+            with suppress(OSError):
+                (folder / "lock").unlink()
+            os.close(self._file)
+            self._file = -1
+            with suppress(OSError):
+                folder.rmdir()
+            return
+        self._stop.set()
+        with suppress(Exception):
+            if self._held_by().get("token") == self._own["token"]:
+                self._location.delete(KEY)
+
+    def check(self) -> None:
+        """Raise BlockingIOError if the lock was lost to somebody else."""
+        if self._lost:
+            raise BlockingIOError(
+                f"the lock on store {self._location.name} was lost: this process did not renew it for "
+                f"{LEASE_SECONDS:.0f} seconds and another took it; build again with mode='resume' when that one is done"
+            )
+
+    def _lock_file(self, location: Folder) -> None:
+        path = location.path / BUILD / "lock"
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # another writer was just taking the folder away
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.read(file, 4096)
+                os.close(file)
+                raise self._busy(_parsed(holder)) from None
+            with suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(file).st_ino:
+                    break
+            os.close(file)
+        os.ftruncate(file, 0)
+        os.write(file, json.dumps(self._own).encode())
+        self._file = file
+
+    def _lease(self) -> None:
+        if not self._location.put_new(KEY, self._ticket()):
+            holder = self._held_by()
+            if not _is_stale(holder):
+                raise self._busy(holder)
+            self._location.put(KEY, self._ticket())
+            if self._held_by().get("token") != self._own["token"]:
+                raise self._busy(self._held_by())
+        threading.Thread(target=self._renew, name="pricepix-lock", daemon=True).start()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 4):
+            with suppress(Exception):  # a failed renewal is tried again; expiry is what counts
+                if self._held_by().get("token") != self._own["token"]:
+                    self._lost = True
+                    return
+                self._location.put(KEY, self._ticket())
+
+    def _ticket(self) -> bytes:
+        return json.dumps({**self._own, "expires": time.time() + LEASE_SECONDS}).encode()
+
+    def _held_by(self) -> dict[str, Any]:
+        return _parsed(bytes(self._location.get(KEY) or b""))
+
+    def _busy(self, holder: dict[str, Any]) -> BlockingIOError:
+        who = (
+            f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+            if holder
+            else "another process"
+        )
+        return BlockingIOError(
+            f"store {self._location.name} is being written by {who}: wait for it, or stop it first"
+        )
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict) and {"pid", "host", "since"} <= found.keys():
+            return found
+    return {}
+
+
+def _is_stale(holder: dict[str, Any]) -> bool:
+    if not holder or holder.get("expires", 0.0) < time.time():
+        return True
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

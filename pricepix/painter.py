@@ -1,0 +1,132 @@
+"""Drawing, labelling, encoding and writing the chunks of a store."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.chunks import Content, checksum
+from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, encode_column
+from pricepix.labels import forward_returns
+from pricepix.location import Location
+from pricepix.plan import PARTITION_BYTES
+from pricepix.render.api import render_rows
+from pricepix.render.reasons import REASONS
+from pricepix.windows import WindowIndex
+
+_WRITES_AHEAD: Final = 4
+
+
+def _same(key: str) -> str:
+    return key
+
+
+@dataclass
+class Painter:
+    """Writes chunks of a store, in any order and from any number of threads.
+
+    Its bytes depend on the panel and the windows alone.
+    """
+
+    where: Location
+    geometry: Geometry
+    windows: WindowIndex
+    delay: int
+    label_price: str
+    base: int = 0
+    """Position in the store of the first of `windows`; nothing before it can be drawn."""
+    key: Callable[[str], str] = _same
+    """Where an object of the store is written."""
+    writers: Executor | None = None
+    """Threads that write while the next chunk is drawn."""
+    _local: threading.local = field(default_factory=threading.local)
+
+    def images(self, first: int, last: int) -> NDArray[np.uint32]:
+        """Draw and write the image chunks `first` to `last`, whole shards; return their checksums."""
+        form = self.geometry.form
+        per_object = form.object_windows // form.windows
+        # A shard may be larger than what is drawn at once.
+        at_once = max(1, PARTITION_BYTES // (form.windows * form.packed_bytes))
+        checks: list[int] = []
+        shard: list[bytes] = []
+        writes: deque[Future[None]] = deque()
+        try:
+            for chunk, bits in (
+                (chunk, bits)
+                for begin in range(first, last, at_once)
+                for chunk, bits in self._drawn(begin, min(last, begin + at_once))
+            ):
+                stored = form.encode(bits)
+                checks.append(checksum(stored))
+                if not form.shard:
+                    self._write(chunk_key("images", chunk), stored, writes)
+                    continue
+                shard.append(stored)
+                if (chunk + 1) % per_object == 0 or chunk + 1 == form.chunks(self.geometry.windows):
+                    self._write(
+                        chunk_key("images", chunk // per_object), [*shard, form.shard_index(shard)], writes
+                    )
+                    shard = []
+            while writes:
+                writes.popleft().result()
+        finally:
+            for future in writes:
+                future.cancel()
+        return np.array(checks, np.uint32)
+
+    def _drawn(self, first: int, last: int) -> list[tuple[int, NDArray[np.uint8]]]:
+        form = self.geometry.form
+        a, b = first * form.windows, min(self.geometry.windows, last * form.windows)
+        # Fresh memory costs a page fault every 4 kB, so a thread keeps its buffer.
+        size = (b - a) * form.packed_bytes
+        kept: NDArray[np.uint8] | None = getattr(self._local, "bits", None)
+        if kept is None or kept.size < size:
+            kept = self._local.bits = np.empty(size, np.uint8)
+        bits = kept[:size].reshape(b - a, form.packed_bytes)
+        reason = np.empty(b - a, np.uint8)
+        windows = self.windows
+        row = windows.row[a - self.base : b - self.base]
+        render_rows(windows.panel, row, windows.spec, bits, bits=True, reason=reason, threads=1)
+        if reason.any():
+            bad = int(np.flatnonzero(reason)[0])
+            raise ValueError(
+                f"window {a + bad} can not be drawn from this panel ({REASONS[int(reason[bad])]}): it is not the panel "
+                "that the windows were found in"
+            )
+        return [(first + i, bits[i * form.windows : (i + 1) * form.windows]) for i in range(last - first)]
+
+    def _write(self, key: str, content: Content | list[bytes], writes: deque[Future[None]]) -> None:
+        if self.writers is None:
+            self.where.put(self.key(key), content)
+            return
+        while len(writes) >= _WRITES_AHEAD:
+            writes.popleft().result()
+        writes.append(self.writers.submit(self.where.put, self.key(key), content))
+
+    def index(self, chunk: int) -> list[bytes]:
+        """Return the stored bytes of one chunk of every array along ``window``, in the order of ``columns``."""
+        a = chunk * INDEX_CHUNK
+        part = self.windows[a - self.base : min(self.geometry.windows, a + INDEX_CHUNK) - self.base]
+        values: list[NDArray[Any]] = [part.instrument, part.time]
+        for h in self.geometry.horizons:
+            label = forward_returns(part.panel, part, h, self.delay, self.label_price)
+            values += [label.value, label.exit_time]
+        compressed = self.geometry.form.compressed
+        return [
+            encode_column(column, v, compressed=compressed)
+            for column, v in zip(self.geometry.columns, values, strict=True)
+        ]
+
+    def write_index(self, chunk: int) -> NDArray[np.uint32]:
+        """Write one chunk of every array along ``window``; return their checksums."""
+        stored = self.index(chunk)
+        for column, content in zip(self.geometry.columns, stored, strict=True):
+            self.where.put(self.key(chunk_key(column.name, chunk)), content)
+        return np.array([checksum(content) for content in stored], np.uint32)

@@ -1,0 +1,371 @@
+"""Is a store what it says it is? Three depths, each with all of the one before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pricepix import _store_kernels as kernels
+from pricepix import document
+from pricepix.document import ROOT, chunk_key
+from pricepix.labels import forward_returns
+from pricepix.location import BUILD
+from pricepix.render.api import render_rows
+
+if TYPE_CHECKING:
+    from pricepix.panel import Panel
+    from pricepix.store import ImageStore
+
+DEPTHS: Final = ("metadata", "checksums", "render")
+
+
+@dataclass
+class VerifyReport:
+    """What ``verify`` looked at, and what it found. ``print`` it, or exit with ``exit_code``."""
+
+    location: str
+    depth: str
+    """``metadata``, ``checksums`` or ``render``."""
+    windows: int
+    chunks: int = 0
+    """Chunks that were read and compared with their checksums, those of all arrays."""
+    rendered: int = 0
+    """Images that were drawn again and compared."""
+    problems: list[str] = field(default_factory=list)
+    """Sentences; none for a sound store."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a sound store, else 1."""
+        return int(not self.ok)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a part of the report by name, as from a dict."""
+        if name not in ("location", "depth", "windows", "chunks", "rendered", "problems"):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __str__(self) -> str:
+        parts = [f"{self.windows:,} windows"]
+        if self.depth != "metadata":
+            parts.append(f"{self.chunks:,} chunks read")
+        if self.depth == "render":
+            parts.append(f"{self.rendered:,} images drawn again")
+        head = f"{self.location} ({self.depth}): {', '.join(parts)}"
+        if self.ok:
+            return f"{head}; sound"
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        return f"{head}; {len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n{lines}"
+
+
+def verify(
+    store: ImageStore,
+    panel: Any = None,
+    sample: int | None = None,
+    seed: int = 0,
+    *,
+    depth: str | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> VerifyReport:
+    """Check that a store is whole and, given the panel, that its images and labels are right.
+
+    Parameters
+    ----------
+    store : ImageStore
+    panel : Panel or anything ``Panel.from_table`` takes, optional
+        The bars that the store was made from. Their digest must be the store's.
+    sample : int or None
+        Windows to draw again, chosen at random; all by default.
+    seed : int
+        Chooses them.
+    depth : {"metadata", "checksums", "render"}, optional
+        ``metadata``: documents, counts, and that every object is there. ``checksums``: every chunk of every array is
+        read, compared with its checksum and decoded; no image is blank; the index is in order. ``render``: images
+        and forward returns are made again from `panel` and compared. By default ``render`` with a panel and
+        ``checksums`` without.
+    workers : int, optional
+        Threads; all cores by default.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    ValueError
+        If `depth` is none of these, or ``render`` lacks a panel. What is wrong with the store is in the report.
+    """
+    if depth is None:
+        depth = "checksums" if panel is None else "render"
+    if depth not in DEPTHS:
+        raise ValueError(f"depth={depth!r} is not known: choose one of {', '.join(map(repr, DEPTHS))}")
+    if depth == "render" and panel is None:
+        raise ValueError(
+            "depth='render' draws images again, from the panel the store was made from: give panel="
+        )
+    report = VerifyReport(store.location, depth, len(store))
+    check = _Check(store, report, workers or os.cpu_count() or 1, progress)
+    if store.checked:
+        check.metadata()
+    else:
+        check.counts()
+    if depth != "metadata":
+        check.chunks()
+        check.order()
+    if depth == "render" and report.ok:
+        from pricepix.panel import Panel
+
+        check.render(Panel.of(panel), sample, seed)
+    return report
+
+
+class _Check:
+    def __init__(self, store: ImageStore, report: VerifyReport, workers: int, progress: bool) -> None:
+        self.store, self.report, self.workers, self.progress = store, report, workers, progress
+
+    def say(self, problems: Iterable[str]) -> None:
+        self.report.problems.extend(problems)
+
+    def each(self, what: str, work: Callable[[Any], list[str]], items: list[Any]) -> None:
+        with (
+            ThreadPoolExecutor(self.workers, "pricepix-verify") as pool,
+            tqdm(total=len(items), desc=what, unit="chunk", disable=not self.progress) as bar,
+        ):
+            try:
+                for problems in pool.map(work, items):
+                    self.say(problems)
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def counts(self) -> None:
+        store = self.store
+        if store.spec.digest != store.attrs["spec_digest"]:
+            self.say(
+                [f"the spec's digest is {store.spec.digest}, the store says {store.attrs['spec_digest']}"]
+            )
+        candidates = len(store) + sum(store.attrs["drop_counts"].values())
+        if store.attrs.get("candidates", candidates) != candidates:
+            self.say(
+                [
+                    f"windows and drop counts add up to {candidates}, not to {store.attrs['candidates']} candidates"
+                ]
+            )
+
+    def metadata(self) -> None:
+        self.counts()
+        store = self.store
+        root = json.loads(bytes(store.where.get(ROOT) or b"{}"))
+        if root.get("attributes", {}).get("pending") is not None:
+            self.say(
+                [
+                    "an append was stopped while it moved chunks into place: run pricepix.append(store, panel) to end it"
+                ]
+            )
+        attributes = {k: v for k, v in store.attrs.items() if k != "metadata_digest"}
+        expected = {key: json.loads(text) for key, text in store.geometry.documents(attributes).items()}
+        if root.get("attributes", {}).get("metadata_digest") != store.attrs["metadata_digest"]:
+            self.say([f"{ROOT} changed since the store was opened: verify it again"])
+        for key, document_ in expected.items():
+            if key == ROOT:
+                continue
+            held = root.get("consolidated_metadata", {}).get("metadata", {}).get(key.removesuffix(f"/{ROOT}"))
+            if held != document_:
+                self.say(
+                    [
+                        f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's attributes do"
+                    ]
+                )
+            own = store.where.get(key)
+            try:
+                same = own is not None and json.loads(bytes(own)) == document_
+            except ValueError:
+                same = False
+            if not same:
+                self.say(
+                    [f"{key} is {'missing' if own is None else 'damaged or edited'}: restore or rebuild it"]
+                )
+        present = {key for key in store.where.list() if not key.startswith(BUILD)}
+        wanted = set(store.geometry.objects())
+        if store._pending:
+            return
+        gone = sorted(wanted - present - expected.keys())
+        self.say(f"{key} is missing: restore or rebuild it" for key in gone[:20])
+        if len(gone) > 20:
+            self.say([f"{len(gone) - 20} more objects are missing"])
+        from pricepix.store import HISTORY
+
+        strange = sorted(present - wanted - {HISTORY})
+        if strange:
+            self.say(
+                [f"{len(strange)} objects are none of the store's, the first is {strange[0]}: remove them"]
+            )
+
+    def chunks(self) -> None:
+        store, geometry = self.store, self.store.geometry
+        images = geometry.form.chunks(len(store))
+        per_shard = geometry.form.shard // geometry.form.windows if geometry.form.shard else 0
+
+        def image(chunk: int) -> list[str]:
+            try:
+                return self.blank(chunk, store.chunk_bytes(chunk))
+            except (ValueError, RuntimeError) as error:
+                return [str(error)]
+
+        def shard(number: int) -> list[str]:
+            try:
+                stored = store.read_shard(number)
+            except ValueError:
+                first = number * per_shard
+                return [p for c in range(first, min(images, first + per_shard)) for p in image(c)]
+            return [
+                p for i, content in enumerate(stored) for p in self.blank(number * per_shard + i, content)
+            ]
+
+        def other(which: tuple[str, Any, int]) -> list[str]:
+            name, dtype, chunk = which
+            try:
+                stored = store.index_bytes(name, chunk)
+                document.decode(name, dtype, stored, compressed=store.checked)
+            except (ValueError, RuntimeError) as error:
+                named = chunk_key(name, chunk)
+                return [str(error) if named in str(error) else f"chunk {named} is damaged ({error})"]
+            return []
+
+        rest: list[tuple[str, Any, int]] = [
+            (column.name, column.dtype, i)
+            for column in geometry.columns
+            for i in range(geometry.index_chunks)
+        ]
+        rest.append(("instruments", None, 0))
+        if store.checked:
+            rest += [("instrument_rows", "<i8", 0), ("instrument_digest", "<u8", 0)]
+        self.each("verify index", other, rest)
+        if per_shard:
+            self.each("verify shards", shard, list(range(store.shards)))
+        else:
+            self.each("verify chunks", image, list(range(images)))
+        self.report.chunks = images + len(rest)
+
+    def blank(self, chunk: int, stored: Any) -> list[str]:
+        """A window without an image is no window, so a blank one is a fault; so is one that can not be decoded."""
+        store, form = self.store, self.store.chunk_format
+        n = store.chunk_windows(chunk)
+        try:
+            pixels = (
+                form.decode_bits(stored, n)
+                if form.layout == "bits"
+                else form.decode(stored, n).reshape(n, -1)
+            )
+        except (ValueError, RuntimeError) as error:
+            return [
+                f"chunk {store.chunk_key(chunk)} of store {store.location} is damaged ({error}): rebuild it"
+            ]
+        problems = []
+        if form.layout == "uint8" and not _only(pixels):
+            problems.append(f"chunk {store.chunk_key(chunk)} holds values other than 0 and 255")
+        if pixels.shape[1] % 8 == 0 and pixels.flags.c_contiguous:
+            aligned = pixels if pixels.ctypes.data % 8 == 0 else pixels.copy()
+            first = int(kernels.first_blank(aligned.view(np.uint64)))
+        else:
+            found = np.flatnonzero(~pixels.any(axis=1))
+            first = int(found[0]) if len(found) else -1
+        if first >= 0:
+            problems.append(
+                f"an image of chunk {store.chunk_key(chunk)} is blank: window {chunk * form.windows + first}"
+            )
+        return problems
+
+    def order(self) -> None:
+        """Check the arrays along ``window`` chunk by chunk, however many windows there are."""
+        store = self.store
+        last_time, last_code = document.NO_TIME, -1
+        for i in range(store.geometry.index_chunks):
+            try:
+                code, time = store.column("instrument_index", i, i + 1), store.column("time", i, i + 1)
+            except ValueError:
+                return  # told already
+            if code.min() < 0 or code.max() >= store.geometry.instruments:
+                self.say(
+                    [
+                        f"instrument_index runs from {code.min()} to {code.max()}, but there are "
+                        f"{store.geometry.instruments} instruments"
+                    ]
+                )
+                return
+            before_time, before_code = np.append(last_time, time[:-1]), np.append(last_code, code[:-1])
+            ordered = (time > before_time) | ((time == before_time) & (code > before_code))
+            if not ordered.all():
+                at = i * document.INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
+                self.say([f"windows are not ordered by (time, instrument) at position {at}"])
+                return
+            last_time, last_code = time[-1], code[-1]
+
+    def render(self, panel: Panel, sample: int | None, seed: int) -> None:
+        """Draw windows again, compare images and forward returns."""
+        store = self.store
+        if store.attrs["panel_digest"] is not None and panel.digest != store.attrs["panel_digest"]:
+            self.say(
+                [
+                    f"the panel's digest is {panel.digest}, the store was made from {store.attrs['panel_digest']}: "
+                    "other bars"
+                ]
+            )
+            return
+        chosen = np.arange(len(store))
+        if sample is not None and sample < len(store):
+            chosen = np.sort(np.random.default_rng(seed).choice(len(store), sample, replace=False))
+        size = store.chunk_format.windows
+        cuts = np.flatnonzero(np.diff(chosen // size)) + 1
+        parts = [part for part in np.split(chosen, cuts) if len(part)]
+        code, time = store.instrument_index, store.time
+        labels = {h: (store.returns(h), store.exit_time(h)) for h in store.horizons}
+
+        def compare(part: NDArray[np.int64]) -> list[str]:
+            row = np.empty(len(part), np.int64)
+            kernels.find_rows(panel.time, panel.offsets, code[part], time[part], row)
+            if (row < 0).any():
+                return [f"window {part[np.flatnonzero(row < 0)[0]]} ends at no bar of the panel"]
+            expected = np.empty((len(part), *store.spec.shape), np.uint8)
+            reason = np.empty(len(part), np.uint8)
+            render_rows(panel, row, store.spec, expected, reason=reason, threads=1)
+            chunk = int(part[0]) // size
+            wrong = (store.read_chunk(chunk, part - chunk * size) != expected).any(axis=(1, 2)) | (
+                reason != 0
+            )
+            problems = [f"image {p} differs from the one that the panel gives" for p in part[wrong][:3]]
+            if np.count_nonzero(wrong) > 3:
+                problems.append(f"{np.count_nonzero(wrong) - 3} more images of chunk {chunk} differ")
+            for h, (returns, exits) in labels.items():
+                label = forward_returns(panel, row, h, store.delay, store.attrs["label_price"])
+                same = np.array_equal(label.value, returns[part], equal_nan=True)
+                if not same or not np.array_equal(label.exit_time, exits[part]):
+                    problems.append(
+                        f"forward returns ret_{h} of chunk {chunk} differ from those that the panel gives"
+                    )
+            return problems
+
+        self.each("verify images", compare, parts)
+        self.report.rendered = len(chosen)
+
+
+def _only(pixels: NDArray[np.uint8]) -> bool:
+    """Whether all are 0 or 255: adding one makes them 1 and 0."""
+    return bool((pixels + np.uint8(1) <= 1).all())
