@@ -85,8 +85,8 @@ def forward_returns(
     >>> forward_returns(panel, np.array([0, 1, 3]), horizon=2).value
     array([0.2      , 0.3636364,       nan], dtype=float32)
     """
-    horizon = _bars("horizon", horizon, 1)
-    delay = _bars("delay", delay, 0)
+    horizon = checked_bars("horizon", horizon, 1)
+    delay = checked_bars("delay", delay, 0)
     panel = Panel.of(panel)
     source = label_price(panel, price)
     offsets = panel.offsets
@@ -120,7 +120,8 @@ def label_price(panel: Panel, price: str) -> str:
     return price
 
 
-def _bars(name: str, value: Any, lowest: int) -> int:
+def checked_bars(name: str, value: Any, lowest: int) -> int:
+    """Return `value` as a number of bars of at least `lowest`, or say what is wrong with it."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or not lowest <= int(value) <= _MOST_BARS:
         raise ValueError(
             f"{name}={value!r} is not a number of bars: give a whole number of at least {lowest} and at most "

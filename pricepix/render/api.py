@@ -273,9 +273,9 @@ def run(
     )  # fmt: skip
     rest = (first, row, dest, out, mode, reason)
     starts = starts[: tasks + 1]
-    wanted = _usable_threads() if threads is None else threads
-    if wanted < 1:
-        raise ValueError(f"threads={threads} is not a number of threads: give 1 or more, or None for all")
+    wanted: Any = _usable_threads() if threads is None else threads
+    if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or wanted < 1:
+        raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
     if wanted == 1 or tasks == 1:
         kernels.render_serial(*arguments, starts, *rest)
     elif threads is None and _enter_parallel_region():
