@@ -1,4 +1,4 @@
-"""Price signals to hold a factor against: reversal, momentum, trend. Computed from the same panel and dates."""
+"""Price signals to hold a factor against, from the same panel and dates: reversal, momentum, trend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Positions = NDArray[np.int64]
 
 
 def reversal(market: Market, at: Positions, bars: int) -> Floats:
-    """Minus the return over the last `bars` bars, float64 (dates, instruments): what fell is expected to rise."""
+    """Minus the return over the last `bars` bars, float64 (dates, instruments): what fell should rise."""
     return -_past_return(market, at, bars, 0)
 
 
@@ -64,7 +64,7 @@ def trend(
     begun = np.cumsum(~np.isnan(level), axis=0)
 
     def ratios(t: int) -> Floats:
-        """Averages over price at bar t, (instruments, lags); NaN before an instrument has the bars."""
+        """Averages over price at bar t, (instruments, lags); NaN before there are the bars."""
         columns = np.full((level.shape[1], len(used)), np.nan)
         for k, lag in enumerate(used):
             if t + 1 >= lag:
@@ -90,7 +90,7 @@ def trend(
 
 
 def _past_return(market: Market, at: Positions, bars: int, skip: int) -> Floats:
-    """Return from `bars` ago to `skip` ago; NaN unless an instrument had a price at both and has a bar now."""
+    """Return from `bars` ago to `skip` ago; NaN unless there was a price at both and is a bar now."""
     level = market.level
     out = np.full((len(at), level.shape[1]), np.nan)
     enough = at >= bars

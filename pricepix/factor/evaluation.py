@@ -1,0 +1,617 @@
+"""What a factor is worth: statistics, portfolios and baselines of a cache on its market, in one result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pricepix.factor.baselines import BASELINES
+from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
+from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
+from pricepix.factor.market import Market
+from pricepix.factor.portfolio import (
+    Book,
+    hold,
+    performance,
+    quantile_membership_change,
+    quantile_returns,
+    quantiles,
+)
+from pricepix.factor.statistics import (
+    calibration,
+    classification,
+    classification_by_date,
+    information_coefficient,
+    plain,
+    series_summary,
+)
+from pricepix.panel import Panel
+from pricepix.times import to_series
+
+if TYPE_CHECKING:
+    from pricepix.store import ImageStore
+
+__all__ = ["Evaluation", "evaluate"]
+
+Floats = NDArray[np.float64]
+_DECAY: Final = (1, 2, 3, 5, 10, 20, 40, 60, 120)
+_NAMED: Final = (("week", 52.0), ("month", 12.0), ("quarter", 4.0))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that ``evaluate`` found."""
+
+    figures: dict[str, Any]
+    """Nested dict of all figures; the keys are described in the documentation's page on evaluation."""
+    series: dict[str, Any]
+    """Arrays by date or bar with their times: ``rank_ic``, ``spread``, ``portfolio_equal`` and others."""
+
+    def __repr__(self) -> str:
+        f = self.figures
+        equal = f["portfolios"]["equal"]["long_short"]["periods"]
+        return (
+            f"Evaluation(horizon {f['horizon']}, {f['data']['dates']} dates: rank IC "
+            f"{f['ic']['rank']['mean']:.4f} "
+            f"(t {f['ic']['rank']['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return figures and series as JSON values: lists, numbers, texts and null for what is not known."""
+        return plain({**self.figures, "series": self.series})
+
+    def to_json(self, path: str | PathLike[str]) -> Path:
+        """Write `to_dict` as JSON; return the path."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+        return Path(path)
+
+    def table(self) -> pl.DataFrame:
+        """Return returns and turnover of the main rebalancing as a table, a row a portfolio."""
+        rows = []
+        for weighting, book in self.figures["portfolios"].items():
+            for name, found in book.items():
+                if isinstance(found, dict) and "periods" in found:
+                    row = {"weighting": weighting, "portfolio": name, **found["periods"]}
+                    rows.append({**row, "monthly_turnover": found["monthly_turnover"]})
+        return pl.DataFrame(rows)
+
+    def report(
+        self,
+        path: str | PathLike[str],
+        *,
+        store: ImageStore | None = None,
+        model: Any = None,
+        **options: Any,
+    ) -> Path:
+        """Write the HTML report, its pictures and its JSON; see ``pricepix.factor.write_report``."""
+        from pricepix.factor.report import write_report
+
+        return write_report(self, path, store=store, model=model, **options)
+
+
+def evaluate(
+    cache: FactorCache | CacheLike,
+    panel: Panel | Any,
+    horizon: int = 20,
+    *,
+    delay: int = 0,
+    quantiles: int = 10,
+    rebalance: str | int | None = None,
+    costs: Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
+    untradable: str = "exclude",
+    max_wait: int = 5,
+    price: str = "auto",
+    delays: Sequence[int] = (0, 1, 2, 3, 4, 5),
+    horizons: Sequence[int] | None = None,
+    baselines: Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
+    columns: Mapping[str, Any] | None = None,
+    periods_per_year: float | None = None,
+    start: Any = None,
+    end: Any = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Judge a factor on its market.
+
+    Parameters
+    ----------
+    cache : FactorCache, str or path
+    panel : Panel or anything ``Panel.from_table`` takes
+        The bars; every instrument and every bar of the cache must be in it.
+    horizon : int
+        Bars over which the factor is asked to tell returns.
+    delay : int
+        Bars from the one at which a value stands to the entry. A cache that was scored with a shift already
+        stands at the bar from which it may be traded.
+    quantiles : int
+        Number of portfolios; ties as ``portfolio.quantiles`` says.
+    rebalance : {"bar", "day", "week", "month", "quarter", "horizon"} or int, optional
+        When portfolios are formed: see ``calendar.rebalances``. By default the week, month or quarter that
+        comes within a quarter of `horizon`, as in the paper, else ``"horizon"``. Where the horizon is longer
+        than the time between, portfolios overlap: each is held for as many rebalancings as make up the
+        horizon.
+    costs : sequence of float
+        Costs per side, as a share of what is traded.
+    untradable : {"exclude", "delay", "ignore"}
+        Entries that cannot be made (no trade, or at a limit): see ``portfolio.hold``. They are counted.
+    max_wait : int
+        Bars that ``"delay"`` waits.
+    price : {"auto", "close", "total_return"}
+        What returns are computed from: see ``forward_returns``.
+    delays : sequence of int
+        Entries, in bars after `delay`, of the delay curve.
+    horizons : sequence of int, optional
+        Horizons of the decay; by default 1 to 120 bars, as far as the data go.
+    baselines : sequence of str
+        Any of STR, WSTR, MOM and TREND.
+    columns : mapping, optional
+        More signals to compare with, by name: an array with a value a panel row, a table with columns
+        instrument, time and one more, or another FactorCache.
+    periods_per_year : float, optional
+        Bars a year; told from the calendar by default: see ``calendar.bars_per_year``.
+    start, end : str, date or datetime, optional
+        First and last date of the factor to be judged.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        Cache and panel do not belong together, the horizon is longer than the data, or there are fewer
+        instruments than quantiles.
+    """
+    cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
+    panel = Panel.of(panel)
+    _check_whole("horizon", horizon, 1)
+    _check_whole("delay", delay, 0)
+    for cost in costs:
+        if not 0 <= cost < 1:
+            raise ValueError(
+                f"costs={tuple(costs)}: a cost per side is a share of what is traded, such as 0.001"
+            )
+    if unknown := [name for name in baselines if name not in BASELINES]:
+        raise ValueError(f"baselines={tuple(baselines)}: {unknown[0]!r} is not one of {', '.join(BASELINES)}")
+    time, names, values = _values(cache, panel, start, end)
+    factor = values.astype(np.float64)
+    market = Market.of(panel, names, price)
+    known = np.searchsorted(market.time, time)
+    judge = _Judge(
+        cache, market, time, known, factor, int(horizon), int(delay), int(quantiles), untradable, int(max_wait),
+        periods_per_year or bars_per_year(market.time, panel.tz),
+    )  # fmt: skip
+    forward = judge.checked_returns()
+    every = judge.default_rebalance() if rebalance is None else rebalance
+    with tqdm(total=6, desc="evaluate", disable=not progress) as bar:
+        figures: dict[str, Any] = {
+            "horizon": int(horizon),
+            "delay": int(delay),
+            "quantiles": int(quantiles),
+            "rebalance": every,
+            "untradable": untradable,
+            "data": judge.data(forward),
+        }
+        series: dict[str, Any] = {"time": _iso(time, panel.tz)}
+        judge.statistics(forward, figures, series)
+        bar.update()
+        judge.sorts(forward, figures, series)
+        bar.update()
+        judge.portfolios(every, costs, figures, series)
+        bar.update()
+        figures["holding"] = judge.holding()
+        bar.update()
+        figures["delays"] = judge.delay_curve(every, delays)
+        figures["decay"] = judge.decay(horizons)
+        bar.update()
+        figures["baselines"] = judge.compared(forward, every, baselines, columns or {})
+        bar.update()
+    figures["lineage"] = _lineage(cache, panel)
+    return Evaluation(figures, series)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A factor on the grid of its market."""
+
+    cache: FactorCache
+    market: Market
+    time: NDArray[np.int64]
+    known: NDArray[np.int64]
+    factor: Floats
+    horizon: int
+    delay: int
+    n: int
+    untradable: str
+    max_wait: int
+    per_year: float
+
+    @property
+    def step(self) -> float:
+        """Median bars from a date of the factor to the next."""
+        return float(np.median(np.diff(self.known))) if len(self.known) > 1 else 1.0
+
+    @property
+    def overlap(self) -> int:
+        return max(1, math.ceil(self.horizon / self.step))
+
+    def checked_returns(self) -> Floats:
+        most = int((~np.isnan(self.factor)).sum(axis=1).max())
+        if most < self.n:
+            raise ValueError(
+                f"quantiles={self.n}, but no date has values of more than {most} instruments: give "
+                "quantiles= of at "
+                f"most {most}, at least 2, or a larger universe"
+            )
+        bars = len(self.market.time)
+        if bars - int(self.known[0]) <= self.horizon + self.delay:
+            raise ValueError(
+                f"horizon={self.horizon} with delay={self.delay} is longer than the data: the panel has "
+                f"{bars - int(self.known[0]) - 1} bars after the factor's first: give a shorter horizon or "
+                "a panel that "
+                "goes on"
+            )
+        forward = self.market.forward(self.known, self.horizon, self.delay)
+        if not (~np.isnan(forward) & ~np.isnan(self.factor)).any():
+            raise ValueError(
+                f"none of the factor's {len(self.time)} dates has a return over {self.horizon} bars: the "
+                "panel's prices "
+                "are missing there, or end too soon"
+            )
+        return forward
+
+    def default_rebalance(self) -> str:
+        for name, per_year in _NAMED:
+            if abs(self.horizon / (self.per_year / per_year) - 1.0) <= 0.25:
+                return name
+        return "horizon"
+
+    def data(self, forward: Floats) -> dict[str, Any]:
+        tz = self.market.panel.tz
+        scored = ~np.isnan(self.factor)
+        labelled = scored & ~np.isnan(forward)
+        without = ~labelled.any(axis=1)
+        count = scored.sum(axis=1)
+        return {
+            "instruments": int(scored.any(axis=0).sum()),
+            "dates": len(self.time),
+            "first": _iso(self.time[:1], tz)[0],
+            "last": _iso(self.time[-1:], tz)[0],
+            "values": int(scored.sum()),
+            "values_with_return": int(labelled.sum()),
+            "values_without_bar": int((scored & (self.market.row[self.known] < 0)).sum()),
+            "dates_without_returns": int(without.sum()),
+            "first_date_without_returns": _iso(self.time[without][:1], tz)[0] if without.any() else None,
+            "dates_with_fewer_instruments_than_quantiles": int((count < self.n).sum()),
+            "instruments_a_date": {
+                "min": int(count.min()),
+                "median": float(np.median(count)),
+                "max": int(count.max()),
+            },
+            "bars_per_year": self.per_year,
+            "return_price": self.market.price,
+        }
+
+    def statistics(self, forward: Floats, figures: dict[str, Any], series: dict[str, Any]) -> None:
+        rank_ic = information_coefficient(self.factor, forward, "spearman")
+        linear = information_coefficient(self.factor, forward, "pearson")
+        figures["ic"] = {
+            "rank": series_summary(rank_ic, self.overlap),
+            "pearson": series_summary(linear, self.overlap),
+        }
+        series["rank_ic"], series["pearson_ic"] = rank_ic, linear
+        figures["classification"] = None
+        if self.cache.is_probability:
+            by_date = classification_by_date(self.factor, forward)
+            names = [name for name in by_date if name != "n"]
+            figures["classification"] = {
+                "pooled": classification(self.factor, forward),
+                "by_date": {name: series_summary(by_date[name], self.overlap) for name in names},
+            }
+            series["classification"] = by_date
+            figures["calibration"] = calibration(self.factor, forward)
+
+    def sorts(self, forward: Floats, figures: dict[str, Any], series: dict[str, Any]) -> None:
+        """Forward returns of quantiles on every date of the factor, whatever the rebalancing."""
+        group = quantiles(self.factor, self.n)
+        by_date = quantile_returns(group, forward, self.n)
+        changed = [quantile_membership_change(group, k) for k in (1, self.n)]
+        with np.errstate(invalid="ignore"):
+            spread = by_date[:, -1] - by_date[:, 0]
+        figures["sorts"] = {
+            "mean_forward_return": [_mean(by_date[:, k]) for k in range(self.n)],
+            "spread": series_summary(spread, self.overlap),
+            "names_replaced": {"q1": _mean(changed[0]), f"q{self.n}": _mean(changed[1])},
+            "instruments": [_mean((group == k + 1).sum(axis=1)[group.any(axis=1)]) for k in range(self.n)],
+        }
+        series["spread"] = spread
+
+    def book(
+        self,
+        every: str | int,
+        *,
+        factor: Floats | None = None,
+        delay: int | None = None,
+        cap: Floats | None = None,
+    ) -> Book:
+        """Portfolios on this factor or another on the same dates."""
+        at = rebalances(self.known, self.market.time, self.market.panel.tz, every, self.horizon)
+        place = np.searchsorted(self.known, at)
+        step = float(np.median(np.diff(at))) if len(at) > 1 else float(self.horizon)
+        late = self.delay if delay is None else delay
+        return hold(
+            (self.factor if factor is None else factor)[place],
+            self.market.level,
+            at,
+            n=self.n,
+            end=int(at[-1]) + late + self.horizon if len(at) == 1 else None,
+            cohorts=max(1, round(self.horizon / step)),
+            delay=late,
+            cap=None if cap is None else cap[at],
+            tradable=self.market.tradable,
+            untradable=self.untradable,
+            max_wait=self.max_wait,
+        )
+
+    def pace(self, book: Book, every: str | int) -> float:
+        return rebalances_per_year(book.decision, every, self.per_year)
+
+    def portfolios(
+        self, every: str | int, costs: Sequence[float], figures: dict[str, Any], series: dict[str, Any]
+    ) -> None:
+        figures["portfolios"] = {}
+        caps = self.market.cap()
+        for weighting in ("equal", "value") if caps is not None else ("equal",):
+            book = self.book(every, cap=caps if weighting == "value" else None)
+            per_year = self.pace(book, every)
+            found: dict[str, Any] = {
+                "rebalancings": len(book.entry),
+                "rebalancings_per_year": per_year,
+                "cohorts": book.cohorts,
+                "counts": book.counts,
+            }
+            for p, name in enumerate(book.names):
+                turned = book.turnover[1:, p]
+                traded = 2.0 * _mean(turned)
+                mean = _mean(book.period_returns[:, p])
+                found[name] = {
+                    "periods": performance(book.period_returns[:, p], per_year),
+                    "bars": performance(book.bar_returns[:, p], self.per_year),
+                    "monthly_turnover": traded / 2.0 * per_year / 12.0,
+                    "break_even_cost": mean / traded if traded > 0 else float("nan"),
+                    "net": {
+                        f"{cost:g}": {
+                            "periods": performance(book.net_periods(cost)[:, p], per_year),
+                            "bars": performance(book.net_bars(cost)[:, p], self.per_year),
+                        }
+                        for cost in costs
+                    },
+                }
+            figures["portfolios"][weighting] = found
+            tz = self.market.panel.tz
+            series[f"portfolio_{weighting}"] = {
+                "names": list(book.names),
+                "time": _iso(self.market.time[book.bars], tz),
+                "bar_returns": book.bar_returns,
+                "entry": _iso(self.market.time[book.entry], tz),
+                "period_returns": book.period_returns,
+                "turnover": book.turnover,
+            }
+
+    def holding(self) -> dict[str, Any]:
+        """The long-short portfolio, rebalanced by week, month, quarter and horizon."""
+        out: dict[str, Any] = {}
+        for every in ("week", "month", "quarter", "horizon"):
+            try:
+                book = self.book(every)
+            except ValueError:
+                out[every] = None  # The data close no such period.
+                continue
+            per_year = self.pace(book, every)
+            turned = book.turnover[1:, -1]
+            out[every] = {
+                "rebalancings": len(book.entry),
+                "cohorts": book.cohorts,
+                **performance(book.period_returns[:, -1], per_year),
+                "monthly_turnover": _mean(turned) * per_year / 12.0,
+            }
+        return out
+
+    def delay_curve(self, every: str | int, delays: Sequence[int]) -> list[dict[str, Any]]:
+        out = []
+        for extra in delays:
+            _check_whole("delays", extra, 0)
+            late = self.delay + int(extra)
+            ic = information_coefficient(self.factor, self.market.forward(self.known, self.horizon, late))
+            row: dict[str, Any] = {"bars_late": int(extra), "rank_ic": series_summary(ic, self.overlap)}
+            try:
+                book = self.book(every, delay=late)
+                row["long_short"] = performance(book.period_returns[:, -1], self.pace(book, every))
+            except ValueError:
+                row["long_short"] = None
+            out.append(row)
+        return out
+
+    def decay(self, horizons: Sequence[int] | None) -> list[dict[str, Any]]:
+        longest = len(self.market.time) - 1 - int(self.known[0]) - self.delay
+        wanted = sorted({*_DECAY, self.horizon}) if horizons is None else [int(h) for h in horizons]
+        out = []
+        for h in wanted:
+            _check_whole("horizons", h, 1)
+            if h > longest:
+                if horizons is not None:
+                    raise ValueError(
+                        f"horizons={tuple(horizons)}: {h} bars are longer than the data, {longest} bars"
+                    )
+                continue
+            ic = information_coefficient(self.factor, self.market.forward(self.known, h, self.delay))
+            if (~np.isnan(ic)).any():
+                overlap = max(1, math.ceil(h / self.step))
+                out.append({"horizon": h, "rank_ic": series_summary(ic, overlap)})
+        return out
+
+    def compared(
+        self, forward: Floats, every: str | int, baselines: Sequence[str], columns: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        signals = {name: BASELINES[name](self.market, self.known, self.per_year) for name in baselines}
+        for name, given in columns.items():
+            if name in signals:
+                raise ValueError(f"columns={name!r} bears the name of a baseline: call it otherwise")
+            signals[name] = _column(name, given, self.market)[self.known]
+        out: dict[str, Any] = {}
+        for name, signal in signals.items():
+            # The same instruments on the same dates as the factor.
+            same = np.where(np.isnan(self.factor), np.nan, signal)
+            if np.isnan(same).all():
+                out[name] = {"values": 0}
+                continue
+            found: dict[str, Any] = {
+                "values": int((~np.isnan(same)).sum()),
+                "rank_correlation": series_summary(information_coefficient(self.factor, same), self.overlap),
+                "rank_ic": series_summary(information_coefficient(same, forward), self.overlap),
+                "long_short": None,
+            }
+            if int((~np.isnan(same)).sum(axis=1).max()) >= self.n:
+                book = self.book(every, factor=same)
+                found["long_short"] = performance(book.period_returns[:, -1], self.pace(book, every))
+            out[name] = found
+        return out
+
+
+def _values(
+    cache: FactorCache, panel: Panel, start: Any, end: Any
+) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
+    """Bars, instruments and values of the cache, checked to belong to the panel."""
+    time, values = cache.matrix()
+    if len(time) == 0:
+        raise ValueError(f"cache {cache.location} holds no value at all")
+    if cache.tz != panel.tz:
+        raise ValueError(
+            f"cache {cache.location} has times of zone {cache.tz}, the panel of {panel.tz}: give the panel "
+            "that the "
+            "store was made from"
+        )
+    used = cache.instruments[~np.isnan(values).all(axis=0)]
+    unknown = used[~np.isin(used, panel.instruments)]
+    strange = time[~np.isin(time, panel.calendar)]
+    if len(unknown) or len(strange):
+        absent = panel.instruments[~np.isin(panel.instruments, cache.instruments)]
+        faults = []
+        if len(unknown):
+            faults.append(f"instruments of the cache that the panel lacks: {_some(unknown)}")
+            faults.append(f"instruments of the panel that the cache lacks: {_some(absent)}")
+        if len(strange):
+            spare = panel.calendar[~np.isin(panel.calendar, cache.time)]
+            faults.append(f"times of the cache that the panel lacks: {stamps(strange, cache.tz)}")
+            faults.append(f"times of the panel that the cache lacks: {stamps(spare, panel.tz) or 'none'}")
+        raise ValueError(
+            f"cache {cache.location} and the panel do not belong together\n  " + "\n  ".join(faults) + "\n"
+            "give the panel that the store was made from"
+        )
+    keep = np.ones(len(time), bool)
+    if start is not None:
+        keep &= time >= panel.as_time(start)
+    if end is not None:
+        keep &= time <= panel.as_time(end, end=True)
+    if not keep.any():
+        raise ValueError(
+            f"no date of the factor lies from start={start!r} to end={end!r}: it covers "
+            f"{stamps(time[:1], cache.tz)} to "
+            f"{stamps(time[-1:], cache.tz)}"
+        )
+    # An instrument without any value says nothing, and the panel need not know it.
+    return time[keep], used, values[np.ix_(keep, np.isin(cache.instruments, used))]
+
+
+def _column(name: str, given: Any, market: Market) -> Floats:
+    """Values of a user's column on the market's grid, float64 (bars, instruments)."""
+    panel = market.panel
+    if isinstance(given, FactorCache):
+        time, found = given.matrix()
+        grid = np.full(market.row.shape, np.nan)
+        bar = np.isin(time, market.time)
+        shared = np.flatnonzero(np.isin(given.instruments, market.instruments))
+        place = {str(x): j for j, x in enumerate(market.instruments)}
+        where = np.array([place[str(x)] for x in given.instruments[shared]], np.int64)
+        grid[np.ix_(np.searchsorted(market.time, time[bar]), where)] = found[bar][:, shared]
+        return grid
+    if (
+        isinstance(given, pl.DataFrame)
+        or hasattr(given, "__arrow_c_stream__")
+        or hasattr(given, "reset_index")
+    ):
+        table = given if isinstance(given, pl.DataFrame) else pl.from_dataframe(given)
+        extra = [c for c in table.columns if c not in ("instrument", "time")]
+        if not {"instrument", "time"} <= set(table.columns) or len(extra) != 1:
+            raise ValueError(
+                f"columns[{name!r}] has the columns {', '.join(table.columns)}: give instrument, time and "
+                "one more"
+            )
+        keys = panel.to_polars().select("instrument", "time")
+        values = table.select(
+            pl.col("instrument").cast(pl.String),
+            pl.col("time").cast(keys.schema["time"]),
+            pl.col(extra[0]).cast(pl.Float64),
+        )
+        rows = keys.join(values, on=["instrument", "time"], how="left", maintain_order="left")
+        given = rows[extra[0]].fill_null(float("nan")).to_numpy()
+    column = np.asarray(given, np.float64)
+    if column.shape != (len(panel),):
+        raise ValueError(
+            f"columns[{name!r}] has shape {column.shape}: give a value a panel row, ({len(panel)},), a "
+            "table with "
+            "columns instrument, time and one more, or a FactorCache"
+        )
+    there = market.row >= 0
+    return np.where(there, column[np.where(there, market.row, 0)], np.nan)
+
+
+def _lineage(cache: FactorCache, panel: Panel) -> dict[str, Any]:
+    from pricepix import __version__
+
+    names = ("store", "store_digest", "spec", "spec_digest", "model", "horizon", "delay", "shift", "versions")
+    held = {name: cache.attrs.get(name) for name in names}
+    return {
+        **held,
+        "cache": cache.location,
+        "scored_panel_digest": cache.attrs.get("panel_digest"),
+        "panel_digest": panel.digest,
+        "panel": repr(panel),
+        "evaluated_by": f"pricepix {__version__}",
+    }
+
+
+def _check_whole(name: str, value: Any, lowest: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
+        raise ValueError(f"{name}={value!r}: give a whole number of bars of at least {lowest}")
+
+
+def _mean(values: Any) -> float:
+    x = np.asarray(values, np.float64)
+    x = x[~np.isnan(x)]
+    return float(x.mean()) if len(x) else float("nan")
+
+
+def _some(names: NDArray[np.str_], most: int = 5) -> str:
+    shown = ", ".join(repr(str(x)) for x in names[:most]) or "none"
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _iso(time: NDArray[np.int64], tz: str | None) -> list[str]:
+    """Times as text: days alone where none has a time of day."""
+    stamps = to_series(time, tz)
+    wall = stamps if tz is None else stamps.dt.replace_time_zone(None)
+    if len(wall) and not (wall.to_physical() % 86_400_000_000_000 != 0).any():
+        return wall.dt.strftime("%Y-%m-%d").to_list()
+    return stamps.dt.strftime("%Y-%m-%dT%H:%M:%S" if tz is None else "%Y-%m-%dT%H:%M:%S%z").to_list()
