@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pricepix import samples
+    from pricepix.appending import append
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
     from pricepix.panel import Panel
@@ -27,6 +28,7 @@ _HOME = {
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
     "WindowIndex": "pricepix.windows",
+    "append": "pricepix.appending",
     "contact_sheet": "pricepix.preview",
     "enlarge": "pricepix.preview",
     "forward_returns": "pricepix.labels",
@@ -45,6 +47,7 @@ __all__ = [
     "RenderResult",
     "WindowIndex",
     "__version__",
+    "append",
     "contact_sheet",
     "enlarge",
     "forward_returns",

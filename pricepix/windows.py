@@ -23,7 +23,7 @@ from pricepix.times import to_series
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
 
-_DROP_REASONS: Final = {
+DROP_REASONS: Final = {
     kernels.TOO_SHORT: "too_short",
     kernels.MA_WARMUP: "ma_warmup",
     kernels.MASKED: "masked",
@@ -33,6 +33,7 @@ _DROP_REASONS: Final = {
     **{code: name for code, name in REASONS.items() if code},
 }
 _PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
+_BLOCK_ROWS: Final = 1 << 19
 _FOREVER: Final = np.iinfo(np.int64)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
 _UNITS: Final = {
@@ -140,7 +141,7 @@ class WindowIndex:
                     "each panel row"
                 )
         gap = -1 if max_gap is None else duration_ns(max_gap)
-        scheduled = _scheduled_times(panel, every)
+        scheduled = scheduled_times(panel, every)
         seeds = np.zeros(panel.n_instruments, np.uint64)
         if share < 1.0:
             seeds = _instrument_seeds(panel.instruments, seed)
@@ -163,7 +164,7 @@ class WindowIndex:
         instrument = np.empty(n, np.int32)
         ends = np.zeros(len(panel.calendar) + 1, np.int64)
         kernels.order_by_time(reason, panel.offsets, time_code, ends, row, instrument)
-        counts = {name: int(found[code]) for code, name in _DROP_REASONS.items() if found[code]}
+        counts = {name: int(found[code]) for code, name in DROP_REASONS.items() if found[code]}
         schedule = {
             "every": every if isinstance(every, str) else int(every),
             "start": None if start is None else panel.stamp(first_time),
@@ -210,14 +211,17 @@ class WindowIndex:
 
 def _drop_undrawable(panel: Panel, spec: ImageSpec, reason: NDArray[np.uint8], threads: int | None) -> None:
     """Replace KEPT by the renderer's reason where a window has no image."""
-    rows = np.empty(int(np.count_nonzero(reason == kernels.KEPT)), np.int64)
-    kernels.collect(reason, rows)
-    found = np.empty(len(rows), np.uint8)
-    render_rows(panel, rows, spec, None, reason=found, threads=threads)
-    reason[rows] = found
+    # In blocks, so that planning takes no more memory for a larger panel.
+    for first in range(0, len(reason), _BLOCK_ROWS):
+        block = reason[first : first + _BLOCK_ROWS]
+        rows = np.empty(int(np.count_nonzero(block == kernels.KEPT)), np.int64)
+        kernels.collect(block, rows)
+        found = np.empty(len(rows), np.uint8)
+        render_rows(panel, rows + first, spec, None, reason=found, threads=threads)
+        block[rows] = found
 
 
-def _scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
+def scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
     """One flag a time of the calendar, or nothing for all of them."""
     if every == "bar":
         return np.zeros(0, np.bool_)
