@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         print("".join("#" if pixel else "." for pixel in row))
 
     report = store.verify(panel)
-    print(f"\nverify: {report['rendered']:,} images drawn again, {len(report['problems'])} problems")
+    print(f"\nverify: {report}")
     print("contact sheet:", pp.contact_sheet(store, folder / "us20.png", n=24))
 
 
