@@ -1,0 +1,237 @@
+"""Longer bars from shorter ones: one-minute tables of any vendor to bars of any length."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.panel import Panel, PanelReport
+from pricepix.sources import _kernels as kernels
+from pricepix.sources.sessions import DAY, Session
+from pricepix.times import to_series
+from pricepix.windows import duration_ns
+
+_NONE: Final = np.iinfo(np.int64).min
+Times = NDArray[np.int64]
+
+
+def resample(
+    bars: Any,
+    every: Any,
+    *,
+    session: Session | str | None = None,
+    stamps: Literal["start", "end"] = "start",
+    label: Literal["start", "end"] | None = None,
+    gaps: Literal["absent", "missing"] = "absent",
+    until: Any = None,
+    step: Any = None,
+    **options: Any,
+) -> Panel:
+    """Merge short bars into longer ones.
+
+    Open of the first, highest high, lowest low, close of the last, sum of the volumes; missing values are
+    passed over. A bar never reaches over a lunch break or a night. Total returns are compounded; of factors,
+    flags and market capitalisation the last is kept.
+
+    Parameters
+    ----------
+    bars : Panel or anything ``Panel.from_table`` takes
+        Short bars: one table for all, or a file an instrument.
+    every : str or timedelta
+        Length of the new bars, at most a day: ``"5min"``, ``"1h"``, ``"1d"``. They are counted from the open
+        of each trading period, or without a session from midnight in the panel's zone: by what has passed, so
+        that days of 23 or 25 hours are cut without overlap (only their last bar can be shorter).
+    session : Session, str or None
+        The market's hours; see `Session.of`. Rows outside are left out, and counted in the report's remarks.
+        None for markets that never close.
+    stamps : {"start", "end"}
+        Whether a short bar is stamped with its start, as most vendors do, or its end.
+    label : {"start", "end"}, optional
+        What the new bars are stamped with; by default the same.
+    gaps : {"absent", "missing"}
+        Bars in which an instrument has no row: absent, or there as missing bars wherever another instrument
+        has one between its first and last, so that all instruments count the same bars.
+    until : str, datetime or "all", optional
+        When the data end, as in `Panel.as_time`. A bar that ends later is partial and dropped. By default
+        each instrument's data end with its own last bar, so that no partial bar is ever kept and later data
+        never change a bar that was; ``"all"`` says that all data end with the last bar of any instrument.
+    step : str or timedelta, optional
+        Length of the short bars; by default the shortest distance between two of an instrument.
+    **options
+        Given to ``Panel.from_table``: columns, instrument, time, tz, ...
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    ValueError
+        A length that is shorter than the short bars, or no whole number of them; a session in another zone
+        than the data; no row inside of the session, or no bar that is complete.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> open = pl.Series([1.0, 2, 3, 4, 5])
+    >>> bars = {"time": [f"2024-01-02 00:0{m}" for m in range(5)], "open": open}
+    >>> panel = resample(bars | {"high": open + 1, "low": open - 0.5, "close": open + 0.5}, "2min")
+    >>> panel.bars[:, :4].tolist()
+    [[1.0, 3.0, 0.5, 2.5], [3.0, 5.0, 2.5, 4.5]]
+    """
+    for name, value, allowed in (
+        ("stamps", stamps, ("start", "end")),
+        ("label", label, (None, "start", "end")),
+        ("gaps", gaps, ("absent", "missing")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+    panel = Panel.of(bars, **options)
+    hours = Session.of(session)
+    if hours.periods is not None and panel.tz is not None and hours.tz not in (None, panel.tz):
+        raise ValueError(
+            f"the session's clock is that of {hours.tz}, the data's that of {panel.tz}: read them with "
+            f"tz={hours.tz!r}"
+        )
+    short = _step(panel) if step is None else duration_ns(step)
+    length = duration_ns(every)
+    if length < short or (short and length % short):
+        raise ValueError(
+            f"every={every!r} is no whole number of the bars that came, which are {_text(short)} long: choose "
+            "a multiple, or pass step= if they are shorter than they look"
+        )
+    start, end = _bounds(panel, hours, every, stamps)
+    outside = int(np.count_nonzero(start == _NONE))
+    if outside == len(panel):
+        raise ValueError(f"none of the {len(panel):,} bars lies within the session {hours.periods}")
+
+    group, first = np.empty(len(panel), np.int64), np.empty(len(panel), np.int64)
+    counts = np.empty(panel.n_instruments, np.int64)
+    n = kernels.group_rows(panel.offsets, panel.time, start, group, first, counts)
+    first = first[:n]
+    merged = np.empty((n, 5))
+    kernels.merge_bars(panel.bars, group, merged)
+    fields: dict[str, NDArray[Any]] = {}
+    for name, values in panel.fields.items():
+        fields[name] = np.empty(n, values.dtype)
+        merge = kernels.merge_returns if name == "total_return" else kernels.merge_last
+        merge(values, group, fields[name])
+    opened, closed = start[first], end[first]
+    instrument = np.repeat(np.arange(panel.n_instruments), counts)
+    complete = closed <= _ends(panel, until, short if stamps == "start" else 0)[instrument]
+    if not complete.any():
+        raise ValueError(f"no bar of {every!r} is complete: the data end before the first of them does")
+    time = opened if (label or stamps) == "start" else closed
+    merged, time, instrument = merged[complete], time[complete], instrument[complete]
+    fields = {name: values[complete] for name, values in fields.items()}
+    offsets = np.searchsorted(instrument, np.arange(panel.n_instruments + 1)).astype(np.int64)
+    if gaps == "missing":
+        merged, time, offsets, fields = _with_missing(merged, time, offsets, fields)
+    remarks = [f"resampled from bars of {_text(short)} to {every}"]
+    if outside:
+        remarks.append(f"{outside:,} bars outside of the session were left out")
+    if n > np.count_nonzero(complete):
+        remarks.append(f"{n - np.count_nonzero(complete):,} partial last bars were dropped")
+    report = PanelReport(
+        len(merged), panel.n_instruments, panel.report.counts, panel.report.examples, panel.report.dropped,
+        panel.report.on_bad, (*panel.report.remarks, *remarks),
+    )  # fmt: skip
+    return Panel(
+        np.ascontiguousarray(merged),
+        offsets,
+        panel.instruments,
+        np.ascontiguousarray(time),
+        panel.tz,
+        fields,
+        report,
+    )
+
+
+def _bounds(panel: Panel, hours: Session, every: Any, stamps: str) -> tuple[Times, Times]:
+    """Start and end of the new bar of each row, in the panel's time; the smallest int64 outside the hours."""
+    starts, ends = hours.edges(every)
+    wall = panel.time
+    if panel.tz is not None:
+        wall = to_series(panel.time, panel.tz).dt.replace_time_zone(None).to_physical().to_numpy()
+    # A bar that is stamped with its end belongs where its inside is.
+    inside = wall if stamps == "start" else wall - 1
+    day = np.floor_divide(inside, DAY)
+    if hours.periods is None:
+        # By what has passed since midnight, so that a day of 23 or 25 hours is cut like any other.
+        midnight = _midnight(day, panel)
+        clock = panel.time - midnight if stamps == "start" else panel.time - midnight - 1
+        length = int(ends[0] - starts[0])
+        opened = midnight + np.floor_divide(clock, length) * length
+        if length == DAY:
+            opened, closed = midnight, _midnight(day + 1, panel)
+        else:
+            closed = np.minimum(opened + length, _midnight(day + 1, panel))
+        return opened, closed
+    clock = inside - day * DAY
+    which = np.searchsorted(starts, clock, side="right") - 1
+    good = (which >= 0) & (clock < ends[which])
+    offset = panel.time - wall
+    opened = np.where(good, day * DAY + starts[which] + offset, _NONE)
+    closed = np.where(good, day * DAY + ends[which] + offset, _NONE)
+    return opened, closed
+
+
+def _midnight(day: Times, panel: Panel) -> Times:
+    """The instants at which days begin; where the clocks skip midnight, the first instant after it."""
+    if panel.tz is None:
+        return day * DAY
+    distinct, place = np.unique(day, return_inverse=True)
+    at = np.array([panel.as_time(np.datetime64(int(d), "D")) for d in distinct], np.int64)
+    return at[place]
+
+
+def _ends(panel: Panel, until: Any, short: int) -> Times:
+    """When each instrument's data end, int64 (instruments,)."""
+    n = panel.n_instruments
+    if until is not None and until != "all":
+        return np.full(n, panel.as_time(until, end=True), np.int64)
+    filled = np.diff(panel.offsets) > 0
+    last = np.full(n, _NONE, np.int64)
+    last[filled] = panel.time[panel.offsets[1:][filled] - 1] + short
+    return np.full(n, last.max(), np.int64) if until == "all" else last
+
+
+def _step(panel: Panel) -> int:
+    """The shortest distance between two bars of an instrument."""
+    gaps = np.diff(panel.time)
+    edges = panel.offsets[1:-1] - 1
+    own = np.ones(len(gaps), np.bool_)
+    own[edges[(edges >= 0) & (edges < len(gaps))]] = False
+    if not own.any():
+        raise ValueError("every instrument has a single bar: pass step=, the length of the bars that came")
+    return int(gaps[own].min())
+
+
+def _with_missing(
+    bars: NDArray[np.float64], time: Times, offsets: Times, fields: dict[str, NDArray[Any]]
+) -> tuple[NDArray[np.float64], Times, Times, dict[str, NDArray[Any]]]:
+    """Insert missing bars so that between an instrument's first and last all bars of the calendar are there."""
+    calendar = np.unique(time)
+    code = np.searchsorted(calendar, time)
+    filled = np.diff(offsets) > 0
+    a, b = np.zeros(len(filled), np.int64), np.zeros(len(filled), np.int64)
+    a[filled], b[filled] = code[offsets[:-1][filled]], code[offsets[1:][filled] - 1] + 1
+    wide = np.concatenate([[0], np.cumsum(b - a)]).astype(np.int64)
+    place = code + np.repeat(wide[:-1] - a, np.diff(offsets))
+    out = np.full((int(wide[-1]), 5), np.nan)
+    out[place] = bars
+    stamped = calendar[np.arange(wide[-1]) - np.repeat(wide[:-1] - a, b - a)]
+    more = {}
+    for name, values in fields.items():
+        more[name] = np.full(len(out), False if values.dtype == np.bool_ else np.nan, values.dtype)
+        more[name][place] = values
+    return out, stamped, wide, more
+
+
+def _text(ns: int) -> str:
+    for unit, size in (("d", DAY), ("h", 3600 * 10**9), ("min", 60 * 10**9), ("s", 10**9), ("ms", 10**6)):
+        if ns and ns % size == 0:
+            return f"{ns // size} {unit}"
+    return f"{ns} ns"
