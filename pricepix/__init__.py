@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pricepix import samples
+    from pricepix import factor, samples, train
     from pricepix.appending import append
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
@@ -37,7 +37,7 @@ _HOME = {
     "render_universe": "pricepix.build",
     "render_windows": "pricepix.render",
 }
-_MODULES = ("samples", "train")
+_MODULES = ("factor", "samples", "train")
 
 __all__ = [
     "REASONS",
@@ -50,12 +50,14 @@ __all__ = [
     "append",
     "contact_sheet",
     "enlarge",
+    "factor",
     "forward_returns",
     "open_store",
     "render_panel",
     "render_universe",
     "render_windows",
     "samples",
+    "train",
 ]
 
 

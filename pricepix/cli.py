@@ -5,9 +5,10 @@ Commands parse and forward. Whatever they need is imported when they run, so tha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -53,26 +54,31 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 def panel_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of ``Panel.from_table`` and gather them into the argument `table`."""
-    options = [
-        click.option("--column", "columns", multiple=True, callback=_pairs, metavar="NAME=COLUMN",
-                     help="Which column of the table is open, high, low, close, volume, ..."),
-        click.option("--instrument-column", "instrument", help="Column that names the instrument."),
-        click.option("--time-column", "time", help="Column that holds the time."),
-        click.option("--tz", help="Zone of the market, for times without one."),
-        click.option("--on-bad", type=click.Choice(["raise", "drop_bar", "keep"]), default="raise", show_default=True,
-                     help="What becomes of bars with faults."),
-        click.option("--negative-prices", type=click.Choice(["error", "midpoint"]), default="error", show_default=True,
-                     help="midpoint: take negative prices as CRSP means them."),
-        click.option("--adjust", type=click.Choice(["multiply", "divide"]), help="Apply the adjustment factor."),
-    ]  # fmt: skip
-    names = ("columns", "instrument", "time", "tz", "on_bad", "negative_prices", "adjust")
+    options = {
+        "columns": click.option("--column", "columns", multiple=True, callback=_pairs, metavar="NAME=COLUMN",
+                                help="Which column of the table is open, high, low, close, volume, ..."),
+        "instrument": click.option("--instrument-column", "instrument", help="Column of the instrument."),
+        "time": click.option("--time-column", "time", help="Column of the time."),
+        "tz": click.option("--tz", help="Zone of the market, for times without one."),
+        "time_format": click.option("--time-format", help="How times are written, e.g. %d/%m/%Y."),
+        "time_unit": click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]),
+                                  help="For times that count since 1970."),
+        "null_values": click.option("--null-value", "null_values", multiple=True,
+                                    help="Text that marks a missing number; may be repeated."),
+        "on_bad": click.option("--on-bad", type=click.Choice(["raise", "drop_bar", "keep"]),
+                               help="What becomes of bars with faults; raise by default."),
+        "negative_prices": click.option("--negative-prices", type=click.Choice(["error", "midpoint"]),
+                                        help="midpoint: take negative prices as CRSP means them."),
+        "adjust": click.option("--adjust", type=click.Choice(["multiply", "divide"]),
+                               help="Apply the adjustment factor to the prices."),
+    }  # fmt: skip
 
     @functools.wraps(command)
-    def gathered(**options: Any) -> Any:
-        table = {name: options.pop(name) for name in names}
-        return command(table={name: value for name, value in table.items() if value}, **options)
+    def gathered(**given: Any) -> Any:
+        table = {name: given.pop(name) for name in options}
+        return command(table={name: value for name, value in table.items() if value}, **given)
 
-    return functools.reduce(lambda f, option: option(f), reversed(options), gathered)
+    return functools.reduce(lambda f, option: option(f), reversed(list(options.values())), gathered)
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +98,18 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--rebuild", help="returns: rebuild prices from total returns."),
         click.option("--max-missing", type=int, help="Most missing bars of a window."),
     ]
-    names = ("lookback", "height", "style", "chart", "ma_warmup", "volume", "aggregate", "scale", "rebuild", "max_missing")
+    names = (
+        "lookback",
+        "height",
+        "style",
+        "chart",
+        "ma_warmup",
+        "volume",
+        "aggregate",
+        "scale",
+        "rebuild",
+        "max_missing",
+    )
 
     @functools.wraps(command)
     def gathered(**options: Any) -> Any:
@@ -105,48 +122,145 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if ma or no_ma:
             changes["ma"] = tuple(ma)
         if preset is None and "lookback" not in changes:
-            raise click.UsageError("give --preset NAME (see `pricepix-cli presets`), or --lookback and what differs")
+            raise click.UsageError(
+                "give --preset NAME (see `pricepix-cli presets`), or --lookback and what differs"
+            )
         spec = ImageSpec(**changes) if preset is None else ImageSpec.preset(preset).replace(**changes)
         return command(spec=spec, **options)
 
     return functools.reduce(lambda f, option: option(f), reversed(options), gathered)
 
 
-def _every(ctx: click.Context, param: click.Parameter, value: str) -> str | int:
-    return int(value) if value.isdecimal() else value
+def _number_or_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
+    return int(value) if value is not None and value.isdecimal() else value
+
+
+def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Read repeated NAME=VALUE options whose values are numbers, none, or text."""
+    return {name: _scalar(text) for name, text in _pairs(ctx, param, values).items()}
+
+
+def _scalar(text: str) -> Any:
+    """Read a whole number, a number, none, or text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None if text.lower() == "none" else text
+
+
+PROGRESS = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 
 
 @main.command("build-store")
 @click.argument("table_path", metavar="TABLE")
 @click.argument("store")
 @spec_options
-@click.option("--horizon", "horizons", type=int, multiple=True, default=(5, 20, 60), show_default=True,
-              help="Bars of a forward return; may be repeated.")
+@click.option(
+    "--horizon",
+    "horizons",
+    type=int,
+    multiple=True,
+    default=(5, 20, 60),
+    show_default=True,
+    help="Bars of a forward return; may be repeated.",
+)
 @click.option("--delay", type=int, default=0, show_default=True, help="Bars from decision to entry.")
-@click.option("--every", default="bar", show_default=True, callback=_every,
-              help="bar, day, week, month, quarter, or a number.")
+@click.option(
+    "--every",
+    default="bar",
+    show_default=True,
+    callback=_number_or_text,
+    help="bar, day, week, month, quarter, or a number.",
+)
 @click.option("--start", help="First time at which a window may end.")
 @click.option("--end", help="Last time (inclusive) at which a window may end.")
 @click.option("--sample", type=float, help="Share of the windows to keep.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
 @click.option("--max-gap", help="No window across a hole longer than this, e.g. 10d.")
-@click.option("--price", type=click.Choice(["auto", "close", "total_return"]), default="auto", show_default=True,
-              help="What forward returns are computed from.")
-@click.option("--layout", type=click.Choice(["uint8", "bits"]), default="uint8", show_default=True,
-              help="bits: a third of the bytes, several times faster.")
-@click.option("--mode", type=click.Choice(["create", "overwrite"]), default="create", show_default=True)
+@click.option(
+    "--price",
+    type=click.Choice(["auto", "close", "total_return"]),
+    default="auto",
+    show_default=True,
+    help="What forward returns are computed from.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["uint8", "bits"]),
+    default="uint8",
+    show_default=True,
+    help="bits: a third of the bytes, several times faster.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["create", "resume", "overwrite"]),
+    default="create",
+    show_default=True,
+    help="resume: go on with a build that was stopped.",
+)
 @click.option("--chunk", type=int, help="Windows a chunk.")
-@click.option("--threads", type=int, help="Threads; all by default.")
-@click.option("--progress/--no-progress", default=True)
+@click.option("--shard", type=int, help="Windows a shard (one object of several chunks), for object stores.")
+@click.option("--workers", type=int, help="Threads that draw, compress and write; all by default.")
+@click.option("--scheduler", help="Address of a dask scheduler whose workers build the store.")
+@PROGRESS
 @panel_options
-def build_store(table_path: str, table: dict[str, Any], progress: bool, **options: Any) -> None:
-    """Draw every window of TABLE (CSV, Parquet, Feather, a glob or a folder) into the store STORE."""
+def build_store(
+    table_path: str, table: dict[str, Any], scheduler: str | None, progress: bool, **options: Any
+) -> None:  # fmt: skip
+    """Draw every window of TABLE into the store STORE.
+
+    TABLE is a CSV, Parquet or Feather file, a glob, or a folder of such files.
+    """
     from pricepix import Panel, render_universe
 
     panel = Panel.from_table(table_path, progress=progress, **table)
     click.echo(str(panel.report), err=True)
-    store = render_universe(panel, progress=progress, **options)
+    with _client(scheduler) as client:
+        store = render_universe(panel, client=client, progress=progress, **options)
     _describe(store)
+
+
+@contextlib.contextmanager
+def _client(scheduler: str | None) -> Iterator[Any]:
+    if scheduler is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(
+            "a scheduler needs dask.distributed: pip install 'pricepix[distributed]'"
+        ) from error
+    with Client(scheduler) as client:
+        yield client
+
+
+@main.command()
+@click.argument("store")
+@click.argument("table_path", metavar="TABLE")
+@click.option(
+    "--on-revision",
+    type=click.Choice(["raise", "rebuild"]),
+    default="raise",
+    show_default=True,
+    help="rebuild: draw again the instruments whose history was revised.",
+)
+@click.option("--workers", type=int, help="Threads; all by default.")
+@PROGRESS
+@panel_options
+def append(store: str, table_path: str, table: dict[str, Any], progress: bool, **options: Any) -> None:
+    """Add to STORE the windows of TABLE that came since, and the returns that became known.
+
+    TABLE holds the whole history, old bars and new.
+    """
+    from pricepix import Panel
+    from pricepix import append as run
+
+    _describe(
+        run(store, Panel.from_table(table_path, progress=progress, **table), progress=progress, **options)
+    )
 
 
 @main.command()
@@ -159,17 +273,20 @@ def info(store: str) -> None:
 
 
 def _describe(store: Any) -> None:
+    import numpy as np
+
     from pricepix.times import to_series
 
     attrs = store.attrs
     height, width = store.spec.shape
+    horizons = ", ".join(map(str, store.horizons)) or "none"
     rows = {
         "store": store.location,
         "images": f"{len(store):,} of {height}x{width} (rows x columns), layout {store.layout}",
         "spec": ", ".join(f"{name}={value}" for name, value in attrs["spec"].items()),
         "instruments": f"{len(store.instruments):,}",
         "dropped": ", ".join(f"{name} {count:,}" for name, count in attrs["drop_counts"].items()) or "none",
-        "horizons": f"{', '.join(map(str, store.horizons)) or 'none'} bars, delay {store.delay}, on {attrs['label_price']}",
+        "horizons": f"{horizons} bars, delay {store.delay}, on {attrs['label_price']}",
         "created by": attrs["created_by"],
         "format": f"version {attrs['format_version']}",
         "spec digest": attrs["spec_digest"],
@@ -180,7 +297,7 @@ def _describe(store: Any) -> None:
         rows["times"] = f"{times[0]} to {times[1]}"
     for h in store.horizons:
         returns = store.returns(h)
-        known = returns[returns == returns]
+        known = returns[~np.isnan(returns)]
         up = f"{(known > 0).mean():.1%} up" if len(known) else "none known"
         rows[f"ret_{h}"] = f"{len(known):,} known, {len(returns) - len(known):,} missing, {up}"
     for name, value in rows.items():
@@ -193,6 +310,8 @@ def _describe(store: Any) -> None:
 @click.option("--instrument", help="Images of this instrument alone.")
 @click.option("--n", type=int, default=24, show_default=True, help="How many images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images.")
+@click.option("--horizon", type=int, help="Show the forward return over these bars alone.")
+@click.option("--columns", type=int, help="Images a row.")
 def preview(store: str, path: str, **options: Any) -> None:
     """Write a contact sheet of STORE to the PNG file PATH."""
     from pricepix import contact_sheet, open_store
@@ -202,24 +321,25 @@ def preview(store: str, path: str, **options: Any) -> None:
 
 @main.command()
 @click.argument("store")
+@click.option(
+    "--depth",
+    type=click.Choice(["metadata", "checksums", "render"]),
+    help="How deep to look; render needs --panel.",
+)
 @click.option("--panel", "table_path", metavar="TABLE", help="Render again from these bars and compare.")
-@click.option("--sample", type=int, default=1000, show_default=True, help="Images to render again; 0 for all.")
+@click.option("--sample", type=int, help="Images to render again; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the sample.")
+@click.option("--workers", type=int, help="Threads; all by default.")
+@PROGRESS
 @panel_options
-def verify(store: str, table_path: str | None, table: dict[str, Any], sample: int, seed: int) -> None:
+def verify(store: str, table_path: str | None, table: dict[str, Any], **options: Any) -> None:
     """Check that STORE is whole and, given its bars, that its images are right. Exit code 1 if not."""
     from pricepix import Panel, open_store
 
     panel = Panel.from_table(table_path, **table) if table_path else None
-    report = open_store(store).verify(panel, sample=sample or None, seed=seed)
-    for problem in report["problems"]:
-        click.echo(problem)
-    click.echo(
-        f"{report['windows']:,} windows in {report['chunks']:,} chunks read, {report['rendered']:,} rendered again, "
-        f"{len(report['problems'])} problems"
-    )
-    if report["problems"]:
-        sys.exit(1)
+    report = open_store(store).verify(panel, **options)
+    click.echo(str(report))
+    sys.exit(report.exit_code)
 
 
 @main.command()
@@ -235,12 +355,129 @@ def presets() -> None:
 
 
 @main.command()
+@click.argument("store")
+@click.option("--model", default="jkx20", show_default=True, help="Network preset, cnn1d or logistic.")
+@click.option("--horizon", type=int, help="Bars of the forward return to learn.")
+@click.option("--out", help="Folder of the run; the next free one below runs/ by default.")
+@click.option("--split", type=click.Choice(["time", "random", "walk"]), default="time", show_default=True)
+@click.option("--train", help="Training period FIRST:LAST, or its length for walk, e.g. 1993:2000 or 2y.")
+@click.option(
+    "--validation", default="0.3", show_default=True, help="Share of the training period, or a period."
+)
+@click.option("--test", help="Test period, or its length for walk.")
+@click.option("--embargo", default="0", show_default=True, help="Time kept free behind the training part.")
+@click.option("--target", default="up", show_default=True, help="up, terciles, quantiles:K, return or rank.")
+@click.option(
+    "--balance", type=click.Choice(["none", "weights", "undersample"]), default="none", show_default=True
+)
+@click.option(
+    "--hyper",
+    default="paper",
+    show_default=True,
+    help="Hyper-parameters: paper, cnn_for_trading or image_trading.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    callback=_settings,
+    metavar="NAME=VALUE",
+    help="Change one hyper-parameter, e.g. lr=1e-4; may be repeated.",
+)
+@click.option("--ensemble", type=int, default=1, show_default=True, help="Networks to average.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--instrument", "instruments", multiple=True, help="Train on these alone; may be repeated.")
+@click.option("--panel", metavar="TABLE", help="The store's bars; needed by cnn1d and logistic.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--accelerator", default="auto", show_default=True)
+@click.option("--devices", default="auto", show_default=True, callback=_number_or_text)
+@click.option("--precision", default="32-true", show_default=True, help="e.g. bf16-mixed.")
+@click.option("--channels-last", is_flag=True)
+@click.option("--compile", is_flag=True, help="Use torch.compile.")
+@PROGRESS
+def train(store: str, validation: str, embargo: str, settings: dict[str, Any], **options: Any) -> None:
+    """Train a network, or an ensemble, on STORE."""
+    from pricepix.train import fit
+
+    options["instruments"] = list(options["instruments"]) or None
+    found = fit(store, validation=_scalar(validation), embargo=_scalar(embargo), **options, **settings)
+    click.echo(f"run       {found.out}")
+    for fold in found.folds:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in fold.test.items() if value is not None)
+        click.echo(f"fold      {fold.fold.name}: {figures or 'no test part'}")
+
+
+@main.command()
+@click.argument("store")
+@click.argument("model")
+@click.argument("location", metavar="CACHE")
+@click.option(
+    "--shift",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Bars from the image's close to the bar at which a value may be traded.",
+)
+@click.option("--spread", is_flag=True, help="Keep the spread over an ensemble's members.")
+@click.option("--batch", type=int, default=256, show_default=True, help="Images a forward pass.")
+@click.option("--device", help="cpu or cuda.")
+@click.option("--append", is_flag=True, help="Score what the store has gained since.")
+@PROGRESS
+def score(store: str, model: str, location: str, **options: Any) -> None:
+    """Score every image of STORE with MODEL (a checkpoint or a run) into the factor cache CACHE."""
+    from pricepix.factor import score as run
+
+    click.echo(repr(run(store, model, location, **options)))
+
+
+@main.command()
+@click.argument("cache")
+@click.argument("table_path", metavar="TABLE")
+@click.argument("report")
+@click.option("--horizon", type=int, default=20, show_default=True, help="Bars of the forward return.")
+@click.option("--delay", type=int, default=0, show_default=True, help="Bars to the entry.")
+@click.option("--quantiles", type=int, default=10, show_default=True, help="Number of portfolios.")
+@click.option(
+    "--rebalance", callback=_number_or_text, help="bar, day, week, month, quarter, horizon or a number."
+)
+@click.option("--untradable", default="exclude", show_default=True)
+@click.option("--start", help="First time.")
+@click.option("--end", help="Last time.")
+@click.option("--store", help="Image store, for sheets of the highest- and lowest-scored images.")
+@click.option("--model", help="Checkpoint or run, for attribution maps.")
+@PROGRESS
+@panel_options
+def evaluate(
+    cache: str, table_path: str, table: dict[str, Any], report: str, store: str | None, model: str | None,
+    progress: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Judge the factor CACHE on the bars of TABLE and write the HTML file REPORT."""
+    from pricepix import Panel, open_store
+    from pricepix.factor import evaluate as run
+
+    found = run(cache, Panel.from_table(table_path, progress=progress, **table), progress=progress, **options)
+    click.echo(repr(found))
+    click.echo(found.report(report, store=open_store(store) if store else None, model=model))
+
+
+@main.command()
+@click.argument("config")
+@PROGRESS
+def run(config: str, progress: bool) -> None:
+    """Execute the YAML file CONFIG: build, train, score, evaluate; what is done already is skipped."""
+    from pricepix.config import load_config
+    from pricepix.pipeline import run as run_config
+
+    run_config(load_config(config), echo=click.echo, progress=progress)
+
+
+@main.command()
 @click.argument("folder", default="demo")
 def demo(folder: str) -> None:
-    """Run the main job on sample data into FOLDER."""
-    from pricepix.demo import demo as run
+    """Run the whole road on sample data into FOLDER."""
+    from pricepix.demo import demo as run_demo
 
-    run(folder, echo=click.echo)
+    run_demo(folder, echo=click.echo)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""The configuration of a whole run, from bars to report: one file, checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pricepix.spec import ImageSpec
+
+__all__ = ["Config", "load_config"]
+
+
+class Section(BaseModel):
+    """A part of the configuration; its keys are the keyword arguments of the function that it drives."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    def arguments(self, *without: str) -> dict[str, Any]:
+        """Return the keys that were given, as keyword arguments; null is the same as not given."""
+        given = self.model_fields_set.difference(without)
+        return {name: value for name in sorted(given) if (value := getattr(self, name)) is not None}
+
+
+class Data(Section):
+    """Where the bars come from: a table, or a sample of the package. See ``Panel.from_table``."""
+
+    source: str | list[str] | None = None
+    sample: Literal["stocks", "simulate"] | None = None
+    simulate: dict[str, Any] = Field(default_factory=dict)
+    columns: dict[str, str | None] | None = None
+    instrument: str | None = None
+    time: str | None = None
+    name: str | None = None
+    tz: str | None = None
+    time_format: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    null_values: list[str] = Field(default_factory=list)
+    on_bad: Literal["raise", "drop_bar", "keep"] = "raise"
+    negative_prices: Literal["error", "midpoint"] = "error"
+    adjust: Literal["multiply", "divide"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.source is None) == (self.sample is None):
+            raise ValueError("give either source (a file, glob or folder) or sample (stocks or simulate)")
+        if self.simulate and self.sample != "simulate":
+            raise ValueError("the key simulate belongs to sample: simulate")
+        return self
+
+
+class Image(Section):
+    """What an image is: a preset and what differs from it. See ``ImageSpec``."""
+
+    preset: str | None = None
+    lookback: int | None = None
+    height: int | None = None
+    style: str | None = None
+    chart: str | None = None
+    ma: list[int] | None = None
+    ma_warmup: str | None = None
+    volume: bool | None = None
+    aggregate: int | None = None
+    scale: str | None = None
+    rebuild: str | None = None
+    max_missing: int | None = None
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Image:
+        self.spec()
+        return self
+
+    def spec(self) -> ImageSpec:
+        """Return the image spec."""
+        changes = self.arguments("preset")
+        if self.preset is None:
+            return ImageSpec.from_dict(changes)
+        return ImageSpec.preset(self.preset).replace(**changes)
+
+
+class Store(Section):
+    """The image store. See ``render_universe``."""
+
+    horizons: list[int] = Field(default_factory=lambda: [5, 20, 60])
+    delay: int = 0
+    every: str | int = "bar"
+    start: str | None = None
+    end: str | None = None
+    sample: float | None = None
+    seed: int = 0
+    max_gap: str | None = None
+    price: Literal["auto", "close", "total_return"] = "auto"
+    layout: Literal["uint8", "bits"] = "uint8"
+    chunk: int | None = None
+    shard: int | str | None = None
+    workers: int | None = None
+
+
+class Train(Section):
+    """The networks. See ``pricepix.train.fit``; `settings` changes single hyper-parameters."""
+
+    model: str = "jkx20"
+    horizon: int | None = None
+    split: Literal["time", "random", "walk"] = "time"
+    train: str | None = None
+    validation: str | float = 0.3
+    test: str | None = None
+    embargo: str | int = 0
+    target: str = "up"
+    balance: Literal["none", "weights", "undersample"] = "none"
+    hyper: str = "paper"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    ensemble: int = 1
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: str | int = "auto"
+    precision: str = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+
+
+class Score(Section):
+    """The factor cache. See ``pricepix.factor.score``."""
+
+    shift: int = 0
+    spread: bool = False
+    batch: int = 256
+    device: str | None = None
+
+
+class Evaluate(Section):
+    """Evaluation and report. See ``pricepix.factor.evaluate``."""
+
+    horizon: int | None = None
+    delay: int = 0
+    quantiles: int = 10
+    rebalance: str | int | None = None
+    costs: list[float] | None = None
+    untradable: str = "exclude"
+    max_wait: int = 5
+    price: Literal["auto", "close", "total_return"] = "auto"
+    delays: list[int] | None = None
+    horizons: list[int] | None = None
+    baselines: list[str] | None = None
+    periods_per_year: float | None = None
+    start: str | None = None
+    end: str | None = None
+
+
+class Config(Section):
+    """A whole run. It ends with the last section that is there: store, train, score or evaluate."""
+
+    version: Literal[1] = 1
+    out: str
+    data: Data
+    image: Image
+    store: Store = Field(default_factory=Store)
+    train: Train | None = None
+    score: Score | None = None
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Config:
+        if self.score is not None and self.train is None:
+            raise ValueError("score needs a trained model: add the section train")
+        if self.evaluate is not None and self.score is None:
+            raise ValueError("evaluate needs a factor: add the section score (it may be empty: score: {})")
+        return self
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Check a configuration given as nested dicts.
+
+        Raises
+        ------
+        ValueError
+            One message that lists every fault, with the nearest known key for unknown ones.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = "\n".join(f"  {_fault(cls, item)}" for item in error.errors(include_url=False))
+            raise ValueError(f"the configuration has {error.error_count()} faults:\n{faults}") from None
+
+    def to_yaml(self) -> str:
+        """Return the configuration with its defaults spelled out."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def load_config(path: str | PathLike[str]) -> Config:
+    """Read and check a YAML configuration.
+
+    Paths in it are taken from the folder of the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not YAML, or not a configuration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected the keys out, data, image, ...")
+    try:
+        config = Config.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return _anchored(config, path.absolute().parent)
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    """Take relative paths from the folder of the configuration."""
+
+    def anchored(name: str) -> str:
+        return name if "://" in name else str(folder / name)
+
+    source = config.data.source
+    if isinstance(source, list):
+        source = [anchored(name) for name in source]
+    elif source is not None:
+        source = anchored(source)
+    data = config.data.model_copy(update={"source": source})
+    return config.model_copy(update={"out": anchored(config.out), "data": data})
+
+
+def _fault(model: type[BaseModel], item: Any) -> str:
+    """Say one of pydantic's findings in a sentence."""
+    place = ".".join(str(part) for part in item["loc"]) or "the whole"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{place}: no such key; {hint}The keys here are {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{place}: missing, but required"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], Mapping | BaseModel) else f" (got {item['input']!r})"
+    return f"{place}: {message}{given}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        annotation: Any = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
