@@ -80,10 +80,11 @@ def forward_returns(
     --------
     >>> import numpy as np
     >>> from pricepix import Panel
-    >>> close = np.array([10.0, 11.0, 12.0, 15.0])
-    >>> panel = Panel.from_arrays(close, close, close, close, time=np.arange(4), instruments=["A"])
+    >>> close = np.array([[10.0], [11.0], [12.0], [15.0]])
+    >>> days = np.datetime64("2020-01-01") + np.arange(4)
+    >>> panel = Panel.from_arrays(close, close, close, close, time=days, instruments=["A"], progress=False)
     >>> forward_returns(panel, np.array([0, 1, 3]), horizon=2).value
-    array([0.2      , 0.3636364,       nan], dtype=float32)
+    array([0.2       , 0.36363637,        nan], dtype=float32)
     """
     horizon = checked_bars("horizon", horizon, 1)
     delay = checked_bars("delay", delay, 0)

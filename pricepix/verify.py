@@ -41,6 +41,8 @@ class VerifyReport:
     """Images that were drawn again and compared."""
     problems: list[str] = field(default_factory=list)
     """Sentences; none for a sound store."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about what is unusual but no fault."""
 
     @property
     def ok(self) -> bool:
@@ -54,7 +56,7 @@ class VerifyReport:
 
     def __getitem__(self, name: str) -> Any:
         """Return a part of the report by name, as from a dict."""
-        if name not in ("location", "depth", "windows", "chunks", "rendered", "problems"):
+        if name not in ("location", "depth", "windows", "chunks", "rendered", "problems", "notes"):
             raise KeyError(name)
         return getattr(self, name)
 
@@ -66,8 +68,8 @@ class VerifyReport:
             parts.append(f"{self.rendered:,} images drawn again")
         head = f"{self.location} ({self.depth}): {', '.join(parts)}"
         if self.ok:
-            return f"{head}; sound"
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
+            return "\n".join([f"{head}; sound", *(f"  {note}" for note in self.notes)])
+        lines = "\n".join(f"  {sentence}" for sentence in (*self.problems, *self.notes))
         return f"{head}; {len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n{lines}"
 
 
@@ -94,7 +96,7 @@ def verify(
         Chooses them.
     depth : {"metadata", "checksums", "render"}, optional
         ``metadata``: documents, counts, and that every object is there. ``checksums``: every chunk of every array is
-        read, compared with its checksum and decoded; no image is blank; the index is in order. ``render``: images
+        read, compared with its checksum and decoded; the index is in order. ``render``: images
         and forward returns are made again from `panel` and compared. By default ``render`` with a panel and
         ``checksums`` without.
     workers : int, optional
@@ -225,7 +227,7 @@ class _Check:
 
         def image(chunk: int) -> list[str]:
             try:
-                return self.blank(chunk, store.chunk_bytes(chunk))
+                return self.pixels(chunk, store.chunk_bytes(chunk))
             except (ValueError, RuntimeError) as error:
                 return [str(error)]
 
@@ -236,7 +238,7 @@ class _Check:
                 first = number * per_shard
                 return [p for c in range(first, min(images, first + per_shard)) for p in image(c)]
             return [
-                p for i, content in enumerate(stored) for p in self.blank(number * per_shard + i, content)
+                p for i, content in enumerate(stored) for p in self.pixels(number * per_shard + i, content)
             ]
 
         def other(which: tuple[str, Any, int]) -> list[str]:
@@ -264,8 +266,11 @@ class _Check:
             self.each("verify chunks", image, list(range(images)))
         self.report.chunks = images + len(rest)
 
-    def blank(self, chunk: int, stored: Any) -> list[str]:
-        """A window without an image is no window, so a blank one is a fault; so is one that can not be decoded."""
+    def pixels(self, chunk: int, stored: Any) -> list[str]:
+        """What is wrong with the images of a chunk.
+
+        A blank one is only noted: a window whose bars all lack their high or low is drawn so.
+        """
         store, form = self.store, self.store.chunk_format
         n = store.chunk_windows(chunk)
         try:
@@ -288,8 +293,9 @@ class _Check:
             found = np.flatnonzero(~pixels.any(axis=1))
             first = int(found[0]) if len(found) else -1
         if first >= 0:
-            problems.append(
-                f"an image of chunk {store.chunk_key(chunk)} is blank: window {chunk * form.windows + first}"
+            self.report.notes.append(
+                f"an image of chunk {store.chunk_key(chunk)} is blank, as where bars have closes alone: window "
+                f"{chunk * form.windows + first}"
             )
         return problems
 
