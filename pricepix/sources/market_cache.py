@@ -304,6 +304,28 @@ class MarketCache:
                 known &= np.asarray(self._arrays["VOLUME"][days, stocks]) != 0
         return np.ascontiguousarray(known.transpose(1, 0, 2)).reshape(known.shape[1], -1)
 
+    def bar_range(
+        self, day: slice, stock: slice, no_trade: NoTrade = "missing"
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return each stock's first row and one past its last, in bars of the days `day`."""
+        bars = (day.stop - day.start) * self.intervals
+        first, stop = (edge[stock] - day.start * self.intervals for edge in self.spans(no_trade))
+        first = np.clip(first, 0, bars)
+        return first, np.maximum(np.clip(stop, 0, bars), first)
+
+    def check_reading(self, *, adjust: bool, no_trade: str, decimals: int | None, on_bad: str) -> None:
+        """Refuse arguments of `panel` that cannot be followed."""
+        for name, value, allowed in (
+            ("on_bad", on_bad, ("raise", "drop_bar", "keep")),
+            ("no_trade", no_trade, ("missing", "keep")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+        if decimals is not None and not 0 <= decimals <= 10:
+            raise ValueError(f"decimals={decimals!r}: give 0 to 10 decimals, or None for none")
+        if adjust and "ADJ_FACTOR" not in self._arrays:
+            raise ValueError(f"adjust=True needs ADJ_FACTOR, which {self.folder} lacks: pass adjust=False")
+
     def panel(
         self,
         days: Range = None,
@@ -349,23 +371,12 @@ class MarketCache:
             Days or stocks that are not there, a factor that is missing, zero or infinite where there is a
             price, or bars with faults.
         """
-        tables_on_bad = ("raise", "drop_bar", "keep")
-        if on_bad not in tables_on_bad:
-            raise ValueError(f"on_bad={on_bad!r}: choose one of {', '.join(map(repr, tables_on_bad))}")
-        if no_trade not in ("missing", "keep"):
-            raise ValueError(f"no_trade={no_trade!r}: choose 'missing' or 'keep'")
-        if decimals is not None and not 0 <= decimals <= 10:
-            raise ValueError(f"decimals={decimals!r}: give 0 to 10 decimals, or None for none")
-        if adjust and "ADJ_FACTOR" not in self._arrays:
-            raise ValueError(f"adjust=True needs ADJ_FACTOR, which {self.folder} lacks: pass adjust=False")
+        self.check_reading(adjust=adjust, no_trade=no_trade, decimals=decimals, on_bad=on_bad)
         day, stock = self.day_range(days), self.stock_range(stocks)
         per_day, n_days, width = self.intervals, day.stop - day.start, stock.stop - stock.start
         names = self.instruments[stock]
-        stamps, zone = self._times(day)
-
-        first, stop = (edge[stock] - day.start * per_day for edge in self.spans(no_trade))
-        first = np.clip(first, 0, n_days * per_day)
-        stop = np.maximum(np.clip(stop, 0, n_days * per_day), first)
+        stamps, zone = self.times(day)
+        first, stop = self.bar_range(day, stock, no_trade)
         offsets = np.concatenate([[0], np.cumsum(stop - first)]).astype(np.int64)
         rows = int(offsets[-1])
         if rows == 0:
@@ -404,7 +415,11 @@ class MarketCache:
             midpoint=False,
             adjust=None,
             float32=rows if narrow else 0,
-            remarks=(),
+            remarks=tuple(
+                f"{np.count_nonzero(fields[name]):,} bars at their {text} limit"
+                for name, text in (("up_limit", "upper"), ("down_limit", "lower"))
+                if name in fields
+            ),
         )
 
     def _fill(
@@ -453,7 +468,7 @@ class MarketCache:
                 )
         panel_kernels.fill_bars(o, h, lo, c, v, has_volume, first, stop, dest, False, bars, counts)
 
-    def _times(self, day: slice) -> tuple[NDArray[np.int64], str | None]:
+    def times(self, day: slice) -> tuple[NDArray[np.int64], str | None]:
         """Times of all bars of some days, int64 (bars,), and their zone."""
         days = self.days[day]
         options = TimeOptions(self.session.tz)

@@ -1,0 +1,355 @@
+"""From a market cache to an image store, a stretch of days at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pricepix import __version__
+from pricepix.build import MODES, _check_location, _checked_horizons, _count, _state
+from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
+from pricepix.labels import checked_bars, forward_returns
+from pricepix.location import Location, StoreLike
+from pricepix.lock import KEY as LOCK
+from pricepix.lock import WriteLock
+from pricepix.moments import as_time, stamp
+from pricepix.panel import FIELDS, Panel
+from pricepix.render.api import render_rows
+from pricepix.sources import _kernels as kernels
+from pricepix.sources.market_cache import MarketCache, NoTrade, Range
+from pricepix.sources.writer import PanelFacts, StoreWriter
+from pricepix.spec import ImageSpec
+from pricepix.store import FORMAT_VERSION, ImageStore, open_store
+from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, duration_ns, scheduled_times
+from pricepix.windows import _share as checked_share
+
+# Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
+_PANEL_BYTES: Final = 80
+_WINDOW_BYTES: Final = 100
+
+
+def build_market_store(
+    cache: MarketCache | str | os.PathLike[str],
+    spec: ImageSpec | str | Mapping[str, Any],
+    store: StoreLike,
+    horizons: Sequence[int] = (1, 50),
+    delay: int = 0,
+    every: str = "bar",
+    layout: str = "bits",
+    mode: str = "create",
+    *,
+    days: Range = None,
+    stocks: slice | Sequence[str] | str | None = None,
+    adjust: bool = True,
+    no_trade: NoTrade = "missing",
+    filtered: bool = True,
+    decimals: int | None = None,
+    on_bad: str = "raise",
+    start: Any = None,
+    end: Any = None,
+    sample: float | None = None,
+    seed: int = 0,
+    max_gap: Any = None,
+    chunk: int | None = None,
+    shard: int | None = None,
+    memory: int | str = "1GiB",
+    threads: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> ImageStore:
+    """Draw every window of a market cache into a store, without ever holding the market in memory.
+
+    Days are read in stretches, each with the history that lookback and moving averages need before it and the
+    bars that the longest horizon needs after it. The store is, byte for byte, the one that
+    ``render_universe`` makes of ``cache.panel(days, stocks)``; it can be appended to and verified with that
+    panel.
+
+    Parameters
+    ----------
+    cache : MarketCache, str or path
+    spec, horizons, delay, every, layout, start, end, sample, seed, max_gap, chunk, storage_options, progress
+        As in ``render_universe``; `every` is ``"bar"``, ``"day"``, ``"week"``, ``"month"`` or ``"quarter"``.
+    store : str, path or zarr store
+        Where to write.
+    mode : {"create", "resume", "overwrite"}
+        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done.
+    days, stocks, adjust, no_trade, filtered, decimals, on_bad
+        What to read, and how: see `MarketCache.panel`.
+    shard : int, optional
+        Windows a shard, a multiple of `chunk`.
+    memory : int or str
+        About how much memory to use, in bytes or as ``"1GiB"``. At least one day, its history and what
+        follows.
+    threads : int, optional
+        Threads to draw and compress with; all by default.
+
+    Returns
+    -------
+    ImageStore
+
+    Raises
+    ------
+    ValueError
+        An argument that cannot be used, bars with faults, or no window that survives.
+    FileExistsError
+        The location exists and `mode` is ``create``, or it holds something else.
+    """
+    cache = cache if isinstance(cache, MarketCache) else MarketCache(cache)
+    spec = ImageSpec.of(spec)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(map(repr, LAYOUTS))}")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
+    if every not in SCHEDULES:
+        raise ValueError(
+            f"every={every!r}: a market that is read in stretches of days takes {', '.join(map(repr, SCHEDULES))}; a "
+            "number of bars needs render_universe(cache.panel(), ...)"
+        )
+    threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all") or os.cpu_count() or 1
+    chunk = _count(
+        "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
+    )
+    chunk = chunk or default_chunk(*spec.shape, layout)
+    if shard is not None and (not isinstance(shard, int) or shard < chunk or shard % chunk):
+        raise ValueError(f"shard={shard!r} is no multiple of the {chunk} windows of a chunk")
+    horizons, delay = _checked_horizons(horizons), checked_bars("delay", delay, 0)
+    budget = parse_size(memory) if isinstance(memory, str) else int(memory)
+    reading: dict[str, Any] = {"adjust": adjust, "no_trade": no_trade, "decimals": decimals, "on_bad": on_bad}
+    cache.check_reading(**reading)
+    reading["filtered"] = filtered
+    day, stock = cache.day_range(days), cache.stock_range(stocks)
+    tz = cache.session.tz
+    first = None if start is None else as_time(start, tz)
+    last = None if end is None else as_time(end, tz, end=True)
+    if first is not None and last is not None and first > last:
+        raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
+    choice = {"every": every, "sample": sample, "seed": seed, "max_gap": max_gap, "threads": threads}
+    ahead = max(horizons, default=0) + delay
+    market = _Market(cache, day, stock, spec, ahead, budget, reading, first, last, choice)
+    schedule = market.schedule(start is not None, end is not None)
+    where = Location.of(store, storage_options)
+    identity = {
+        "files": {key: [path.name, path.stat().st_size] for key, path in cache.files.items()},
+        "days": [str(cache.days[day.start]), str(cache.days[day.stop - 1])],
+        "stocks": [stock.start, stock.stop],
+        "reading": reading,
+        "stretch": market.step,
+        "spec_digest": spec.digest,
+        "horizons": list(horizons),
+        "delay": delay,
+        "layout": layout,
+        "chunk": chunk,
+        "shard": shard or 0,
+        "schedule": schedule,
+    }
+    form = ChunkFormat(layout, *spec.shape, chunk, shard=shard or 0)
+    writer = StoreWriter(where, form, horizons, identity, threads)
+    _check_location(where, mode)
+    if mode == "resume" and _state(where) == "finished":
+        return open_store(where)
+    with WriteLock(where) as lock:
+        if not writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()}):
+            writer.state = {"counts": {}, "candidates": 0, "lanes": market.lanes()}
+        stretches = market.stretches()
+        with tqdm(
+            total=day.stop - day.start, initial=min(writer.blocks * market.step, day.stop - day.start),
+            desc=f"render {os.path.basename(where.name)}", unit="day", disable=not progress,
+        ) as bar:  # fmt: skip
+            for part in stretches[writer.blocks :]:
+                market.write(writer, part, delay)
+                lock.check()
+                writer.end_block()
+                bar.update(part.stop - part.start)
+        counts = {
+            name: writer.state["counts"][name]
+            for name in DROP_REASONS.values()
+            if name in writer.state["counts"]
+        }
+        if writer.windows == 0:
+            where.delete_all(keep=LOCK)
+            dropped = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ValueError(
+                f"none of the {writer.state['candidates']} candidate windows can be drawn (dropped: {dropped}): choose "
+                "a shorter lookback, ma_warmup='omit', other dates or filtered=False"
+            )
+        facts = market.facts(writer.state["lanes"])
+        attributes: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "created_by": f"pricepix {__version__}",
+            "complete": False,
+            "spec": spec.to_dict(),
+            "spec_digest": spec.digest,
+            "panel_digest": None,
+            "panel_fields": list(facts.fields),
+            "windows": writer.windows,
+            "instruments": facts.n_instruments,
+            "candidates": writer.state["candidates"],
+            "drop_counts": counts,
+            "schedule": schedule,
+            "horizons": list(horizons),
+            "delay": delay,
+            "label_price": "close",
+            "layout": layout,
+            "chunk": chunk,
+            "tz": facts.tz,
+        }
+        if shard:
+            attributes["shard"] = shard
+        writer.finish(attributes, facts)
+    return open_store(where)
+
+
+@dataclass
+class _Market:
+    """Stretches of days of a cache: what is read for each, what windows end in it, and what goes into its digest."""
+
+    cache: MarketCache
+    day: slice
+    stock: slice
+    spec: ImageSpec
+    ahead: int
+    """Bars that labels reach ahead."""
+    budget: int
+    reading: dict[str, Any]
+    first: int | None
+    """First and last time at which a window may end."""
+    last: int | None
+    choice: dict[str, Any]
+
+    @property
+    def lead(self) -> int:
+        """Days read before a stretch: all that lookback and moving averages of its first bar reach back to."""
+        return -(-(self.spec.lookback - 1 + self.spec.history) // self.cache.intervals)
+
+    @property
+    def tail(self) -> int:
+        """Days read after a stretch, at least the one that tells whether a week or month is over."""
+        return max(1, -(-self.ahead // self.cache.intervals))
+
+    @property
+    def step(self) -> int:
+        """Days a stretch."""
+        bars = (self.stock.stop - self.stock.start) * self.cache.intervals
+        beside = bars * _PANEL_BYTES * (self.lead + self.tail)
+        return max(1, (self.budget - beside) // (bars * (_PANEL_BYTES + _WINDOW_BYTES)))
+
+    def stretches(self) -> list[slice]:
+        """Return the days of each stretch."""
+        return [
+            slice(a, min(self.day.stop, a + self.step))
+            for a in range(self.day.start, self.day.stop, self.step)
+        ]
+
+    def write(self, writer: StoreWriter, part: slice, delay: int) -> None:
+        """Draw and label the windows that end in a stretch of days."""
+        wide = slice(max(self.day.start, part.start - self.lead), min(self.day.stop, part.stop + self.tail))
+        kind = self.reading["no_trade"]
+        first, stop = self.cache.bar_range(wide, self.stock, kind)
+        if not (stop > first).any():
+            return
+        panel = self.cache.panel(wide, self.stock, **self.reading)
+        self._digest(writer.state["lanes"], panel, part, wide, first, stop)
+        a, b = self._edges(part)
+        if a > b or not self._scheduled(panel, a, b):
+            return
+        windows = WindowIndex.from_panel(panel, self.spec, start=a, end=b, **self.choice)
+        state = writer.state
+        state["candidates"] += windows.candidates
+        for name, count in windows.counts.items():
+            state["counts"][name] = state["counts"].get(name, 0) + count
+        values: list[NDArray[Any]] = [windows.instrument, windows.time]
+        for h in writer.horizons:
+            label = forward_returns(panel, windows, h, delay)
+            values += [label.value, label.exit_time]
+
+        def draw(first: int, last: int) -> NDArray[np.uint8]:
+            bits = np.empty((last - first, writer.form.packed_bytes), np.uint8)
+            reason = np.empty(last - first, np.uint8)
+            row = windows.row[first:last]
+            render_rows(panel, row, self.spec, bits, bits=True, reason=reason, threads=1)
+            return bits
+
+        writer.add(len(windows), draw, values)
+
+    def _edges(self, part: slice) -> tuple[int, int]:
+        """First and last time of a stretch at which a window may end."""
+        stamps, _ = self.cache.times(part)
+        a, b = int(stamps[0]), int(stamps[-1])
+        return max(a, a if self.first is None else self.first), min(b, b if self.last is None else self.last)
+
+    def _scheduled(self, panel: Panel, a: int, b: int) -> bool:
+        """Whether any time of the schedule lies between two times."""
+        calendar = panel.calendar
+        inside = (calendar >= a) & (calendar <= b)
+        scheduled = scheduled_times(panel, self.choice["every"])
+        return bool((inside & scheduled).any() if len(scheduled) else inside.any())
+
+    def lanes(self) -> NDArray[np.uint64]:
+        """What the digest of each stock starts from."""
+        names = self._fields()
+        start = [*kernels.START, *(np.uint64(FIELDS.index(name) + 1) for name in names)]
+        return np.tile(np.array(start, np.uint64), (self.stock.stop - self.stock.start, 1))
+
+    def _fields(self) -> tuple[str, ...]:
+        held = {"up_limit": "UP_LIMIT", "down_limit": "DN_LIMIT"}
+        if self.reading["filtered"]:
+            held["eligible"] = "ASHARE_FILTER"
+        return tuple(name for name in FIELDS if held.get(name) in self.cache.files)
+
+    def _digest(
+        self,
+        lanes: NDArray[np.uint64],
+        panel: Panel,
+        part: slice,
+        wide: slice,
+        first: NDArray[np.int64],
+        stop: NDArray[np.int64],
+    ) -> None:
+        """Take the rows of a stretch into the digests of the stocks, as if all days were one panel."""
+        per_day = self.cache.intervals
+        a, b = (part.start - wide.start) * per_day, (part.stop - wide.start) * per_day
+        low = panel.offsets[:-1] + np.clip(a, first, stop) - first
+        high = panel.offsets[:-1] + np.clip(b, first, stop) - first
+        # Without compilation numpy warns of the overflow that hashing lives on.
+        with np.errstate(over="ignore"):
+            kernels.hash_rows(panel.bars.view(np.uint64), panel.time.view(np.uint64), low, high, lanes)
+            for k, name in enumerate(panel.fields):
+                kernels.hash_field(panel.fields[name].view(np.uint8), low, high, lanes[:, 6 + k])
+
+    def facts(self, lanes: NDArray[np.uint64]) -> PanelFacts:
+        """Return what the store says of the whole panel."""
+        digests = np.empty((len(lanes), 2), np.uint64)
+        with np.errstate(over="ignore"):
+            kernels.hash_end(lanes, digests)
+        first, stop = self.cache.bar_range(self.day, self.stock, self.reading["no_trade"])
+        offsets = np.concatenate([[0], np.cumsum(stop - first)]).astype(np.int64)
+        names = np.asarray(self.cache.instruments[self.stock], np.str_)
+        fields, tz = self._fields(), self.cache.session.tz
+        # The panel's own rule, applied to a panel that never was in memory.
+        like: Any = SimpleNamespace(
+            _cache={}, tz=tz, fields=fields, instruments=names, offsets=offsets, instrument_digests=digests
+        )
+        rule: Any = Panel.digest
+        return PanelFacts(names, offsets, digests, rule.fget(like), fields, tz)
+
+    def schedule(self, starts: bool, ends: bool) -> dict[str, Any]:
+        """Return what a store says of the choice of its windows; refuses one that cannot be followed."""
+        share, gap = self.choice["sample"], self.choice["max_gap"]
+        share = 1.0 if share is None else checked_share(share)
+        tz = self.cache.session.tz
+        return {
+            "every": self.choice["every"],
+            "start": stamp(self.first, tz) if starts and self.first is not None else None,
+            "end": stamp(self.last, tz) if ends and self.last is not None else None,
+            "mask": None,
+            "sample": None if self.choice["sample"] is None else share,
+            "seed": self.choice["seed"] if share < 1.0 else None,
+            "max_gap_ns": None if gap is None else duration_ns(gap),
+        }
