@@ -190,6 +190,11 @@ class Task(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the network, so that every checkpoint serves for scoring."""
         checkpoint["pricepix"] = describe(self.network)
+        checkpoint["sums"] = self._sums.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of the log."""
+        self._sums.copy_(torch.tensor(checkpoint["sums"], dtype=torch.float64))
 
 
 class _Resumable(Checkpoint):
@@ -250,7 +255,15 @@ class _Journal(Callback):
         self._train = np.zeros(3)
         self._rate = math.nan
 
-    def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Sums since the last validation."""
+        return {"train": self._train.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._train = np.array(state["train"])
+
+    def on_train_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         """Open both; what a killed run logged after its last checkpoint is dropped, for it comes again."""
         if not trainer.is_global_zero:
             return
