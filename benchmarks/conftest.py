@@ -1,0 +1,82 @@
+"""Made-up universes to measure on, and kernels compiled before the clock starts.
+
+``PRICEPIX_BENCH=tiny`` shrinks everything, so that the tests can run each benchmark once in a few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# The plain Python renderer that everything is compared with is the tests' oracle.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from pricepix import ImageSpec, Panel, WindowIndex, render_panel, samples
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    instruments: int
+    bars: int
+    images: int
+    """Images of a rendering benchmark: enough that overhead vanishes, few enough for plain Python."""
+    chunk: int
+
+
+SIZES = {"tiny": Size(3, 160, 20, 16), "usual": Size(100, 2500, 2048, 4096)}
+
+
+@pytest.fixture(scope="session")
+def size() -> Size:
+    name = os.environ.get("PRICEPIX_BENCH", "usual")
+    if name not in SIZES:
+        raise ValueError(f"PRICEPIX_BENCH={name!r} is not known: choose one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+@pytest.fixture(scope="session")
+def table(size):
+    """Daily bars of a simulated market, one row an instrument and day, clean and complete."""
+    return samples.simulate(
+        size.instruments, size.bars, halt_rate=0, split_rate=0, delist_rate=0, list_late=0, seed=1
+    )
+
+
+@pytest.fixture(scope="session")
+def panel(table):
+    return Panel.from_table(table, progress=False)
+
+
+@pytest.fixture(scope="session")
+def windows(panel):
+    """Function from a spec to its windows; the first call of each also warms the kernels."""
+    kept = {}
+
+    def find(spec: ImageSpec) -> WindowIndex:
+        if spec not in kept:
+            kept[spec] = WindowIndex.from_panel(panel, spec)
+            for threads in (1, None):
+                for bits in (False, True):
+                    render_panel(panel, kept[spec][:300], bits=bits, threads=threads)
+        return kept[spec]
+
+    return find
+
+
+@pytest.fixture
+def per_second(benchmark):
+    """Function that notes how many things a second the benchmark did, once it is over."""
+    noted = []
+
+    def note(what: str, number: int) -> None:
+        noted.append((what, number))
+
+    yield note
+    if benchmark.stats is not None:
+        for what, number in noted:
+            benchmark.extra_info[f"{what} a second"] = round(number / benchmark.stats.stats.min)
