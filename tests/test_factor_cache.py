@@ -275,7 +275,7 @@ def test_a_checkpoint_for_other_images_is_refused_before_anything_is_written(sto
     with pytest.raises(ValueError, match=r"takes images of 64x60, store .* holds 32x15 ones"):
         score(store, PriceCNN("jkx20"), tmp_path / "f.zarr", progress=False)
     net = PriceCNN("jkx5")
-    net.metadata = {"spec": SPEC.replace(ma=()).to_dict(), "horizon": 5}
+    net.metadata = {"image_spec": SPEC.replace(ma=()).to_dict(), "horizon": 5}
     with pytest.raises(ValueError, match=r"trained on other images .* ma \[\], not \[5\]"):
         score(store, net, tmp_path / "f.zarr", progress=False)
     assert not (tmp_path / "f.zarr").exists()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
     from pricepix.panel import Panel
+    from pricepix.store import ImageStore
 
 __all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
 
@@ -132,6 +133,22 @@ class FactorCache:
         time = self.time.reshape(-1)
         known = (time != NO_TIME) & ~np.isnan(block).all(axis=1)
         return time[known], block[known]
+
+    def of_windows(self, store: ImageStore) -> NDArray[np.float32]:
+        """Return the value of each window of the store that was scored, float32 (n,); NaN where there is none."""
+        calendar = np.sort(self.time[self.time != NO_TIME])
+        time, values = self.matrix()
+        at = np.searchsorted(calendar, store.time) + self.shift
+        placed = at < len(calendar)
+        placed[placed] &= np.isin(calendar[at[placed]], time)
+        place_of = {str(name): i for i, name in enumerate(self.instruments)}
+        place = np.array([place_of.get(str(name), -1) for name in store.instruments], np.int64)
+        column = place[store.instrument_index]
+        placed &= column >= 0
+        out = np.full(len(store), np.nan, np.float32)
+        row = np.searchsorted(time, calendar[at[placed]])
+        out[placed] = values[row, column[placed]]
+        return out
 
     def at(self, instrument: str, time: Any) -> float:
         """Return the value of an instrument at a time (or on a day of one bar); NaN if unknown."""

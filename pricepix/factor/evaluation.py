@@ -56,6 +56,8 @@ class Evaluation:
     """Nested dict of all figures; the keys are described in the documentation's page on evaluation."""
     series: dict[str, Any]
     """Arrays by date or bar with their times: ``rank_ic``, ``spread``, ``portfolio_equal`` and others."""
+    cache: FactorCache
+    """The factor that was judged."""
 
     def __repr__(self) -> str:
         f = self.figures
@@ -218,7 +220,7 @@ def evaluate(
         figures["baselines"] = judge.compared(forward, every, baselines, columns or {})
         bar.update()
     figures["lineage"] = _lineage(cache, panel)
-    return Evaluation(figures, series)
+    return Evaluation(figures, series, cache)
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,12 @@ class _Judge:
             )
         return forward
 
+    def trained_through(self) -> int | None:
+        """Time of the last window that the model was trained on, if its checkpoint says so."""
+        found = (self.cache.attrs["model"].get("metadata") or {}).get("train")
+        last = found.get("last") if isinstance(found, dict) else None
+        return self.market.panel.as_time(str(last)) if last is not None else None
+
     def default_rebalance(self) -> str:
         for name, per_year in _NAMED:
             if abs(self.horizon / (self.per_year / per_year) - 1.0) <= 0.25:
@@ -283,6 +291,7 @@ class _Judge:
         labelled = scored & ~np.isnan(forward)
         without = ~labelled.any(axis=1)
         count = scored.sum(axis=1)
+        trained = self.trained_through()
         return {
             "instruments": int(scored.any(axis=0).sum()),
             "dates": len(self.time),
@@ -299,6 +308,8 @@ class _Judge:
                 "median": float(np.median(count)),
                 "max": int(count.max()),
             },
+            "trained_through": None if trained is None else _iso(np.array([trained]), tz)[0],
+            "dates_within_training": 0 if trained is None else int((self.time <= trained).sum()),
             "bars_per_year": self.per_year,
             "return_price": self.market.price,
         }
@@ -317,7 +328,14 @@ class _Judge:
             names = [name for name in by_date if name != "n"]
             figures["classification"] = {
                 "pooled": classification(self.factor, forward),
-                "by_date": {name: series_summary(by_date[name], self.overlap) for name in names},
+                "by_date": {
+                    name: {
+                        k: v
+                        for k, v in series_summary(by_date[name]).items()
+                        if k in ("dates", "mean", "std")
+                    }
+                    for name in names
+                },
             }
             series["classification"] = by_date
             figures["calibration"] = calibration(self.factor, forward)

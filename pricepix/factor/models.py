@@ -44,9 +44,9 @@ class Scorer:
             raise ValueError(
                 f"batch={batch!r}: give the images of a forward pass, a whole number of at least 1"
             )
-        # What fit returns carries the folder in which it keeps its checkpoints.
+        # What fit returns carries the folder of the run.
         if not isinstance(model, str | PathLike) and not callable(model):
-            model = getattr(model, "folder", getattr(model, "path", model))
+            model = getattr(model, "out", model)
         if not isinstance(model, str | PathLike) and not callable(model):
             raise TypeError(
                 f"model is a {type(model).__name__}; give a checkpoint, the folder of a run, a PriceCNN, "
@@ -127,7 +127,7 @@ class Scorer:
                 "spec that the "
                 "model was trained on"
             )
-        trained = self.metadata.get("spec", self.metadata.get("image_spec"))
+        trained = self.metadata.get("image_spec")
         if isinstance(trained, dict) and "lookback" in trained:
             other = ImageSpec.from_dict(trained)
             if other != spec:

@@ -17,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pricepix.document import INDEX_CHUNK
 from pricepix.factor.cache import (
     FORMAT,
     FORMAT_VERSION,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["score"]
 
-_INDEX_BLOCK: Final = 1 << 20
 # Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
 _AHEAD: Final = 2
 
@@ -158,12 +158,13 @@ class _Windows:
     """int64 (times,): distinct times of windows, ascending."""
     end: Times = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (times,): one past the last window of each."""
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.count = len(self.store)
         times, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for a in range(0, self.count, _INDEX_BLOCK):
-            block = self.column("time", a, min(a + _INDEX_BLOCK, self.count))
+        for a in range(0, self.count, INDEX_CHUNK):
+            block = self.column("time", a, min(a + INDEX_CHUNK, self.count))
             last = np.flatnonzero(np.append(block[1:] != block[:-1], True))
             if len(times[-1]) and times[-1][-1] == block[0]:
                 times[-1], ends[-1] = times[-1][:-1], ends[-1][:-1]
@@ -176,12 +177,17 @@ class _Windows:
         self.marks = np.frombuffer(b"".join(marks), np.uint64)
 
     def column(self, name: str, a: int, b: int) -> NDArray[Any]:
-        return np.asarray(self.store.column(name, a, b))
+        """Windows a to b of an array, of which the store hands out whole chunks; the last ones are kept."""
+        first, last = a // INDEX_CHUNK, -(-b // INDEX_CHUNK)
+        if self.kept.get(name, (0, 0, None))[:2] != (first, last):
+            self.kept[name] = (first, last, np.asarray(self.store.column(name, first, last)))
+        start = first * INDEX_CHUNK
+        return np.asarray(self.kept[name][2][a - start : b - start])
 
     def update(self, digest: Any, a: int, b: int) -> None:
         """Add windows a to b to a digest that names the windows scored, whatever the order of the names."""
-        for first in range(a, b, _INDEX_BLOCK):
-            last = min(first + _INDEX_BLOCK, b)
+        for first in range(a, b, INDEX_CHUNK):
+            last = min(first + INDEX_CHUNK, b)
             named = self.marks[self.column("instrument_index", first, last)].view(np.int64)
             # Window by window, so that it does not matter where blocks end.
             digest.update(np.column_stack([self.column("time", first, last), named]).tobytes())
