@@ -1,8 +1,8 @@
 """From bars to a store, stage by stage, each beside its baseline.
 
-Members of a group do the same work on the same data, so that their times divide into ratios. Rendering stands
-between ``ndarray.fill(255)`` on the same buffer, which nothing that writes images can beat, and a plain Python
-and Pillow renderer.
+Members of a group do the same work on the same data: their times divide into ratios. Rendering stands
+between ``ndarray.fill(255)`` on the same buffer, which nothing that writes images can beat, and a
+plain Python and Pillow renderer.
 
     pytest benchmarks --benchmark-columns=min,median,rounds --benchmark-sort=name
 """
