@@ -30,10 +30,18 @@ def cache_of(panel, values, where, *, instruments=None, time=None):
     intervals, at = np.unique(interval, return_inverse=True)
     spec = pp.ImageSpec.preset("jkx5")
     attrs = {
-        "format": "pricepix-factor", "format_version": 1, "complete": True, "values": "probability",
-        "shift": 0, "store_digest": "s", "spec": spec.to_dict(), "spec_digest": spec.digest, "windows": 0, "tz": panel.tz,
+        "format": "pricepix-factor",
+        "format_version": 1,
+        "complete": True,
+        "values": "probability",
+        "shift": 0,
+        "store_digest": "s",
+        "spec": spec.to_dict(),
+        "spec_digest": spec.digest,
+        "windows": 0,
+        "tz": panel.tz,
         "model": {"digest": "m", "name": "by hand"},
-    }  # fmt: skip
+    }
     group = create(where, attrs, [str(n) for n in names], interval_names(intervals), False)
     stamps = np.full((len(days), len(intervals)), NO_TIME, np.int64)
     stamps[day_at, at] = time
@@ -96,7 +104,7 @@ def test_figures_are_those_of_the_functions_behind_them(result, panel, random_fa
     cost = book["long_short"]["periods"]["mean"] - net["0.001"]["periods"]["mean"]
     turned = result.series["portfolio_equal"]["turnover"][:, -1].mean()
     assert cost == pytest.approx(2 * 0.001 * turned)
-    # Random names, a fifth on each side, replaced every week: nearly all of both legs, 2 by the paper's count.
+    # Random names, a fifth on each side, replaced every week: nearly all of both legs, 2 by our count.
     assert 1.3 * 52 / 12 < book["long_short"]["monthly_turnover"] < 1.9 * 52 / 12
 
 
@@ -265,9 +273,12 @@ def test_a_users_column_in_every_form(cache, panel, random_factor):
     code = np.repeat(np.arange(panel.n_instruments), np.diff(panel.offsets))
     mine = np.random.default_rng(2).random(len(panel))
     wide[panel.time_code, code] = mine
-    table = panel.to_polars().select("instrument", "time").with_columns(value=pl.Series(mine)).sample(
-        fraction=1.0, shuffle=True, seed=1
-    )  # fmt: skip
+    table = (
+        panel.to_polars()
+        .select("instrument", "time")
+        .with_columns(value=pl.Series(mine))
+        .sample(fraction=1.0, shuffle=True, seed=1)
+    )
     found = evaluate(
         cache,
         panel,

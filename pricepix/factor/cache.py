@@ -135,7 +135,7 @@ class FactorCache:
         return time[known], block[known]
 
     def of_windows(self, store: ImageStore) -> NDArray[np.float32]:
-        """Return the value of each window of the store that was scored, float32 (n,); NaN where there is none."""
+        """Return the value of each window of the store, float32 (n,); NaN where there is none."""
         calendar = np.sort(self.time[self.time != NO_TIME])
         time, values = self.matrix()
         at = np.searchsorted(calendar, store.time) + self.shift

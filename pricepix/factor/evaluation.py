@@ -191,9 +191,18 @@ def evaluate(
     market = Market.of(panel, names, price)
     known = np.searchsorted(market.time, time)
     judge = _Judge(
-        cache, market, time, known, factor, int(horizon), int(delay), int(quantiles), untradable, int(max_wait),
+        cache,
+        market,
+        time,
+        known,
+        factor,
+        int(horizon),
+        int(delay),
+        int(quantiles),
+        untradable,
+        int(max_wait),
         periods_per_year or bars_per_year(market.time, panel.tz),
-    )  # fmt: skip
+    )
     forward = judge.checked_returns()
     every = judge.default_rebalance() if rebalance is None else rebalance
     with tqdm(total=6, desc="evaluate", disable=not progress) as bar:

@@ -183,15 +183,25 @@ def _statistics_table(f: dict[str, Any]) -> str:
     if f["classification"]:
         by_date = f["classification"]["by_date"]
         dated = [
-            (f"{_LABELS[name]}", _number(by_date[name]["mean"], 4), _number(by_date[name]["std"], 4),
-             by_date[name]["dates"])
+            (
+                f"{_LABELS[name]}",
+                _number(by_date[name]["mean"], 4),
+                _number(by_date[name]["std"], 4),
+                by_date[name]["dates"],
+            )
             for name in _LABELS
-        ]  # fmt: skip
+        ]
     body = [
-        (name, *(_number(s[k], 4) for k in ("mean", "std", "ir")), *(_number(s[k], 2) for k in ("t", "newey_west_t")),
-         s["newey_west_lags"], _percent(s["positive"]), s["dates"])
+        (
+            name,
+            *(_number(s[k], 4) for k in ("mean", "std", "ir")),
+            *(_number(s[k], 2) for k in ("t", "newey_west_t")),
+            s["newey_west_lags"],
+            _percent(s["positive"]),
+            s["dates"],
+        )
         for name, s in rows
-    ]  # fmt: skip
+    ]
     out = _table(head, body)
     if f["classification"]:
         pooled = f["classification"]["pooled"]
@@ -216,18 +226,35 @@ _LABELS: Final = {
 def _portfolio_tables(f: dict[str, Any]) -> str:
     out = []
     for weighting, book in f["portfolios"].items():
-        head = ("Portfolio", "mean a period", "t", "mean a year", "volatility", "Sharpe", "drawdown",
-                "turnover a month", "break-even")  # fmt: skip
+        head = (
+            "Portfolio",
+            "mean a period",
+            "t",
+            "mean a year",
+            "volatility",
+            "Sharpe",
+            "drawdown",
+            "turnover a month",
+            "break-even",
+        )
         body = []
         for name, found in book.items():
             if not isinstance(found, dict) or "periods" not in found:
                 continue
             p = found["periods"]
-            body.append((
-                _portfolio_name(name), _percent(p["mean"], 3), _number(p["newey_west_t"], 2), _percent(p["annual_mean"]),
-                _percent(p["volatility"]), _number(p["sharpe"], 2), _percent(found["bars"]["max_drawdown"]),
-                _percent(found["monthly_turnover"], 0), _percent(found["break_even_cost"], 3),
-            ))  # fmt: skip
+            body.append(
+                (
+                    _portfolio_name(name),
+                    _percent(p["mean"], 3),
+                    _number(p["newey_west_t"], 2),
+                    _percent(p["annual_mean"]),
+                    _percent(p["volatility"]),
+                    _number(p["sharpe"], 2),
+                    _percent(found["bars"]["max_drawdown"]),
+                    _percent(found["monthly_turnover"], 0),
+                    _percent(found["break_even_cost"], 3),
+                )
+            )
         cohorts = f", {book['cohorts']} portfolios held at a time" if book["cohorts"] > 1 else ""
         out.append(
             f"<p><b>{_text(weighting.capitalize())}-weighted quantiles</b>, {book['rebalancings']} "
@@ -236,10 +263,15 @@ def _portfolio_tables(f: dict[str, Any]) -> str:
         )
         net = book["long_short"]["net"]
         after = [
-            (_percent(float(c), 2), _percent(n["periods"]["mean"], 3), _percent(n["periods"]["annual_mean"]),
-             _number(n["periods"]["sharpe"], 2), _percent(n["bars"]["max_drawdown"]))
+            (
+                _percent(float(c), 2),
+                _percent(n["periods"]["mean"], 3),
+                _percent(n["periods"]["annual_mean"]),
+                _number(n["periods"]["sharpe"], 2),
+                _percent(n["bars"]["max_drawdown"]),
+            )
             for c, n in net.items()
-        ]  # fmt: skip
+        ]
         out.append(
             _table(("Long-short after a cost per side of", "a period", "a year", "Sharpe", "drawdown"), after)
         )
@@ -257,10 +289,17 @@ def _holding_table(f: dict[str, Any]) -> str:
         if found is None:
             body.append((name, *(["not closed by the data"] + [""] * 5)))
             continue
-        body.append((
-            name, found["rebalancings"], found["cohorts"], _percent(found["annual_mean"]), _number(found["sharpe"], 2),
-            _number(found["newey_west_t"], 2), _percent(found["monthly_turnover"], 0),
-        ))  # fmt: skip
+        body.append(
+            (
+                name,
+                found["rebalancings"],
+                found["cohorts"],
+                _percent(found["annual_mean"]),
+                _number(found["sharpe"], 2),
+                _number(found["newey_west_t"], 2),
+                _percent(found["monthly_turnover"], 0),
+            )
+        )
     head = (
         "Long-short, rebalanced by",
         "times",
@@ -280,11 +319,16 @@ def _baseline_table(f: dict[str, Any]) -> str:
             body.append((name, "no value on these dates", "", "", "", ""))
             continue
         ls = found["long_short"]
-        body.append((
-            name, _number(found["rank_correlation"]["mean"], 3), _number(found["rank_ic"]["mean"], 4),
-            _number(found["rank_ic"]["newey_west_t"], 2), _number(ls["sharpe"], 2) if ls else "",
-            f"{found['values']:,}",
-        ))  # fmt: skip
+        body.append(
+            (
+                name,
+                _number(found["rank_correlation"]["mean"], 3),
+                _number(found["rank_ic"]["mean"], 4),
+                _number(found["rank_ic"]["newey_west_t"], 2),
+                _number(ls["sharpe"], 2) if ls else "",
+                f"{found['values']:,}",
+            )
+        )
     if not body:
         return ""
     head = (
@@ -400,8 +444,16 @@ def _cumulative(evaluation: Evaluation) -> Made:
     ax.yaxis.set_major_formatter("{x:.2g}")
     ax.yaxis.set_minor_formatter("{x:.2g}")
     ax.set_ylabel("worth of 1, log scale", fontsize=8, color=_INK)
-    legend = ax.legend(title="quantile", fontsize=8, title_fontsize=8, frameon=False, ncols=1,
-                       loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)  # fmt: skip
+    legend = ax.legend(
+        title="quantile",
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        ncols=1,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        reverse=True,
+    )
     legend.set_in_layout(True)
     caption = "Worth of each quantile, equally weighted, before costs; 1 holds the lowest scores."
     return "quantiles", "Quantile portfolios", caption, figure

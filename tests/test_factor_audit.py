@@ -1,0 +1,147 @@
+"""The look-ahead audit: it passes on the whole pipeline, and finds leaks that were put there."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import zarr
+
+import pricepix as pp
+from pricepix.audit import _with_garbage, audit
+from pricepix.factor import score
+
+
+def ink(images: np.ndarray) -> np.ndarray:
+    return (images > 0).mean(axis=(1, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def panel():
+    frame = pp.samples.simulate(
+        8, 140, seed=5, split_rate=0, delist_rate=0.003, list_late=0.3, halt_rate=0.02
+    )
+    rng = np.random.default_rng(0)
+    flags = {name: pl.Series(rng.random(len(frame)) < 0.1) for name in ("up_limit", "down_limit")}
+    return pp.Panel.from_table(
+        frame.with_columns(**flags, eligible=pl.Series(rng.random(len(frame)) < 0.9)), progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def store(panel, tmp_path_factory):
+    return pp.render_universe(
+        panel, "jkx5", tmp_path_factory.mktemp("audit") / "store.zarr", horizons=(5, 20), progress=False
+    )
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_the_whole_pipeline_does_not_look_ahead(panel, store, tmp_path, shift):
+    cache = score(store, ink, tmp_path / "f.zarr", shift=shift, panel=panel, progress=False)
+    found = audit(panel, store, cache, model=ink, progress=False)
+    assert found.ok, str(found)
+    middle = np.unique(store.time)[(len(np.unique(store.time)) - 1) // 2]
+    assert found.windows == np.count_nonzero(store.time <= middle)
+    assert found.scores == found.placed == found.windows
+    assert 0 < found.labels < 2 * found.windows
+    assert found.changed_after > 50
+    assert "nothing at or before the date changed" in str(found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": "week"},
+        {"every": "month"},
+        {"sample": 0.5, "seed": 3},
+        {"spec": "it9"},
+        {"spec": "cnnft5"},
+        {"spec": pp.ImageSpec.preset("jkx5").replace(rebuild="returns")},
+        {"delay": 2, "price": "close"},
+    ],
+    ids=str,
+)
+def test_other_stores(panel, options):
+    settings = {"spec": "jkx5", "horizons": (5,), "progress": False, **options}
+    store = pp.render_universe(panel, store=None, **settings)
+    found = audit(panel, store, progress=False)
+    assert found.ok, str(found)
+    assert found.windows > 10
+
+
+def test_a_trained_network_found_by_the_cache(panel, store, tmp_path):
+    torch = pytest.importorskip("torch")
+    from pricepix.train.models import PriceCNN, save_model
+
+    torch.manual_seed(0)
+    save_model(PriceCNN("jkx5"), tmp_path / "m.ckpt")
+    score(store, tmp_path / "m.ckpt", tmp_path / "f.zarr", progress=False)
+    found = audit(panel, store.location, tmp_path / "f.zarr", limit=80, date="2000-05-01", progress=False)
+    assert found.ok, str(found)
+    assert 40 <= found.scores <= 160
+    assert found.date.startswith("2000-05-01")
+
+
+def test_images_of_the_future_are_found(panel):
+    """A store whose every bar shows the one after it."""
+    bars = np.array(panel.bars)
+    for a, b in zip(panel.offsets[:-1], panel.offsets[1:], strict=True):
+        bars[a : b - 1] = bars[a + 1 : b]
+    leaky = pp.Panel(bars, panel.offsets, panel.instruments, panel.time, panel.tz, dict(panel.fields))
+    store = pp.render_universe(leaky, "jkx5", None, horizons=(5,), progress=False)
+    found = audit(panel, store, progress=False)
+    assert not found.ok
+    assert "LOOK-AHEAD" in str(found)
+
+
+def test_labels_that_changed_are_found(panel):
+    store = pp.render_universe(panel, "jkx5", None, horizons=(5,), price="close", progress=False)
+    scaled = np.array(panel.bars)
+    scaled[:, :4] *= np.linspace(1.0, 1.0001, len(scaled))[:, None]  # too little to move many pixels
+    other = pp.Panel(scaled, panel.offsets, panel.instruments, panel.time, panel.tz, dict(panel.fields))
+    found = audit(other, store, progress=False)
+    assert any("returns over 5 bars changed" in problem for problem in found.problems)
+
+
+def test_scores_in_the_wrong_place_are_found(panel, store, tmp_path):
+    cache = score(store, ink, tmp_path / "f.zarr", panel=panel, progress=False)
+    group = zarr.open_group(tmp_path / "f.zarr", mode="r+")
+    values = group["factor"][:]
+    group["factor"][:-1] = values[1:]  # each value a day before it is known
+    found = audit(panel, store, cache, model=ink, progress=False)
+    assert any("are not those of the images" in problem for problem in found.problems)
+    group["factor"][:] = values
+    group["factor"][3, 0, 0] = 0.5  # a value out of nowhere
+    found = audit(panel, store, cache, model=ink, progress=False)
+    assert any("values up to the date, but" in problem for problem in found.problems)
+
+
+def test_garbage_leaves_the_past_alone_and_nothing_else(panel):
+    last = int(panel.calendar[70])
+    changed, mask = _with_garbage(panel, last, np.ones(len(panel), bool), np.random.default_rng(0))
+    past = panel.time <= last
+    assert np.array_equal(changed.bars[past], panel.bars[past], equal_nan=True)
+    assert (changed.bars[~past] != panel.bars[~past]).any(axis=1).all()
+    for name, values in panel.fields.items():
+        assert np.array_equal(changed.fields[name][past], values[past], equal_nan=values.dtype != bool)
+        assert not np.array_equal(changed.fields[name][~past], values[~past])
+    assert mask[past].all()
+    assert not mask[~past].all()
+
+
+def test_what_does_not_belong_together(panel, store, tmp_path):
+    other = pp.Panel.from_table(pp.samples.simulate(8, 140, seed=6), progress=False)
+    with pytest.raises(ValueError, match=r"is not the one that store .* was made from"):
+        audit(other, store, progress=False)
+    cache = score(store, ink, tmp_path / "f.zarr", progress=False)
+    with pytest.raises(ValueError, match=r"does not tell where its model .* is: pass model="):
+        audit(panel, store, cache, progress=False)
+    with pytest.raises(ValueError, match="is not the one of the cache"):
+        audit(panel, store, cache, model=lambda images: images[:, 0, 0] / 255.0, progress=False)
+    with pytest.raises(ValueError, match=r"no window of store .* stands at or before"):
+        audit(panel, store, date="1999-01-01", progress=False)
+    with pytest.raises(ValueError, match="pass mask= if and only if"):
+        audit(panel, store, mask=np.ones(len(panel), bool), progress=False)
+    shorter = pp.render_universe(panel, "jkx5", None, horizons=(5,), every="week", progress=False)
+    with pytest.raises(ValueError, match="holds the scores of store"):
+        audit(panel, shorter, cache, model=ink, progress=False)

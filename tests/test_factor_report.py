@@ -1,0 +1,159 @@
+"""The report: one file without a network, names that stay text, pictures, attribution maps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+import pricepix as pp
+from pricepix.factor import evaluate, score, write_report
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def ink(images: np.ndarray) -> np.ndarray:
+    return (images > 0).mean(axis=(1, 2)).astype(np.float32)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def panel():
+    frame = pp.samples.simulate(9, 90, seed=2, split_rate=0, delist_rate=0, list_late=0)
+    renamed = pl.col("instrument").replace({"S0001": HOSTILE, "S0002": "$A_{1$ & co"})
+    return pp.Panel.from_table(frame.with_columns(renamed), progress=False)
+
+
+@pytest.fixture(scope="module")
+def store(panel):
+    return pp.render_universe(panel, "jkx5", None, horizons=(5,), progress=False)
+
+
+@pytest.fixture(scope="module")
+def written(panel, store, tmp_path_factory):
+    cache = score(store, ink, None, model_id=HOSTILE, progress=False)
+    found = evaluate(
+        cache, panel, horizon=5, quantiles=3, columns={HOSTILE: np.ones(len(panel))}, progress=False
+    )
+    path = tmp_path_factory.mktemp("report") / "factor.html"
+    return found.report(path, store=store, title=f"Report of {HOSTILE}", sheet=10)
+
+
+def test_the_file_stands_alone(written):
+    page = written.read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(page)
+    images = [attrs["src"] for tag, attrs in tags.found if tag == "img"]
+    assert len(images) >= 9
+    for source in images:
+        assert source.startswith("data:image/png;base64,")
+        assert base64.b64decode(source.split(",", 1)[1])[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not {"link", "script", "iframe"} & {tag for tag, _ in tags.found}
+    assert not re.search(r"https?://", page)
+    figures = {p.name for p in (written.parent / "factor_figures").iterdir()}
+    assert {"quantiles.png", "long_short.png", "ic.png", "calibration.png", "turnover.png", "highest.png",
+            "lowest.png"} <= figures  # fmt: skip
+
+
+def test_names_out_of_the_data_stay_text(written):
+    page = written.read_text(encoding="utf-8")
+    assert HOSTILE not in page
+    tags = Tags()
+    tags.feed(page)
+    assert any(HOSTILE in text for text in tags.text)
+
+
+def test_the_json_beside_it_is_the_evaluation(written):
+    found = json.loads(written.with_suffix(".json").read_text())
+    assert found["lineage"]["model"]["name"] == HOSTILE
+    assert HOSTILE in found["baselines"]
+
+
+def test_the_same_evaluation_gives_the_same_bytes(written, panel, store, tmp_path):
+    cache = score(store, ink, None, model_id=HOSTILE, progress=False)
+    found = evaluate(
+        cache, panel, horizon=5, quantiles=3, columns={HOSTILE: np.ones(len(panel))}, progress=False
+    )
+    again = found.report(tmp_path / "factor.html", store=store, title=f"Report of {HOSTILE}", sheet=10)
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_attribution_maps_of_a_network(panel, store, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("captum")
+    from pricepix.factor.attribution import grad_cam
+    from pricepix.train.models import PriceCNN
+
+    torch.manual_seed(0)
+    network = PriceCNN("jkx5")
+    network.metadata = {"train": {"images": 10, "last": str(store.index["time"][100])}, "horizon": 5}
+    images = store.read(slice(0, 5))
+    maps = grad_cam(network, images)
+    assert set(maps) == {"first", "last"}
+    for heat in maps.values():
+        assert heat.shape == images.shape
+        assert heat.min() >= 0
+        assert heat.max() <= 1
+    # The last map against its definition: channels weighted by the mean gradient of the upper logit.
+    kept = {}
+    hook = network.blocks[-1][0].register_forward_hook(lambda m, i, o: kept.update(out=o))
+    network.eval()
+    logits = network(torch.from_numpy(images.copy()))
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), kept["out"])
+    cam = torch.relu((gradient.mean(dim=(2, 3), keepdim=True) * kept["out"]).sum(dim=1, keepdim=True))
+    cam = torch.nn.functional.interpolate(cam, images.shape[1:], mode="bilinear")[:, 0].detach().numpy()
+    top = cam.max(axis=(1, 2), keepdims=True)
+    assert maps["last"] == pytest.approx(np.where(top > 0, cam / np.maximum(top, 1e-30), 0), abs=1e-5)
+
+    cache = score(store, network, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
+    path = write_report(found, tmp_path / "r.html", store=store, model=network, per_quantile=4, sheet=6)
+    assert (tmp_path / "r_figures" / "attribution_by_quantile.png").stat().st_size > 1000
+    # The model saw these dates in training, and the report says so.
+    assert found.figures["data"]["dates_within_training"] > 0
+    assert "these figures are not out of sample" in path.read_text()
+    with pytest.raises(ValueError, match="is not the one of the cache"):
+        write_report(found, tmp_path / "x.html", store=store, model=PriceCNN("jkx5"))
+
+
+def test_a_network_with_its_lowest_row_first_is_mapped_the_right_way_up():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("captum")
+    from pricepix.factor.attribution import grad_cam
+    from pricepix.train.models import PRESETS, PriceCNN
+
+    torch.manual_seed(1)
+    upright = PriceCNN(PRESETS["cnnft5"].replace(first_row="top"))
+    turned = PriceCNN(PRESETS["cnnft5"])
+    turned.load_state_dict(upright.state_dict())
+    images = (np.random.default_rng(0).random((3, 32, 15)) < 0.2).astype(np.uint8) * 255
+    for name, heat in grad_cam(turned, images).items():
+        assert np.allclose(heat, grad_cam(upright, images[:, ::-1].copy())[name][:, ::-1], atol=1e-6)
+
+
+def test_pictures_need_their_own_store(panel, store, tmp_path):
+    cache = score(store, ink, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
+    other = pp.render_universe(panel, "jkx5", None, horizons=(5,), every="week", progress=False)
+    with pytest.raises(ValueError, match="is not the one that was scored"):
+        found.report(tmp_path / "r.html", store=other)
+    with pytest.raises(ValueError, match="pass store= with model="):
+        found.report(tmp_path / "r.html", model="somewhere")
