@@ -142,7 +142,7 @@ def merge_last(values: Any, group: Any, out: Any) -> None:
 
 @jit
 def hash_rows(bars: Any, time: Any, first: Any, last: Any, acc: Any) -> None:
-    """Take rows first[i] to last[i] of each instrument into its lanes: `_panel_kernels.hash_bars` in pieces."""
+    """Take rows first[i] to last[i] of each instrument into its lanes: `_panel_kernels.hash_bars` cut up."""
     for i in range(first.size):
         for r in range(first[i], last[i]):
             for lane in range(5):

@@ -109,8 +109,8 @@ def build_market_store(
         raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
     if every not in SCHEDULES:
         raise ValueError(
-            f"every={every!r}: a market that is read in stretches of days takes {', '.join(map(repr, SCHEDULES))}; a "
-            "number of bars needs render_universe(cache.panel(), ...)"
+            f"every={every!r}: a market that is read in stretches of days takes one of "
+            f"{', '.join(map(repr, SCHEDULES))}; a number of bars needs render_universe(cache.panel(), ...)"
         )
     threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all") or os.cpu_count() or 1
     chunk = _count(
@@ -155,8 +155,8 @@ def build_market_store(
     if mode == "resume" and _state(where) == "finished":
         return open_store(where)
     with WriteLock(where) as lock:
-        if not writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()}):
-            writer.state = {"counts": {}, "candidates": 0, "lanes": market.lanes()}
+        writer.state = {"counts": {}, "candidates": 0, "lanes": market.lanes()}
+        writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()})
         stretches = market.stretches()
         with tqdm(
             total=day.stop - day.start, initial=min(writer.blocks * market.step, day.stop - day.start),
@@ -176,8 +176,8 @@ def build_market_store(
             where.delete_all(keep=LOCK)
             dropped = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ValueError(
-                f"none of the {writer.state['candidates']} candidate windows can be drawn (dropped: {dropped}): choose "
-                "a shorter lookback, ma_warmup='omit', other dates or filtered=False"
+                f"none of the {writer.state['candidates']} candidate windows can be drawn (dropped: "
+                f"{dropped}): choose a shorter lookback, ma_warmup='omit', other dates or filtered=False"
             )
         facts = market.facts(writer.state["lanes"])
         attributes: dict[str, Any] = {
@@ -208,7 +208,7 @@ def build_market_store(
 
 @dataclass
 class _Market:
-    """Stretches of days of a cache: what is read for each, what windows end in it, and what goes into its digest."""
+    """A cache in stretches of days: what is read for each, which windows end in it, what its digest is."""
 
     cache: MarketCache
     day: slice
@@ -225,7 +225,7 @@ class _Market:
 
     @property
     def lead(self) -> int:
-        """Days read before a stretch: all that lookback and moving averages of its first bar reach back to."""
+        """Days read before a stretch, which lookback and moving averages of its first bar reach back to."""
         return -(-(self.spec.lookback - 1 + self.spec.history) // self.cache.intervals)
 
     @property

@@ -99,8 +99,8 @@ def resample(
     length = duration_ns(every)
     if length < short or (short and length % short):
         raise ValueError(
-            f"every={every!r} is no whole number of the bars that came, which are {_text(short)} long: choose "
-            "a multiple, or pass step= if they are shorter than they look"
+            f"every={every!r} is no whole number of the bars that came, which are {_text(short)} long: "
+            "choose a multiple, or pass step= if they are shorter than they look"
         )
     start, end = _bounds(panel, hours, every, stamps)
     outside = int(np.count_nonzero(start == _NONE))
@@ -212,7 +212,7 @@ def _step(panel: Panel) -> int:
 def _with_missing(
     bars: NDArray[np.float64], time: Times, offsets: Times, fields: dict[str, NDArray[Any]]
 ) -> tuple[NDArray[np.float64], Times, Times, dict[str, NDArray[Any]]]:
-    """Insert missing bars so that between an instrument's first and last all bars of the calendar are there."""
+    """Insert missing bars, so that an instrument has all bars of the calendar from its first to its last."""
     calendar = np.unique(time)
     code = np.searchsorted(calendar, time)
     filled = np.diff(offsets) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -71,19 +72,21 @@ class StoreWriter:
         self._values: list[NDArray[Any]] = [np.empty(0, column.dtype) for column in self._columns]
         self._shard: list[bytes] = []
 
-    def begin(self, mode: str, attributes: Mapping[str, Any]) -> bool:
-        """Prepare the location; return whether a stopped build goes on. The caller holds the lock."""
+    def begin(self, mode: str, attributes: Mapping[str, Any]) -> None:
+        """Prepare the location, or take up a build that was stopped there, with its state.
+
+        The caller holds the lock, and has set the state that a new build starts from.
+        """
         _check_location(self.where, mode)
         state = _state(self.where)
         if mode == "resume" and state == "unfinished" and self._restored():
-            return True
+            return
         if state != "absent":
             self.where.delete(ROOT)
             self.where.delete_all(keep=LOCK)
         documents = Geometry(self.form, 0, 1, self.horizons).documents({**attributes, "complete": False})
         self.where.put(CHECKPOINT, self._checkpoint())
         self.where.put(ROOT, documents[ROOT])
-        return False
 
     def add(self, n: int, draw: Draw, values: Sequence[NDArray[Any]]) -> None:
         """Write a block of `n` windows.
@@ -217,8 +220,8 @@ class StoreWriter:
             head = json.loads(loaded["head"].tobytes())
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise ValueError(
-                f"the checkpoint of the unfinished store {self.where.name} is damaged ({error}): build it again with "
-                "mode='overwrite'"
+                f"the checkpoint of the unfinished store {self.where.name} is damaged ({error}): build it "
+                "again with mode='overwrite'"
             ) from error
         mine = json.loads(json.dumps(dict(self.identity)))
         different = [key for key in mine if head["identity"].get(key) != mine[key]]
@@ -227,14 +230,14 @@ class StoreWriter:
                 f"{key} is {mine[key]}, the store's {head['identity'].get(key)}" for key in different
             )
             raise ValueError(
-                f"the build of store {self.where.name} can not be resumed with other data or arguments: {listed}. Give "
-                "what it was begun with, or start again with mode='overwrite'"
+                f"the build of store {self.where.name} can not be resumed with other data or arguments: "
+                f"{listed}. Give what it was begun with, or start again with mode='overwrite'"
             )
         self.windows, self.blocks = head["windows"], head["blocks"]
         self._bits, self._image_checks = loaded["bits"], loaded["image_checks"].tolist()
         cuts = np.cumsum([0, *head["shard"]])
         whole = loaded["shard"].tobytes()
-        self._shard = [whole[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        self._shard = [whole[a:b] for a, b in itertools.pairwise(cuts)]
         for i in range(len(self._columns)):
             self._values[i] = loaded[f"values_{i}"]
             self._column_checks[i] = loaded[f"checks_{i}"].tolist()

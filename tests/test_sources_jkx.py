@@ -1,0 +1,287 @@
+"""The authors' public images: a small set of exactly their form, imported, checked, read, scored."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+
+import pricepix as pp
+from pricepix import samples
+from pricepix.sources import import_jkx, jkx_panel
+from pricepix.sources.jkx_dataset import _sessions, find_years, jkx_labels
+
+STOCKS = (10001, 10107, 90319, 14593)
+
+
+def write_set(folder, years=(1999, 2000, 2001), *, seed=0, **changes):
+    """Write files of the authors' form: images of jkx20 at month ends, rows by stock and date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    bars = samples.simulate(len(STOCKS), 400, seed=seed, halt_rate=0, list_late=0, delist_rate=0)
+    store = pp.render_universe(bars, "jkx20", horizons=(), progress=False)
+    pool, at = store.read(), 0
+    out = {}
+    for year in years:
+        days = [np.busday_offset(f"{year}-{m + 1:02d}", 0, roll="forward") - 1 for m in range(1, 12)]
+        days = [np.busday_offset(d, 0, roll="backward") for d in days]
+        rows = [(stock, day) for stock in STOCKS for day in days if rng.random() < 0.9]
+        n = len(rows)
+        images = pool[(at + np.arange(n)) % len(pool)]
+        at += n
+        labels = {
+            "Date": pl.Series([day.astype(dt.datetime) for _, day in rows]).cast(pl.Datetime("ns")),
+            "StockID": pl.Series([str(stock) for stock, _ in rows]).cast(pl.Int64),
+            "MarketCap": rng.uniform(1e4, 1e6, n),
+            "EWMA_vol": rng.uniform(1e-4, 1e-3, n).astype(np.float32),
+            **{
+                f"Ret_{k}": np.where(rng.random(n) < 0.1, np.nan, rng.normal(0, 0.1, n)).astype(np.float32)
+                for k in ("5d", "20d", "60d", "month")
+            },
+        }
+        frame = pl.DataFrame(labels).with_columns(**changes)
+        stem = folder / f"20d_month_has_vb_[20]_ma_{year}"
+        images.tofile(f"{stem}_images.dat")
+        frame.write_ipc(f"{stem}_labels_w_delay.feather", compression="lz4")
+        out[year] = (images, frame)
+    return out
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jkx")
+    return folder, write_set(folder / "monthly_20d")
+
+
+@pytest.mark.parametrize(("layout", "chunk"), [("bits", None), ("bits", 7), ("uint8", 16)])
+def test_every_image_and_return_is_there(dataset, tmp_path, layout, chunk):
+    folder, years = dataset
+    store = import_jkx(folder, tmp_path / "out.zarr", month=21, layout=layout, chunk=chunk, progress=False)
+    assert store.spec == pp.ImageSpec.preset("jkx20")
+    assert store.horizons == (5, 20, 21, 60)
+    assert store.instruments.tolist() == [str(stock) for stock in sorted(STOCKS)]
+    frames = pl.concat([frame for _, frame in years.values()])
+    images = np.concatenate([images for images, _ in years.values()])
+    assert len(store) == len(frames)
+    order = np.lexsort((frames["StockID"].to_numpy(), frames["Date"].to_physical().to_numpy()))
+    np.testing.assert_array_equal(store.read(), images[order])
+    np.testing.assert_array_equal(store.time, frames["Date"].to_physical().to_numpy()[order])
+    np.testing.assert_array_equal(
+        store.instruments[store.instrument_index].astype(int), frames["StockID"].to_numpy()[order]
+    )
+    for h, name in ((5, "Ret_5d"), (20, "Ret_20d"), (60, "Ret_60d"), (21, "Ret_month")):
+        np.testing.assert_array_equal(store.returns(h), frames[name].to_numpy()[order])
+        assert np.isnan(store.returns(h)).any()
+        assert store.attrs["label_columns"][str(h)] == name
+    labels = jkx_labels(store)
+    assert labels.columns == ["instrument", "time", "MarketCap", "EWMA_vol", "Ret_month"]
+    np.testing.assert_array_equal(labels["MarketCap"].to_numpy(), frames["MarketCap"].to_numpy()[order])
+    assert store.verify(depth="checksums").ok
+
+
+def test_stores_do_not_depend_on_threads(dataset, tmp_path):
+    folder, _ = dataset
+    stores = [
+        import_jkx(folder, tmp_path / f"{n}.zarr", chunk=16, threads=n, progress=False).checksums
+        for n in (1, 3)
+    ]
+    np.testing.assert_array_equal(*stores)
+
+
+def test_exit_times_are_trading_days_of_new_york(dataset, tmp_path):
+    folder, _ = dataset
+    store = import_jkx(folder, tmp_path / "out.zarr", month=21, progress=False)
+    first = np.flatnonzero(store.time == np.datetime64("2001-08-31", "ns").astype(np.int64))[0]
+
+    def exits(h):
+        return str(store.exit_time(h)[first].astype("datetime64[ns]").astype("datetime64[D]"))
+
+    # Labor Day, then the four days after September 11.
+    assert exits(5) == "2001-09-10"
+    assert exits(20) == "2001-10-05"
+    assert exits(21) == "2001-09-28"
+    assert (store.exit_time(60) > store.exit_time(20)).all()
+
+
+def test_the_calendar_is_that_of_the_exchange():
+    calendars = pytest.importorskip("exchange_calendars")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = calendars.get_calendar("XNYS", start="1993-01-04", end="2024-12-31").sessions
+    theirs = theirs.to_numpy().astype("datetime64[D]")
+    edges = theirs[[0, -1]].astype("datetime64[ns]").astype(np.int64)
+    ours = _sessions(*edges.tolist()).astype("datetime64[ns]").astype("datetime64[D]")
+    np.testing.assert_array_equal(ours[(ours >= theirs[0]) & (ours <= theirs[-1])], theirs)
+
+
+def test_years_can_be_chosen_and_lacking_ones_are_named(dataset, tmp_path):
+    folder, years = dataset
+    store = import_jkx(folder / "monthly_20d", tmp_path / "out.zarr", years=[2000], progress=False)
+    assert len(store) == len(years[2000][1])
+    with pytest.raises(FileNotFoundError, match=r"lacks files of 1998 \(images and labels\), 2002"):
+        find_years(folder, range(1998, 2003))
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        find_years(folder / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no file of the form"):
+        find_years(tmp_path)
+
+
+def test_years_that_do_not_fit_are_all_named_with_both_numbers(tmp_path):
+    years = write_set(tmp_path / "set")
+    for year, cut in ((1999, 3840), (2001, 100)):
+        path = tmp_path / "set" / f"20d_month_has_vb_[20]_ma_{year}_images.dat"
+        path.write_bytes(path.read_bytes()[:-cut])
+    n = {year: len(frame) for year, (_, frame) in years.items()}
+    (tmp_path / "set" / "20d_month_has_vb_[20]_ma_2000_labels_w_delay.feather").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2000 \(labels\)"):
+        import_jkx(tmp_path / "set", tmp_path / "out.zarr")
+    with pytest.raises(ValueError, match=f"1999: {n[1999] - 1} images, but {n[1999]} rows") as error:
+        import_jkx(tmp_path / "set", tmp_path / "out.zarr", years=[1999, 2001])
+    assert f"2001: {n[2001] - 100 / 3840:.2f} images, but {n[2001]} rows" in str(error.value)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_faults_of_labels_are_named(tmp_path):
+    folder = tmp_path / "set"
+    write_set(folder, (1999,), Date=pl.lit(dt.date(2003, 1, 31)))
+    with pytest.raises(ValueError, match="1999: row 0 is of 2003-01-31"):
+        import_jkx(folder, tmp_path / "out.zarr")
+    write_set(folder, (1999,), Date=pl.lit(dt.date(1999, 1, 29)))
+    with pytest.raises(ValueError, match="stands twice at 1999-01-29"):
+        import_jkx(folder, tmp_path / "out.zarr")
+    write_set(folder, (1999,), StockID=pl.lit("A"))
+    with pytest.raises(ValueError, match="StockID holds something else than whole numbers"):
+        import_jkx(folder, tmp_path / "out.zarr")
+    path = folder / "20d_month_has_vb_[20]_ma_1999_labels_w_delay.feather"
+    pl.read_ipc(io.BytesIO(path.read_bytes())).drop("Ret_60d").write_ipc(path)
+    with pytest.raises(ValueError, match="has no column Ret_60d; it has Date"):
+        import_jkx(folder, tmp_path / "out.zarr")
+    path.write_bytes(b"FEA1 of old")
+    with pytest.raises(ValueError, match=r"is no Feather file \(version 2\)"):
+        import_jkx(folder, tmp_path / "out.zarr")
+
+
+def test_dates_may_be_written_in_any_way(tmp_path):
+    written = []
+    for k, form in enumerate((pl.col("Date"), pl.col("Date").dt.strftime("%Y%m%d").cast(pl.Int64),
+                              pl.col("Date").dt.strftime("%Y-%m-%d"), pl.col("Date").dt.date())):  # fmt: skip
+        folder = tmp_path / str(k)
+        frame = write_set(folder, (1999,))[1999][1].with_columns(form.alias("Date"))
+        frame.write_ipc(folder / "20d_month_has_vb_[20]_ma_1999_labels_w_delay.feather")
+        written.append(import_jkx(folder, tmp_path / f"{k}.zarr", progress=False))
+    for store in written[1:]:
+        np.testing.assert_array_equal(store.time, written[0].time)
+
+
+def test_damaged_pixels_are_refused_and_blank_images_counted(tmp_path):
+    folder = tmp_path / "set"
+    images, frame = write_set(folder, (1999,))[1999]
+    images = images.copy()
+    images[3] = 0
+    path = folder / "20d_month_has_vb_[20]_ma_1999_images.dat"
+    images.tofile(path)
+    store = import_jkx(folder, tmp_path / "blank.zarr", progress=False)
+    assert (len(store), store.attrs["drop_counts"]) == (len(frame) - 1, {"no_price": 1})
+    assert len(jkx_labels(store)) == len(store)
+    images[5, 0, 0] = 7
+    images.tofile(path)
+    with pytest.raises(ValueError, match="image 5 holds pixels other than 0 and 255"):
+        import_jkx(folder, tmp_path / "bad.zarr", progress=False)
+
+
+def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
+    from pricepix.sources import jkx_dataset
+
+    folder, _ = dataset
+    whole = import_jkx(folder, tmp_path / "whole.zarr", chunk=16, progress=False)
+    write = jkx_dataset._write_year
+    seen = []
+
+    def stops(writer, year, *rest):
+        if year.year == 2001 and not seen:
+            seen.append(year)
+            write(writer, year, *rest)  # images are written, the block is not noted as done
+            raise KeyboardInterrupt
+        return write(writer, year, *rest)
+
+    monkeypatch.setattr(jkx_dataset, "_write_year", stops)
+    with pytest.raises(KeyboardInterrupt):
+        import_jkx(folder, tmp_path / "part.zarr", chunk=16, progress=False)
+    with pytest.raises(ValueError, match="not finished"):
+        pp.open_store(tmp_path / "part.zarr")
+    with pytest.raises(FileExistsError, match="unfinished build"):
+        import_jkx(folder, tmp_path / "part.zarr", chunk=16, progress=False)
+    with pytest.raises(ValueError, match="chunk is 32, the store's 16"):
+        import_jkx(folder, tmp_path / "part.zarr", chunk=32, mode="resume", progress=False)
+    monkeypatch.setattr(jkx_dataset, "_write_year", write)
+    again = import_jkx(folder, tmp_path / "part.zarr", chunk=16, mode="resume", progress=False)
+    np.testing.assert_array_equal(again.checksums, whole.checksums)
+    assert again.attrs == whole.attrs
+    assert (
+        import_jkx(folder, tmp_path / "part.zarr", chunk=16, mode="resume", progress=False).attrs
+        == whole.attrs
+    )
+
+
+def test_arguments_are_checked(dataset, tmp_path):
+    folder, _ = dataset
+    for arguments, message in (
+        ({"month": 20}, "none of 5, 20 and 60"),
+        ({"layout": "png"}, "png"),
+        ({"mode": "x"}, "x"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_jkx(folder, tmp_path / "out.zarr", **arguments)
+
+
+def test_monthly_bars_give_the_datasets_returns_back(dataset, tmp_path):
+    folder, _ = dataset
+    store = import_jkx(folder, tmp_path / "out.zarr", month=21, progress=False)
+    panel = jkx_panel(store)
+    assert len(panel) == len(store)
+    # One bar ahead lies the month's return, where the next month has an image too.
+    row = np.array(
+        [panel.locate(i, str(t)[:10]) for i, t in store.index.select("instrument", "time").iter_rows()]
+    )
+    ahead = pp.forward_returns(panel, row, 1).value
+    calendar = np.unique(store.time)
+    inside = row + 1 < len(panel)
+    own = np.searchsorted(panel.offsets, row, side="right") == np.searchsorted(
+        panel.offsets, row + 1, side="right"
+    )
+    nxt = np.searchsorted(calendar, panel.time[np.minimum(row + 1, len(panel) - 1)])
+    follows = inside & own & (nxt == np.searchsorted(calendar, store.time) + 1)
+    # A bar whose own return is missing has no known price, unless it is an instrument's first.
+    follows &= ~np.isnan(panel.fields["total_return"][row]) | np.isin(row, panel.offsets)
+    assert follows.sum() > 50
+    assert np.isnan(ahead[~follows]).all()
+    np.testing.assert_array_equal(ahead[follows], store.returns(21)[follows])
+    np.testing.assert_allclose(
+        panel.fields["market_cap"][row], jkx_labels(store)["MarketCap"].to_numpy() * 1000
+    )
+
+
+def test_an_imported_store_is_scored_and_judged(dataset, tmp_path):
+    from pricepix import factor
+
+    folder, _ = dataset
+    store = import_jkx(folder, tmp_path / "out.zarr", month=21, progress=False)
+    panel = jkx_panel(store)
+
+    def ink(images):
+        return images.mean(axis=(1, 2)) / 255
+
+    cache = factor.score(store, ink, tmp_path / "factor.zarr", progress=False)
+    assert cache.shape == (len(np.unique(store.time)), len(STOCKS), 1)
+    _, values = cache.matrix()
+    assert (~np.isnan(values)).sum() == len(store)
+    found = factor.evaluate(
+        cache, panel, horizon=1, quantiles=2, baselines=(), delays=(0,), horizons=(1,), progress=False
+    )
+    assert found.figures["horizon"] == 1
+    assert found.figures["data"]["dates"] > 20

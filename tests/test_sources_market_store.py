@@ -1,0 +1,167 @@
+"""Stores streamed from a market cache: byte for byte those of the whole panel, whatever is read at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pricepix as pp
+from pricepix.sources import build_market_store, market_store, simulate_market
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return simulate_market(
+        tmp_path_factory.mktemp("market") / "cache", 12, 14, seed=4, halt_rate=0.01, suspension_rate=0.06,
+        split_rate=0.04, st_share=0.3, list_late=0.4, start="2021-01-20",
+    )  # fmt: skip
+
+
+def tree(folder) -> dict[str, bytes]:
+    files = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def both(cache, tmp_path, spec, *, memory, reading=None, days=None, stocks=None, **arguments):
+    """Build from the whole panel and streamed; return the two trees of files."""
+    reading = reading or {}
+    panel = cache.panel(days, stocks, **reading)
+    a = pp.render_universe(panel, spec, tmp_path / "whole", mode="overwrite", progress=False, **arguments)
+    b = build_market_store(
+        cache, spec, tmp_path / "streamed", mode="overwrite", memory=memory, progress=False, days=days, stocks=stocks,
+        **reading, **arguments,
+    )  # fmt: skip
+    assert len(a) == len(b) > 0
+    return tree(tmp_path / "whole"), tree(tmp_path / "streamed")
+
+
+SPEC = pp.ImageSpec.preset("it9")
+
+
+@pytest.mark.parametrize("memory", [1, 400_000, "1GiB"])
+@pytest.mark.parametrize(
+    ("spec", "arguments"),
+    [
+        (SPEC.replace(ma=(60,), volume=True, max_missing=3), {"horizons": (1, 50)}),
+        (SPEC.replace(ma=(60,), ma_warmup="omit"), {"horizons": (), "layout": "uint8"}),
+        (SPEC, {"horizons": (5,), "delay": 2, "every": "day"}),
+        (SPEC, {"horizons": (1,), "every": "week", "max_gap": "3d"}),
+        (
+            SPEC,
+            {"horizons": (1,), "start": "2021-01-22 10:00", "end": "2021-02-02", "sample": 0.5, "seed": 3},
+        ),
+        (SPEC, {"horizons": (1, 3), "shard": 256, "chunk": 64}),
+        (
+            SPEC,
+            {
+                "horizons": (1,),
+                "reading": {"adjust": False, "no_trade": "keep", "filtered": False, "decimals": 2},
+            },
+        ),
+        (SPEC, {"horizons": (1,), "days": slice(3, 9), "stocks": slice(2, 7)}),
+    ],
+)
+def test_bytes_are_those_of_the_whole_panel(cache, tmp_path, spec, arguments, memory):
+    arguments = {"layout": "bits", "chunk": 100} | arguments
+    whole, streamed = both(cache, tmp_path, spec, memory=memory, **arguments)
+    assert whole == streamed
+
+
+def test_bytes_do_not_depend_on_threads(cache, tmp_path):
+    for n in (1, 2, 5):
+        build_market_store(cache, SPEC, tmp_path / str(n), chunk=33, threads=n, memory=1, progress=False)
+    assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "5")
+
+
+def test_a_streamed_store_is_verified_and_appended_to_like_any(cache, tmp_path):
+    build_market_store(cache, SPEC, tmp_path / "store", days=slice(0, 10), memory=1, progress=False)
+    store = pp.open_store(tmp_path / "store")
+    assert store.verify(cache.panel(slice(0, 10)), sample=None).ok
+    pp.append(store, cache.panel(), progress=False)
+    build_market_store(cache, SPEC, tmp_path / "whole", progress=False)
+    a, b = pp.open_store(tmp_path / "store"), pp.open_store(tmp_path / "whole")
+    np.testing.assert_array_equal(a.read(), b.read())
+    for h in a.horizons:
+        np.testing.assert_array_equal(a.returns(h), b.returns(h))
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_a_stopped_build_goes_on(cache, tmp_path, monkeypatch, after):
+    arguments = {"chunk": 64, "shard": 128, "memory": 1, "progress": False}
+    build_market_store(cache, SPEC, tmp_path / "whole", **arguments)
+    write = market_store._Market.write
+    calls = []
+
+    def stops(self, writer, part, delay):
+        write(self, writer, part, delay)
+        calls.append(part)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(market_store._Market, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build_market_store(cache, SPEC, tmp_path / "part", **arguments)
+    with pytest.raises(ValueError, match="not finished"):
+        pp.open_store(tmp_path / "part")
+    with pytest.raises(FileExistsError, match="mode='resume' goes on"):
+        build_market_store(cache, SPEC, tmp_path / "part", **arguments)
+    with pytest.raises(ValueError, match="delay is 1, the store's 0"):
+        build_market_store(cache, SPEC, tmp_path / "part", mode="resume", delay=1, **arguments)
+    calls.clear()
+    monkeypatch.setattr(market_store._Market, "write", lambda *a: (calls.append(a), write(*a))[1])
+    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
+    assert len(calls) == 14 - after
+    assert tree(tmp_path / "part") == tree(tmp_path / "whole")
+    # A finished one is left alone.
+    calls.clear()
+    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
+    assert not calls
+
+
+def test_stretches_follow_the_memory(cache):
+    def stretches(memory, spec=SPEC, ahead=50):
+        return market_store._Market(
+            cache, slice(0, 14), slice(0, 12), spec, ahead, memory, {}, None, None, {}
+        ).stretches()
+
+    assert len(stretches(1)) == 14
+    assert len(stretches(1 << 30)) == 1
+    parts = stretches(12 * 49 * (180 * 4 + 80 * 3))
+    assert [(p.start, p.stop) for p in parts] == [(0, 4), (4, 8), (8, 12), (12, 14)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": 3}, "every=3: a market that is read in stretches"),
+        ({"layout": "png"}, "layout='png'"),
+        ({"mode": "append"}, "mode='append'"),
+        ({"start": "2021-03-01", "end": "2021-02-01"}, "swap them"),
+        ({"shard": 100, "chunk": 64}, "no multiple of the 64"),
+        ({"no_trade": "x"}, "no_trade='x'"),
+        ({"sample": 0.0}, "sample=0.0"),
+        ({"max_gap": "long"}, "not a duration"),
+        ({"days": ("2022-01-01", None)}, "none of the cache's 14 days"),
+        ({"horizons": (0,)}, "horizon"),
+        ({"memory": "much"}, "not a size"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_anything_is_written(cache, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_market_store(cache, SPEC, tmp_path / "store", progress=False, **arguments)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_market_without_a_window_leaves_nothing(cache, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"none of the \d+ candidate windows can be drawn \(dropped: too_short"
+    ):
+        build_market_store(
+            cache, pp.ImageSpec(lookback=700, height=64), tmp_path / "store", progress=False, horizons=()
+        )
+    with pytest.raises((FileNotFoundError, ValueError)):
+        pp.open_store(tmp_path / "store")
+    build_market_store(cache, SPEC, tmp_path / "store", progress=False)
