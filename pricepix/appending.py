@@ -87,10 +87,7 @@ def append(
         raise ValueError(
             f"on_revision={on_revision!r} is not known: choose one of {', '.join(map(repr, ON_REVISION))}"
         )
-    if isinstance(store, ImageStore):
-        where = store.where
-    else:
-        where = Location.of(store, storage_options)
+    where = store.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
     if not open_store(where).checked:
         raise ValueError(f"store {where.name} lives in memory: append to one on disk, or render it anew")
     panel = Panel.of(panel)
@@ -160,7 +157,7 @@ def _plan(old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None, on_revi
     schedule = dict(old.attrs["schedule"])
     if mask is not None:
         _check_mask(old, panel, mask, code, ends)
-        schedule["mask"] = hashlib.blake2b(np.packbits(mask), digest_size=8).hexdigest()
+        schedule["mask"] = hashlib.blake2b(np.packbits(mask).data, digest_size=8).hexdigest()
     clean = not gone and not len(revised)
     change = _continue(old, panel, mask, schedule, code, ends) if clean else None
     return change or _compare(old, panel, mask, schedule, code, revised)
@@ -218,7 +215,7 @@ def _check_mask(
     ends: NDArray[np.int64],
 ) -> None:
     flags = [mask[panel.offsets[c] : ends[c]] for c in code.tolist() if c >= 0]
-    found = hashlib.blake2b(np.packbits(np.concatenate(flags)), digest_size=8).hexdigest()
+    found = hashlib.blake2b(np.packbits(np.concatenate(flags)).data, digest_size=8).hexdigest()
     if found != old.attrs["schedule"]["mask"]:
         raise ValueError(
             f"over the bars that store {old.location} was made from, the mask has the digest {found}, the store's "

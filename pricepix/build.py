@@ -26,7 +26,7 @@ from pricepix.document import (
     dump,
     encode_strings,
 )
-from pricepix.labels import label_price
+from pricepix.labels import checked_bars, label_price
 from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
@@ -137,15 +137,13 @@ def render_universe(
         raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(map(repr, LAYOUTS))}")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads} is not a number of threads: give 1 or more, or None for all")
-    if workers is not None and workers < 0:
-        raise ValueError(
-            f"workers={workers} is not a number of workers: give 1 or more, 0 for none, or None for all"
-        )
+    threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all")
+    workers = _count("workers", workers, 0, "workers: give 1 or more, 0 for none, or None for all")
+    chunk = _count(
+        "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
+    )
     horizons = _checked_horizons(horizons)
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk={chunk!r} is not a number of windows: give a whole number of at least 1")
+    delay = checked_bars("delay", delay, 0)
     where = None if store is None else Location.of(store, storage_options)
     if where is None:
         for name, value in (("client", client), ("shard", shard), ("storage_options", storage_options)):
@@ -223,15 +221,22 @@ def render_universe(
     return open_store(where)
 
 
-def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(horizons, int) and not isinstance(horizons, bool):
-        horizons = (horizons,)
-    checked = tuple(sorted(int(h) for h in horizons))
+def _checked_horizons(horizons: Any) -> tuple[int, ...]:
+    given: Any = (horizons,) if isinstance(horizons, (int, np.integer)) else horizons
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ValueError(f"horizons={horizons!r} is no sequence of horizons: give e.g. horizons=(5, 20)")
+    checked = tuple(sorted(checked_bars("horizon", h, 1) for h in given))
     if len(set(checked)) != len(checked):
-        raise ValueError(f"horizons={tuple(horizons)} names a horizon twice: give each once")
-    if checked and checked[0] < 1:
-        raise ValueError(f"horizons={tuple(horizons)}: a horizon is a whole number of bars, at least 1")
+        raise ValueError(f"horizons={checked} names a horizon twice: give each once")
     return checked
+
+
+def _count(name: str, value: Any, lowest: int, what: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
+        raise ValueError(f"{name}={value!r} is not a number of {what}")
+    return int(value)
 
 
 def lineage(

@@ -74,7 +74,7 @@ def seal(raw: NDArray[Any]) -> bytes:
 
 def unseal(stored: Content) -> Any:
     """Check the crc32c and decompress what ``seal`` made; ValueError if it is damaged."""
-    return Zstd().decode(_body(stored))
+    return Zstd().decode(check_sealed(stored))
 
 
 def checksum(stored: Content) -> int:
@@ -86,7 +86,8 @@ def _checked(body: bytes) -> bytes:
     return body + google_crc32c.value(body).to_bytes(4, "little")
 
 
-def _body(stored: Content) -> memoryview:
+def check_sealed(stored: Content) -> memoryview:
+    """Return what comes before the crc32c at the end; ValueError if it has another one."""
     body = memoryview(stored)[:-4]
     if len(stored) < 5 or google_crc32c.value(bytes(body)) != checksum(stored):
         raise ValueError("checksum mismatch")
@@ -223,7 +224,7 @@ class ChunkFormat:
 
     def _open(self, stored: Content) -> NDArray[np.uint8]:
         if self.compressed:
-            body = _body(stored)
+            body = check_sealed(stored)
             stored = Zstd().decode(body) if self.layout == "uint8" else blosc.Blosc().decode(body)
         raw = np.frombuffer(stored, np.uint8)
         if len(raw) != self.raw_bytes:
@@ -247,4 +248,4 @@ class ChunkFormat:
         """Return offset and length of each chunk of a shard, uint64 (chunks, 2), 2**64 - 1 where there is none."""
         if len(stored) != self.shard_index_bytes:
             raise ValueError(f"an index of {len(stored)} bytes, expected {self.shard_index_bytes}")
-        return np.frombuffer(_body(stored), "<u8").reshape(-1, 2)
+        return np.frombuffer(check_sealed(stored), "<u8").reshape(-1, 2)

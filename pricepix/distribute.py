@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -41,6 +42,7 @@ def run_on(
     that the processes of a machine share one copy; from an object store each process reads them once.
     """
     from distributed import as_completed
+    from distributed.comm import CommClosedError
 
     if not tasks:
         return
@@ -56,13 +58,14 @@ def run_on(
     try:
         for future in as_completed(futures):
             yield Task(*future.result())
-    except CancelledError as error:
+    except (CancelledError, CommClosedError) as error:
         raise ConnectionError(
-            f"the cluster at {client.scheduler.address if client.scheduler else 'its address'} lost its work: the "
-            "scheduler was stopped or restarted"
+            "the cluster lost the work that was given to it: its scheduler was stopped or restarted"
         ) from error
     finally:
-        client.cancel(futures, asynchronous=False, force=True)
+        # A scheduler that is gone has nothing to cancel, and must not hide why the build stopped.
+        with suppress(Exception):
+            client.cancel(futures, asynchronous=False, force=True)
 
 
 def share(where: Location, plan: Plan, panel: Panel, windows: WindowIndex) -> str:
@@ -125,7 +128,9 @@ def _open(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Painter:
             return np.asarray(np.load(where.path / PANEL / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         content = where.get(f"{PANEL}/{name}.npy")
         if content is None:
-            raise FileNotFoundError(f"{where.name} holds no {PANEL}/{name}.npy: build it again with mode='resume'")
+            raise FileNotFoundError(
+                f"{where.name} holds no {PANEL}/{name}.npy: build it again with mode='resume'"
+            )
         found: NDArray[Any] = np.load(io.BytesIO(bytes(content)), allow_pickle=False)
         return found
 

@@ -112,11 +112,17 @@ class Geometry:
 
             def create(
                 name: str, shape: tuple[int, ...], chunk: int, dtype: Any, fill: Any, *dims: str, **more: Any
-            ):  # type: ignore[no-untyped-def]
+            ) -> None:
                 group.create_array(
-                    name, shape=shape, chunks=(chunk, *shape[1:]), dtype=dtype, fill_value=fill, compressors=codecs,
-                    dimension_names=dims, attributes=more,
-                )  # fmt: skip
+                    name,
+                    shape=shape,
+                    chunks=(chunk, *shape[1:]),
+                    dtype=dtype,
+                    fill_value=fill,
+                    compressors=codecs,
+                    dimension_names=dims,
+                    attributes=more,
+                )
 
             for column in self.columns:
                 create(
@@ -150,7 +156,7 @@ def chunk_key(name: str, chunk: int) -> str:
     return f"{name}/c/{chunk}/0" if name == "instrument_digest" else f"{name}/c/{chunk}"
 
 
-def dump(document: Mapping[str, Any]) -> bytes:
+def dump(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """Return a document as it is written."""
     return json.dumps(document, indent=2).encode()
 

@@ -11,13 +11,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer import cpu, default_buffer_prototype
@@ -265,48 +264,77 @@ class Bucket(Location):
         self.__dict__.update(state)
         self._connect()
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Make the errors of obstore, which have pages of detail, such as callers of files expect."""
+        try:
+            yield
+        except OSError:
+            raise
+        except (
+            self._api.exceptions.PermissionDeniedError,
+            self._api.exceptions.UnauthenticatedError,
+        ) as error:
+            raise PermissionError(f"{self.name} refuses access: {_first_line(error)}") from error
+        except self._api.exceptions.BaseError as error:
+            raise OSError(f"{self.name} can not be reached or used: {_first_line(error)}") from error
+
     def get(self, key: str) -> Content | None:
         try:
-            return memoryview(self._api.get(self._objects, key).bytes())
+            with self._told():
+                return memoryview(self._api.get(self._objects, key).bytes())
         except FileNotFoundError:
             return None
 
     def get_range(self, key: str, start: int | None, length: int) -> Content | None:
         try:
-            if start is None:
-                found = self._api.get(self._objects, key, options={"range": {"suffix": length}})
-                return memoryview(found.bytes())
-            return memoryview(self._api.get_range(self._objects, key, start=start, length=length))
+            with self._told():
+                if start is None:
+                    found = self._api.get(self._objects, key, options={"range": {"suffix": length}})
+                    return memoryview(found.bytes())
+                return memoryview(self._api.get_range(self._objects, key, start=start, length=length))
         except FileNotFoundError:
             return None
 
     def put(self, key: str, content: Content | Sequence[Content]) -> None:
         whole = content if isinstance(content, (bytes, bytearray, memoryview)) else b"".join(content)
-        self._api.put(self._objects, key, bytes(whole))
+        with self._told():
+            self._api.put(self._objects, key, bytes(whole))
 
     def put_new(self, key: str, content: bytes) -> bool:
         try:
-            self._api.put(self._objects, key, content, mode="create")
-        except self._api.exceptions.AlreadyExistsError:
+            with self._told():
+                self._api.put(self._objects, key, content, mode="create")
+        except FileExistsError:
             return False
+        except OSError as error:
+            if isinstance(error.__cause__, self._api.exceptions.AlreadyExistsError):
+                return False
+            raise
         return True
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._told():
             self._api.delete(self._objects, key)
 
     def delete_all(self, prefix: str = "", *, keep: str = "") -> None:
         keys = [key for key in self.list(prefix) if key != keep]
-        for first in range(0, len(keys), 1000):
-            self._api.delete(self._objects, keys[first : first + 1000])
+        with self._told():
+            for first in range(0, len(keys), 1000):
+                self._api.delete(self._objects, keys[first : first + 1000])
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        for page in self._api.list(self._objects, prefix=prefix or None):
-            for entry in page:
-                yield str(entry["path"])
+        with self._told():
+            for page in self._api.list(self._objects, prefix=prefix or None):
+                for entry in page:
+                    yield str(entry["path"])
 
     def zarr_store(self, *, read_only: bool = True) -> Store:
         return zarr.storage.ObjectStore(self._objects, read_only=read_only)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 class ZarrObjects(Location):
@@ -318,7 +346,7 @@ class ZarrObjects(Location):
 
     def get(self, key: str) -> Content | None:
         found = sync(self._store.get(key, default_buffer_prototype()))
-        return None if found is None else memoryview(np.asarray(found.as_numpy_array()))
+        return None if found is None else memoryview(found.as_numpy_array())  # type: ignore[arg-type]
 
     def get_range(self, key: str, start: int | None, length: int) -> Content | None:
         whole = self.get(key)

@@ -123,4 +123,4 @@ def partition_chunks(form: ChunkFormat, n: int, workers: int) -> int:
 
 def windows_digest(windows: WindowIndex) -> str:
     """32 hexadecimal digits that stand for which windows of a panel are drawn."""
-    return hashlib.blake2b(np.ascontiguousarray(windows.row).view(np.uint8), digest_size=16).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(windows.row).data, digest_size=16).hexdigest()

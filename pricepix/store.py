@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pricepix import document
-from pricepix.chunks import ChunkFormat, Content, checksum, numcodecs_allowed
+from pricepix.chunks import ChunkFormat, Content, check_sealed, checksum, numcodecs_allowed
 from pricepix.commit import settle, staged
 from pricepix.document import ROOT, Column, Geometry, chunk_key
 from pricepix.location import Folder, Location, StoreLike
@@ -69,7 +69,8 @@ class ImageStore:
         """Path or URL of the store, ``memory`` for one that lives in memory."""
         self.attrs: dict[str, Any] = dict(root["attributes"])
         """The group's attributes: format version, spec, digests, horizons, drop counts and lineage."""
-        self._pending = self.attrs.pop("pending", None) is not None
+        self.pending = self.attrs.pop("pending", None) is not None
+        """Whether a committed append has not been moved into place yet; reads see it all the same."""
         self.spec = ImageSpec.from_dict(self.attrs["spec"])
         self.horizons: tuple[int, ...] = tuple(self.attrs["horizons"])
         """Horizons, in bars, of the forward returns in this store."""
@@ -105,7 +106,7 @@ class ImageStore:
 
         Reads through it are zarr-python's own: a missing chunk is blank there. ``read`` checks more and is faster.
         """
-        if self._pending:
+        if self.pending:
             raise ValueError(
                 f"an append to store {self.location} was stopped while it moved chunks into place: run "
                 "pricepix.append(store, panel) to end it; store.read works meanwhile"
@@ -200,7 +201,7 @@ class ImageStore:
         if not self.checked:
             return np.zeros(0, np.uint32)
         key = chunk_key(document.CHECKSUMS, 0)
-        found = self._decoded(document.CHECKSUMS, "<u4", key, self._fetch(key))
+        found = self._decoded(document.CHECKSUMS, "<u4", key, self.fetch(key))
         if document.checksums_digest(found) != self.attrs["checksums_digest"]:
             raise self._wrong(key, "its digest is not the one in the store's attributes")
         return found
@@ -213,15 +214,16 @@ class ImageStore:
         """The crc32c that a chunk of an array must have."""
         return int(self.checksums[self._slices[name].start + chunk])
 
-    def _fetch(self, key: str) -> Content | None:
-        if self._pending:
+    def fetch(self, key: str) -> Content | None:
+        """Read an object of the store as it was opened, None where there is none."""
+        if self.pending:
             found = self.where.get(staged(key))
             if found is not None:
                 return found
         return self.where.get(key)
 
     def _fetch_range(self, key: str, start: int | None, length: int) -> Content | None:
-        if self._pending:
+        if self.pending:
             found = self.where.get_range(staged(key), start, length)
             if found is not None:
                 return found
@@ -235,13 +237,20 @@ class ImageStore:
             )
         return ValueError(f"chunk {key} of store {self.location} is {why}: restore or rebuild it")
 
+    def _wrong_chunk(self, chunk: int, why: str) -> ValueError:
+        key = self.chunk_key(chunk)
+        return self._wrong(f"{chunk} in shard {key}" if self.chunk_format.shard else key, why)
+
     def _newer(self) -> ImageStore | None:
         """The store as it is now, if that is another state."""
         try:
-            fresh = _open(self.where, try_settle=False)
+            root = read_root(self.where)
+            check_attributes(root["attributes"], self.location)
         except (ValueError, OSError):
             return None
-        return fresh if fresh.attrs.get("metadata_digest") != self.attrs.get("metadata_digest") else None
+        if root["attributes"].get("metadata_digest") == self.attrs.get("metadata_digest"):
+            return None
+        return ImageStore(self.where, root)
 
     def _decoded(self, name: str, dtype: Any, key: str, stored: Content | None) -> NDArray[Any]:
         if stored is None:
@@ -254,7 +263,7 @@ class ImageStore:
     def index_bytes(self, name: str, chunk: int) -> Content:
         """Read the stored bytes of a chunk of any array but ``images``, comparing its checksum."""
         key = chunk_key(name, chunk)
-        stored = self._fetch(key)
+        stored = self.fetch(key)
         if stored is None:
             raise self._wrong(key, "missing")
         if self.checked and checksum(stored) != self.expected_checksum(name, chunk):
@@ -265,7 +274,20 @@ class ImageStore:
         return self._decoded(name, dtype, chunk_key(name, 0), self.index_bytes(name, 0))
 
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read an array along ``window``, or chunks `first` to `last` of it (``INDEX_CHUNK`` windows each)."""
+        """Read an array along ``window``, or a stretch of it.
+
+        Parameters
+        ----------
+        name : str
+            ``time``, ``instrument_index``, ``ret_<h>`` or ``exit_time_<h>``.
+        first, last : int, optional
+            Chunks of ``INDEX_CHUNK`` windows: from `first` until before `last`; all by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            One value a window.
+        """
         column = next(c for c in self.geometry.columns if c.name == name)
         last = self.geometry.index_chunks if last is None else last
         low, high = first * document.INDEX_CHUNK, min(len(self), last * document.INDEX_CHUNK)
@@ -355,7 +377,7 @@ class ImageStore:
         try:
             return decode(stored)
         except (ValueError, RuntimeError) as error:
-            raise self._wrong(self.chunk_key(chunk), f"damaged ({error})") from error
+            raise self._wrong_chunk(chunk, f"damaged ({error})") from error
 
     def chunk_key(self, chunk: int) -> str:
         """Key of the object that holds an image chunk, relative to the store."""
@@ -371,7 +393,7 @@ class ImageStore:
         """
         key = self.chunk_key(chunk)
         try:
-            stored = self._chunk_in_shard(chunk) if self.chunk_format.shard else self._fetch(key)
+            stored = self._chunk_in_shard(chunk) if self.chunk_format.shard else self.fetch(key)
             why = "missing" if stored is None else self._fault(chunk, stored)
         except ValueError as error:
             stored, why = None, f"damaged ({error})"
@@ -382,7 +404,7 @@ class ImageStore:
             self
         ) >= chunk * self.chunk_format.windows + self.chunk_windows(chunk):
             return newer.chunk_bytes(chunk)
-        raise self._wrong(key, why)
+        raise self._wrong_chunk(chunk, why)
 
     def _fault(self, chunk: int, stored: Content) -> str:
         if not self.checked or checksum(stored) == self.expected_checksum("images", chunk):
@@ -431,7 +453,7 @@ class ImageStore:
         chunks = range(shard * per, min((shard + 1) * per, form.chunks(len(self))))
         if not 0 <= shard < self.shards:
             raise IndexError(f"shard {shard} lies outside the store's {self.shards} shards")
-        whole = self._fetch(self.chunk_key(chunks[0]))
+        whole = self.fetch(self.chunk_key(chunks[0]))
         if whole is not None and len(whole) > form.shard_index_bytes:
             view = memoryview(whole)
             try:
@@ -440,6 +462,11 @@ class ImageStore:
                 index = np.zeros((0, 2), np.uint64)
             found = [view[int(a) : int(a + b)] for a, b in index[: len(chunks)].tolist()]
             if len(found) == len(chunks) and not any(map(self._fault, chunks, found)):
+                for chunk, stored in zip(chunks, found, strict=True):
+                    try:
+                        check_sealed(stored)
+                    except ValueError as error:
+                        raise self._wrong_chunk(chunk, f"damaged ({error})") from error
                 return list(found)
         # One by one, to name the chunk that is wrong, or to find them in a newer state of the store.
         self.__dict__.pop("_shard_indexes", None)
@@ -464,6 +491,10 @@ class ImageStore:
         if isinstance(selection, slice):
             return np.arange(*selection.indices(n), dtype=np.int64)
         wanted = np.atleast_1d(np.asarray(selection))
+        if wanted.ndim != 1:
+            raise IndexError(
+                f"select windows by positions in a row, slice or mask, not by shape {wanted.shape}"
+            )
         if wanted.dtype == np.bool_:
             if wanted.shape != (n,):
                 raise IndexError(f"a mask over this store has shape ({n},), not {wanted.shape}")
@@ -567,7 +598,35 @@ class ImageStore:
         workers: int | None = None,
         progress: bool = False,
     ) -> VerifyReport:
-        """Check that the store is whole and, given the panel, that its images are right: see ``verify``."""
+        """Check that the store is whole and, given the panel, that its images and labels are right.
+
+        Parameters
+        ----------
+        panel : Panel or anything ``Panel.from_table`` takes, optional
+            The bars that the store was made from. Their digest must be the store's.
+        sample : int or None
+            Windows to draw again, chosen at random; all by default.
+        seed : int
+            Chooses them.
+        depth : {"metadata", "checksums", "render"}, optional
+            How much to look at: documents, counts and that every object is there; every chunk against its
+            checksum; or images and forward returns made again from `panel` and compared. By default ``render``
+            with a panel and ``checksums`` without.
+        workers : int, optional
+            Threads; all cores by default.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        VerifyReport
+            Its ``problems`` say what is wrong with the store; there are none for a sound one.
+
+        Raises
+        ------
+        ValueError
+            If `depth` is none of these, or ``render`` lacks a panel.
+        """
         from pricepix.verify import verify
 
         return verify(self, panel, sample, seed, depth=depth, workers=workers, progress=progress)

@@ -195,7 +195,7 @@ class _Check:
                         f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's attributes do"
                     ]
                 )
-            own = store.where.get(key)
+            own = store.fetch(key)
             try:
                 same = own is not None and json.loads(bytes(own)) == document_
             except ValueError:
@@ -206,7 +206,7 @@ class _Check:
                 )
         present = {key for key in store.where.list() if not key.startswith(BUILD)}
         wanted = set(store.geometry.objects())
-        if store._pending:
+        if store.pending:
             return
         gone = sorted(wanted - present - expected.keys())
         self.say(f"{key} is missing: restore or rebuild it" for key in gone[:20])

@@ -1,0 +1,144 @@
+"""Stores under SIGKILL, full disks, lost permissions, Ctrl-C and two builders: done for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pricepix as pp
+
+DRIVER = Path(__file__).with_name("scale_driver.py")
+KILLS = int(os.environ.get("PRICEPIX_KILLS", "4"))
+
+
+def drive(what: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), what, str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children: needs os.fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("what", ["build", "finalise", "append", "rebuild"])
+def test_killed_at_any_write_nothing_is_between(what: str, tmp_path: Path) -> None:
+    """PRICEPIX_KILLS says how often; the driver compares every byte with an undisturbed store."""
+    found = drive(what, tmp_path, "--kills", str(KILLS), "--seed", os.environ.get("PRICEPIX_KILL_SEED", "0"))
+    assert found["kills"] == KILLS
+    if what == "finalise":
+        assert found["finished"] >= 1
+        assert found["most chunks lost"] == 0
+
+
+@needs_fork
+def test_disk_full(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs can not be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        told = drive("full-disk", tmp_path)["told"]
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert "No space left" in told
+    assert "partitions done" in told
+
+
+@needs_fork
+def test_permission_lost_midway(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path("/tmp") or not os.access(folder, os.W_OK):
+            break
+        folder.chmod(folder.stat().st_mode | 0o711)
+    assert "Permission denied" in drive("permission", tmp_path)["told"]
+
+
+def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
+    found = drive("interrupt", tmp_path)
+    assert found["chunks drawn after"] > 0
+
+
+SLOW_BUILD = """
+import sys, time
+import pricepix as pp
+from pricepix.painter import Painter
+original = Painter.images
+def images(self, first, last):
+    print("drawing", flush=True)
+    time.sleep(float(sys.argv[2]))
+    return original(self, first, last)
+Painter.images = images
+panel = pp.Panel.from_table(pp.samples.simulate(12, 160, seed=5), adjust="multiply", progress=False)
+pp.render_universe(
+    panel, "jkx5", sys.argv[1], horizons=(1, 5), layout="bits", chunk=32, workers=1, progress=False
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def panel() -> pp.Panel:
+    return pp.Panel.from_table(pp.samples.simulate(12, 160, seed=5), adjust="multiply", progress=False)
+
+
+def test_two_builders_a_reader_and_a_dead_one(panel: pp.Panel, tmp_path: Path) -> None:
+    """While one process builds, another may not write and sees no store; when it is killed, its lock dies."""
+    target = tmp_path / "store"
+    options: dict[str, Any] = {"horizons": (1, 5), "layout": "bits", "chunk": 32, "progress": False}
+    builder = subprocess.Popen(
+        [sys.executable, "-c", SLOW_BUILD, str(target), "60"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert builder.stdout is not None
+        assert builder.stdout.readline().strip() == "drawing"
+        for mode in ("resume", "overwrite"):
+            with pytest.raises(BlockingIOError, match=rf"is being written by process {builder.pid} on "):
+                pp.render_universe(panel, "jkx5", target, mode=mode, **options)
+        with pytest.raises(FileExistsError, match="unfinished build: mode='resume'"):
+            pp.render_universe(panel, "jkx5", target, **options)
+        with pytest.raises(ValueError, match="is not finished"):
+            pp.open_store(target)
+        with pytest.raises(ValueError, match="is not finished"):
+            pp.append(target, panel)
+    finally:
+        builder.send_signal(signal.SIGKILL)
+        builder.wait()
+        assert builder.stdout is not None
+        builder.stdout.close()
+    store = pp.render_universe(panel, "jkx5", target, mode="resume", **options)
+    assert store.verify(panel).ok
+    assert not (target / "_build").exists()
+
+
+def test_killed_by_the_clock(panel: pp.Panel, tmp_path: Path) -> None:
+    """SIGKILL from outside, at a moment nobody chose."""
+    target = tmp_path / "store"
+    builder = subprocess.Popen(
+        [sys.executable, "-c", SLOW_BUILD, str(target), "0.05"], stdout=subprocess.PIPE, text=True
+    )
+    assert builder.stdout is not None
+    builder.stdout.readline()
+    time.sleep(0.17)
+    builder.kill()
+    builder.wait()
+    builder.stdout.close()
+    options: dict[str, Any] = {"horizons": (1, 5), "layout": "bits", "chunk": 32, "progress": False}
+    store = pp.render_universe(panel, "jkx5", target, mode="resume", **options)
+    assert store.verify(panel).ok
