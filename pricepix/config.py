@@ -28,9 +28,21 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the bars come from: a table, or a sample of the package. See ``Panel.from_table``."""
+    """Where the bars come from: a table, a market cache, or a sample of the package.
+
+    See ``Panel.from_table``, ``pricepix.sources.MarketCache`` and ``pricepix.samples``. For a market cache
+    `adjust` is ``multiply`` or null, and the keys files, session, days, no_trade, filtered and decimals are
+    those of ``MarketCache`` and its method ``panel``.
+    """
 
     source: str | list[str] | None = None
+    market_cache: str | None = None
+    files: dict[str, str | None] | None = None
+    session: str | None = None
+    days: tuple[str | None, str | None] | None = None
+    no_trade: Literal["missing", "keep"] | None = None
+    filtered: bool | None = None
+    decimals: int | None = None
     sample: Literal["stocks", "simulate"] | None = None
     simulate: dict[str, Any] = Field(default_factory=dict)
     columns: dict[str, str | None] | None = None
@@ -47,8 +59,20 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if (self.source is None) == (self.sample is None):
-            raise ValueError("give either source (a file, glob or folder) or sample (stocks or simulate)")
+        if (self.source, self.market_cache, self.sample).count(None) != 2:
+            raise ValueError(
+                "give either source (a file, glob or folder), or market_cache (a folder), or sample (stocks "
+                "or simulate)"
+            )
+        own = {"files", "session", "days", "no_trade", "filtered", "decimals"} & set(self.arguments())
+        if own and self.market_cache is None:
+            raise ValueError(f"{', '.join(sorted(own))} belong to market_cache")
+        if self.market_cache is not None:
+            shared = {"market_cache", "adjust", "on_bad", *own}
+            if other := sorted(set(self.arguments("simulate", "null_values")) - shared):
+                raise ValueError(f"{', '.join(other)} are for tables, not for a market_cache")
+            if self.adjust == "divide":
+                raise ValueError("prices of a market_cache are multiplied by their factor: adjust: multiply")
         if self.simulate and self.sample != "simulate":
             raise ValueError("the key simulate belongs to sample: simulate")
         return self
@@ -84,8 +108,9 @@ class Image(Section):
 
 
 class Store(Section):
-    """The image store. See ``render_universe``."""
+    """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`."""
 
+    path: str | None = None
     horizons: list[int] = Field(default_factory=lambda: [5, 20, 60])
     delay: int = 0
     every: str | int = "bar"
@@ -102,9 +127,13 @@ class Store(Section):
 
 
 class Train(Section):
-    """The networks. See ``pricepix.train.fit``; `settings` changes single hyper-parameters."""
+    """The networks. See ``pricepix.train.fit``; `settings` changes single hyper-parameters.
+
+    `sample` is the share of the images before the test that are used, drawn by `seed`.
+    """
 
     model: str = "jkx20"
+    sample: float | None = Field(default=None, gt=0, le=1)
     horizon: int | None = None
     split: Literal["time", "random", "walk"] = "time"
     train: str | None = None
@@ -232,8 +261,12 @@ def _anchored(config: Config, folder: Path) -> Config:
         source = [anchored(name) for name in source]
     elif source is not None:
         source = anchored(source)
-    data = config.data.model_copy(update={"source": source})
-    return config.model_copy(update={"out": anchored(config.out), "data": data})
+    cache, path = config.data.market_cache, config.store.path
+    data = config.data.model_copy(
+        update={"source": source, **({"market_cache": anchored(cache)} if cache else {})}
+    )
+    store = config.store.model_copy(update={"path": anchored(path)} if path else {})
+    return config.model_copy(update={"out": anchored(config.out), "data": data, "store": store})
 
 
 def _fault(model: type[BaseModel], item: Any) -> str:

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pricepix.config import Config
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.config import Config, Train
+from pricepix.moments import as_time
 from pricepix.panel import Panel
 
 __all__ = ["run"]
@@ -59,7 +63,8 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         from pricepix.train import fit
 
         train = config.train
-        fit(store, **train.arguments("settings"), **train.settings, panel=panel, out=model,
+        fit(store, **train.arguments("settings", "sample"), **train.settings, panel=panel, out=model,
+            mask=_sampled(store, train),
             resume=record.started("train", digest, model), progress=progress)  # fmt: skip
         record.finish("train", digest)
         echo(f"train     {_trained(model)}: {model}")
@@ -133,6 +138,12 @@ class _Record:
 
 def _panel(config: Config, progress: bool) -> Panel:
     data = config.data
+    if data.market_cache is not None:
+        from pricepix.sources import MarketCache
+
+        cache = MarketCache(data.market_cache, data.files, session=data.session or "ashare")
+        reading = data.arguments("market_cache", "files", "session", "adjust", "on_bad")
+        return cache.panel(**reading, adjust=data.adjust is not None, on_bad=data.on_bad)
     table: Any = data.source
     if data.sample is not None:
         from pricepix import samples
@@ -147,7 +158,7 @@ def _build(
     from pricepix.build import render_universe
     from pricepix.store import open_store
 
-    path = out / "store.zarr"
+    path = Path(config.store.path or out / "store.zarr")
     finished = False
     if path.exists():
         try:
@@ -158,10 +169,22 @@ def _build(
     # Resuming compares the plan with the one that the store was made from, and does only what is left.
     store = render_universe(
         panel, config.image.spec(), path, mode="resume" if path.exists() else "create", progress=progress,
-        **config.store.arguments(),
+        **config.store.arguments("path"),
     )  # fmt: skip
     echo(f"build     {'up to date' if finished else repr(store)}: {path}")
     return store, path
+
+
+def _sampled(store: Any, train: Train) -> NDArray[np.bool_] | None:
+    """A share of the windows before the test, and all of the test's; None for all of both."""
+    if train.sample is None:
+        return None
+    mask = np.random.default_rng(train.seed).random(len(store)) < train.sample
+    if train.split != "walk" and train.test is not None:
+        begin = train.test.partition(":")[0]
+        if begin:
+            mask |= store.time >= as_time(begin, store.tz)
+    return np.asarray(mask)
 
 
 def _horizon(config: Config, store: Any) -> int:
