@@ -1,0 +1,157 @@
+"""The command line over the real library, on a small simulated market."""
+
+import inspect
+from pathlib import Path
+
+import click
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+import pricepix as pp
+from pricepix import cli, samples
+
+BARS = 60
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bars") / "bars.parquet"
+    market = samples.simulate(4, BARS, seed=3, halt_rate=0, delist_rate=0, list_late=0, split_rate=0)
+    market.write_parquet(path)
+    return path
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def build(table: Path, store: Path, *options: object, code: int = 0) -> str:
+    return call("build-store", table, store, "--preset", "jkx5", "--no-progress", *options, code=code)
+
+
+def test_build_store_does_what_render_universe_does(table: Path, tmp_path: Path) -> None:
+    said = build(table, tmp_path / "a.zarr", "--horizon", 2, "--horizon", 3, "--delay", 1, "--layout", "bits")
+    built = pp.open_store(tmp_path / "a.zarr")
+    expected = pp.render_universe(table, "jkx5", None, (2, 3), 1, layout="bits", progress=False)
+    assert np.array_equal(built.read(), expected.read())
+    for horizon in (2, 3):
+        assert np.array_equal(built.returns(horizon), expected.returns(horizon), equal_nan=True)
+    assert f"{len(built):,} of 32x15" in said
+    assert "2, 3 bars, delay 1" in said
+
+
+def test_fields_of_the_spec_change_the_preset(table: Path, tmp_path: Path) -> None:
+    build(table, tmp_path / "a.zarr", "--no-ma", "--no-volume", "--lookback", 6, "--height", 20, "--every", 7)
+    store = pp.open_store(tmp_path / "a.zarr")
+    assert store.spec == pp.ImageSpec(6, 20)
+    assert store.attrs["schedule"]["every"] == 7
+    build(table, tmp_path / "b.zarr", "--ma", 3, "--ma", 10, "--every", "week")
+    assert pp.open_store(tmp_path / "b.zarr").spec == pp.ImageSpec.preset("jkx5").replace(ma=(3, 10))
+
+
+def test_columns_of_the_table_can_be_named(tmp_path: Path, table: Path) -> None:
+    renamed = pl.read_parquet(table).rename({"close": "Schluss", "instrument": "Wer"})
+    renamed.write_csv(tmp_path / "bars.csv")
+    build(
+        tmp_path / "bars.csv", tmp_path / "a.zarr", "--column", "close=Schluss", "--instrument-column", "Wer"
+    )
+    build(table, tmp_path / "b.zarr")
+    a, b = pp.open_store(tmp_path / "a.zarr"), pp.open_store(tmp_path / "b.zarr")
+    assert np.array_equal(a.read(), b.read())
+
+
+def test_a_store_that_is_there_is_kept(table: Path, tmp_path: Path) -> None:
+    build(table, tmp_path / "a.zarr")
+    assert "exists" in build(table, tmp_path / "a.zarr", code=1)
+    build(table, tmp_path / "a.zarr", "--mode", "overwrite")
+    build(table, tmp_path / "a.zarr", "--mode", "resume")
+
+
+def test_append_brings_a_store_up_to_date(table: Path, tmp_path: Path) -> None:
+    market = pl.read_parquet(table)
+    market.filter(pl.col("time") < market["time"].unique().sort()[BARS - 10]).write_parquet(
+        tmp_path / "old.parquet"
+    )
+    build(tmp_path / "old.parquet", tmp_path / "a.zarr")
+    before = len(pp.open_store(tmp_path / "a.zarr"))
+    call("append", tmp_path / "a.zarr", table, "--no-progress")
+    build(table, tmp_path / "b.zarr")
+    a, b = pp.open_store(tmp_path / "a.zarr"), pp.open_store(tmp_path / "b.zarr")
+    assert len(a) == len(b) > before
+    assert np.array_equal(a.read(), b.read())
+
+
+def test_info_verify_preview_and_presets(table: Path, tmp_path: Path) -> None:
+    build(table, tmp_path / "a.zarr")
+    assert "4" in call("info", tmp_path / "a.zarr")
+    assert "sound" in call("verify", tmp_path / "a.zarr", "--panel", table, "--sample", 10, "--no-progress")
+    assert str(tmp_path / "sheet.png") in call(
+        "preview", tmp_path / "a.zarr", tmp_path / "sheet.png", "--n", 4
+    )
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    listed = call("presets")
+    assert all(name in listed for name in pp.ImageSpec.presets())
+
+
+def test_verify_fails_on_a_damaged_store(table: Path, tmp_path: Path) -> None:
+    build(table, tmp_path / "a.zarr")
+    chunk = tmp_path / "a.zarr" / pp.open_store(tmp_path / "a.zarr").chunk_key(0)
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    assert "images/c/0/0/0" in call("verify", tmp_path / "a.zarr", "--no-progress", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build-store", "no.parquet", "x.zarr", "--preset", "jkx20"], "no.parquet"),
+        (["build-store", "{table}", "x.zarr", "--preset", "jkx2o"], "did you mean 'jkx20'"),
+        (["build-store", "{table}", "x.zarr"], "give --preset NAME"),
+        (["build-store", "{table}", "x.zarr", "--preset", "jkx5", "--ma", "3", "--no-ma"], "contradict"),
+        (["build-store", "{table}", "x.zarr", "--preset", "jkx5", "--column", "close"], "NAME=COLUMN"),
+        (
+            ["build-store", "{table}", "x.zarr", "--preset", "jkx5", "--start", "2090-01-01"],
+            "no bar lies between",
+        ),
+        (["build-store", "{table}", "x.zarr", "--preset", "jkx60", "--lookback", "59"], "none of the"),
+        (["info", "no.zarr"], "no store at"),
+        (["preview", "no.zarr", "x.png"], "no store at"),
+        (["run", "no.yaml"], "no configuration at"),
+    ],
+)
+def test_errors_are_one_message_and_no_traceback(
+    arguments: list[str], message: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, [a.format(table=table) for a in arguments])
+    assert result.exit_code != 0
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_keyword_arguments_of_the_functions() -> None:
+    from pricepix.factor import evaluate, score, write_report
+    from pricepix.train import fit
+
+    commands = {
+        "build-store": (pp.render_universe, pp.Panel.from_table, pp.ImageSpec),
+        "append": (pp.append, pp.Panel.from_table),
+        "preview": (pp.contact_sheet,),
+        "verify": (pp.ImageStore.verify, pp.Panel.from_table),
+        "train": (fit,),
+        "score": (score,),
+        "evaluate": (evaluate, write_report, pp.Panel.from_table),
+    }
+    # What the command line alone knows: files, switches that stand for a value, and a cluster's address.
+    own = {"store", "table_path", "preset", "no_ma", "scheduler", "settings", "report", "panel"}
+    for name, functions in commands.items():
+        known = {p for f in functions for p in inspect.signature(f).parameters} | own
+        command = cli.main.commands[name]
+        options = {p.name for p in command.params if isinstance(p, click.Parameter)}
+        assert options <= known, f"{name}: {sorted(options - known)}"
