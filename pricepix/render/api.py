@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.render import kernels
+from pricepix.render import fast, kernels
 from pricepix.render.kernels import Drawing
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
@@ -263,32 +263,48 @@ def run(
     reason: NDArray[np.uint8],
     threads: int | None,
 ) -> None:
-    """Cut the windows (ascending by row) into tasks and run them on the driver that fits."""
+    """Cut the windows (ascending by row) into tasks and run them on the path and the driver that fit."""
     if len(row) == 0:
         return
+    wanted: Any = _usable_threads() if threads is None else threads
+    if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or wanted < 1:
+        raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
+    alone = threads is None
+    # The one place that chooses between the fast path and the plain kernels.
+    if fast.takes(spec) and out.flags.c_contiguous:
+        flags = len(up) + len(down) > 0
+        rest = (first, row, dest, out.reshape(-1), mode, fast.streams(out), reason)
+        _drive(fast, fast.arguments_of(bars, given_ma, flags, spec), fast.plan_tasks(len(row)), rest, wanted, alone)
+        left = np.flatnonzero(reason[dest] == fast.DEFERRED)
+        if len(left) == 0:
+            return
+        first, row, dest = first[left], row[left], dest[left]
     starts = np.empty(len(row) + 1, np.int64)
     tasks = kernels.plan_tasks(row, first, spec.lookback, _TASK_WINDOWS, starts)
     arguments = (
         bars, total_return, up, down, given_ma, np.array(spec.ma, np.int64), drawing_of(spec),
     )  # fmt: skip
-    rest = (first, row, dest, out, mode, reason)
-    starts = starts[: tasks + 1]
-    wanted: Any = _usable_threads() if threads is None else threads
-    if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or wanted < 1:
-        raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
-    if wanted == 1 or tasks == 1:
-        kernels.render_serial(*arguments, starts, *rest)
-    elif threads is None and _enter_parallel_region():
+    _drive(kernels, arguments, starts[: tasks + 1], (first, row, dest, out, mode, reason), wanted, alone)
+
+
+def _drive(
+    path: Any, arguments: tuple[Any, ...], starts: NDArray[np.int64], rest: tuple[Any, ...], threads: int, alone: bool
+) -> None:
+    """Run the tasks on a driver of `path`; Numba's threads only where the caller left the choice to us."""
+    tasks = len(starts) - 1
+    if threads == 1 or tasks == 1:
+        path.render_serial(*arguments, starts, *rest)
+    elif alone and _enter_parallel_region():
         try:
-            kernels.render_parallel(*arguments, starts, *rest)
+            path.render_parallel(*arguments, starts, *rest)
         finally:
             _parallel_region.release()
     else:
         # Tasks are many and of similar size, so a few slices a thread balance well.
-        cuts = np.linspace(0, tasks, min(tasks, 8 * wanted) + 1).astype(np.int64)
-        with ThreadPoolExecutor(wanted) as pool:
+        cuts = np.linspace(0, tasks, min(tasks, 8 * threads) + 1).astype(np.int64)
+        with ThreadPoolExecutor(threads) as pool:
             slices = (starts[a : b + 1] for a, b in itertools.pairwise(cuts))
-            list(pool.map(lambda part: kernels.render_serial(*arguments, part, *rest), slices))
+            list(pool.map(lambda part: path.render_serial(*arguments, part, *rest), slices))
 
 
 def _usable_threads() -> int:
