@@ -166,7 +166,7 @@ def _scorer(cache: FactorCache, model: Any) -> Scorer:
             f"cache {cache.location} does not tell where its model {held['name']} is: pass model=, what "
             "scored it"
         )
-    scorer = Scorer(held["source"] if model is None else model)
+    scorer = Scorer(held["source"] if model is None else model, tz=cache.tz)
     if scorer.digest is not None and held["digest"] is not None and scorer.digest != held["digest"]:
         raise ValueError(
             f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache "
@@ -302,7 +302,7 @@ def _compare(
     if scorer is not None and values is not None:
         held = values[part]
         known = ~np.isnan(held)
-        fresh, _ = scorer(images[known])
+        fresh, _ = scorer(images[known], again.time[known])
         found.scores += int(known.sum())
         wrong = np.zeros(b - a, bool)
         wrong[known] = ~(np.abs(fresh.astype(np.float64) - held[known]) <= tolerance)

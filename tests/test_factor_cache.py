@@ -268,6 +268,38 @@ def test_networks_checkpoints_and_ensembles_score_alike(store, networks, tmp_pat
         score(store, net, tmp_path / "d.zarr", spread=True, progress=False)
 
 
+def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, networks, tmp_path):
+    import yaml
+
+    from pricepix.train.models import save_model
+
+    times = np.unique(store.time)
+    stamp = [str(np.datetime64(int(t), "ns").astype("datetime64[s]")) for t in times]
+    run = tmp_path / "run"
+    folds = []
+    for k, (a, b) in enumerate(((20, 29), (30, 39))):
+        folds.append({"name": f"{k}", "test": {"images": 9, "first": stamp[a], "last": stamp[b]}})
+        (run / f"fold_{k}" / "member_0").mkdir(parents=True)
+        save_model(networks[k], run / f"fold_{k}" / "member_0" / "best.ckpt")
+    (run / "config.yaml").write_text(yaml.safe_dump({"folds": folds}))
+    cache = score(store, run, tmp_path / "f.zarr", progress=False)
+    found = found_values(cache)
+    names = store.instruments[store.instrument_index]
+    images = store.read()
+    expected = {}
+    for k, (a, b) in enumerate(((20, 29), (30, 39))):
+        own = np.flatnonzero((store.time >= times[a]) & (store.time <= times[b]))
+        for i, value in zip(own, networks[k].predict(images[own]), strict=True):
+            expected[str(names[i]), int(store.time[i])] = float(value)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert cache.attrs["model"]["name"] == "jkx5, 2 folds"
+    score(store, run, tmp_path / "f.zarr", progress=False)  # recognised
+    folds[1]["test"]["first"] = stamp[25]
+    (run / "config.yaml").write_text(yaml.safe_dump({"folds": folds}))
+    with pytest.raises(ValueError, match=r"the test periods of fold_0 and fold_1 of run .* overlap"):
+        score(store, run, tmp_path / "g.zarr", progress=False)
+
+
 def test_a_checkpoint_for_other_images_is_refused_before_anything_is_written(store, tmp_path):
     pytest.importorskip("torch")
     from pricepix.train.models import PriceCNN

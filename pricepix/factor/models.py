@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,20 @@ from pricepix.spec import ImageSpec
 __all__ = ["Scorer"]
 
 Floats = NDArray[np.float32]
+_EVER: Final = np.iinfo(np.int64)
+
+
+class Stage(NamedTuple):
+    """Networks, and the time of the images that they score."""
+
+    first: int
+    last: int
+    """int64 nanoseconds, both included."""
+    members: list[Any]
 
 
 class Scorer:
-    """Scores of images by one model.
+    """Scores of images by one model, or by the models of a walk-forward run, each on its own test period.
 
     Can be pickled: a model that came from files is loaded where it is used, once.
 
@@ -28,17 +39,26 @@ class Scorer:
     ----------
     model : path, network, ensemble or callable
         A checkpoint or the folder of a run; a ``PriceCNN`` or ``Ensemble``; or a function from images, uint8
-        (n, height, width), to probabilities of a rise, (n,).
+        (n, height, width), to probabilities of a rise, (n,). A walk-forward run scores every image by the
+        fold that was tested at its time, and none outside of the test periods.
     model_id : str, optional
         Names a function. Networks are named by their weights.
     batch : int
         Images a forward pass.
     device : str, optional
         ``"cuda"`` where there is one, else ``"cpu"``.
+    tz : str, optional
+        Zone of the store, in which a run's periods are read.
     """
 
     def __init__(
-        self, model: Any, *, model_id: str | None = None, batch: int = 256, device: str | None = None
+        self,
+        model: Any,
+        *,
+        model_id: str | None = None,
+        batch: int = 256,
+        device: str | None = None,
+        tz: str | None = None,
     ) -> None:
         if isinstance(batch, bool) or not hasattr(batch, "__index__") or int(batch) < 1:
             raise ValueError(
@@ -55,7 +75,8 @@ class Scorer:
             )
         self._path = Path(model) if isinstance(model, str | PathLike) else None
         self._model: Any = None if self._path else model
-        self._members: list[Any] | None = None
+        self._stages: list[Stage] | None = None
+        self._tz = tz
         self._device, self.batch = device, int(batch)
         if model_id is not None and self.members:
             raise ValueError("model_id names a function; a network is named by its weights: leave it out")
@@ -64,26 +85,38 @@ class Scorer:
         self.name = self._name(model_id)
 
     def __getstate__(self) -> dict[str, Any]:
-        lazily = {"_model": None, "_members": None} if self._path else {"_members": None}
+        lazily = {"_model": None, "_stages": None} if self._path else {"_stages": None}
         return self.__dict__ | lazily
 
     @property
-    def members(self) -> list[Any]:
-        """The networks, on their device; empty for a function."""
-        if self._members is None:
-            self._members = self._loaded()
-        return self._members
+    def stages(self) -> list[Stage]:
+        """The networks by time, on their device; empty for a function."""
+        if self._stages is None:
+            self._stages = self._loaded()
+        return self._stages
 
-    def _loaded(self) -> list[Any]:
-        if self._path is not None and self._model is None:
+    @property
+    def members(self) -> list[Any]:
+        """The networks of the first stage; empty for a function."""
+        return self.stages[0].members if self.stages else []
+
+    def _loaded(self) -> list[Stage]:
+        if self._path is not None:
             from pricepix.train.models import load_model
 
-            self._model = load_model(self._path)
+            if periods := _folds(self._path, self._tz):
+                return [Stage(a, b, self._placed(load_model(folder))) for a, b, folder in periods]
+            if self._model is None:
+                self._model = load_model(self._path)
         if not _is_module(self._model):
             return []
+        return [Stage(_EVER.min, _EVER.max, self._placed(self._model))]
+
+    def _placed(self, model: Any) -> list[Any]:
+        """Members of a network or ensemble, checked, on their device."""
         from pricepix.train.models import Ensemble, PriceCNN
 
-        members = list(self._model.members) if isinstance(self._model, Ensemble) else [self._model]
+        members = list(model.members) if isinstance(model, Ensemble) else [model]
         for member in members:
             if not isinstance(member, PriceCNN):
                 raise ValueError(
@@ -117,9 +150,11 @@ class Scorer:
 
     def check(self, spec: ImageSpec, location: str) -> None:
         """Raise ValueError unless the model takes the images of a store."""
-        if not self.members:
-            return
-        takes = self.members[0].input_shape
+        for stage in self.stages:
+            self._check(stage.members[0], spec, location)
+
+    def _check(self, network: Any, spec: ImageSpec, location: str) -> None:
+        takes = network.input_shape
         if takes != spec.shape:
             raise ValueError(
                 f"the model {self.name} takes images of {takes[0]}x{takes[1]}, store {location} holds "
@@ -127,7 +162,7 @@ class Scorer:
                 "spec that the "
                 "model was trained on"
             )
-        trained = self.metadata.get("image_spec")
+        trained = network.metadata.get("image_spec")
         if isinstance(trained, dict) and "lookback" in trained:
             other = ImageSpec.from_dict(trained)
             if other != spec:
@@ -138,13 +173,33 @@ class Scorer:
                     f"{'; '.join(differ)}. Score a store of the spec that the model was trained on"
                 )
 
-    def __call__(self, images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
-        """Return the mean score of the members, float32 (n,), and their standard deviation (n - 1)."""
-        if not self.members:
+    def __call__(
+        self, images: NDArray[np.uint8], time: NDArray[np.int64] | None = None
+    ) -> tuple[Floats, Floats | None]:
+        """Return the mean score of the members, float32 (n,), and their standard deviation (n - 1).
+
+        `time`, int64 (n,) nanoseconds of the images' last bars, is needed for a walk-forward run alone.
+        """
+        if not self.stages:
             return self._called(images), None
+        if len(self.stages) == 1 and self.stages[0].first == _EVER.min:
+            return self._predicted(self.stages[0].members, images)
+        if time is None:
+            raise ValueError("a walk-forward run scores images by their time: pass it")
+        mean = np.full(len(images), np.nan, np.float32)
+        spread = mean.copy() if len(self.members) > 1 else None
+        for stage in self.stages:
+            own = np.flatnonzero((time >= stage.first) & (time <= stage.last))
+            if len(own):
+                mean[own], found = self._predicted(stage.members, images[own])
+                if spread is not None and found is not None:
+                    spread[own] = found
+        return mean, spread
+
+    def _predicted(self, members: list[Any], images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
         # A chunk may be read-only memory, which torch takes only under protest.
         images = np.require(images, requirements="W")
-        parts = np.stack([member.predict(images, self.batch) for member in self.members])
+        parts = np.stack([member.predict(images, self.batch) for member in members])
         if not np.isfinite(parts).all():
             raise ValueError(
                 f"the model {self.name} gives {np.count_nonzero(~np.isfinite(parts))} scores that are no "
@@ -173,7 +228,10 @@ class Scorer:
 
     def _networks_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for member in self.members:
+        walk = len(self.stages) > 1 or self.stages[0].first != _EVER.min
+        for stage, member in ((s, m) for s in self.stages for m in s.members):
+            if walk:
+                digest.update(repr((stage.first, stage.last)).encode())
             digest.update(json.dumps(member.spec.to_dict(), sort_keys=True).encode())
             for name, value in sorted(member.state_dict().items()):
                 digest.update(name.encode())
@@ -183,7 +241,8 @@ class Scorer:
     def _name(self, model_id: str | None) -> str:
         if self.members:
             several = f"{len(self.members)} x " if len(self.members) > 1 else ""
-            return f"{several}{self.members[0].spec.name}"
+            walked = f", {len(self.stages)} folds" if len(self.stages) > 1 else ""
+            return f"{several}{self.members[0].spec.name}{walked}"
         return model_id or _qualified(self._model)
 
     def describe(self) -> dict[str, Any]:
@@ -195,6 +254,35 @@ class Scorer:
             "source": str(self._path) if self._path else None,
             "metadata": self.metadata,
         }
+
+
+def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
+    """Test periods of a walk-forward run and the folders of their models; empty for any other path."""
+    if not run.is_dir() or any(run.glob("member_*")) or not (run / "config.yaml").is_file():
+        return []
+    import yaml
+
+    from pricepix.moments import as_time
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    folds = config.get("folds") if isinstance(config, dict) else None
+    found = []
+    for fold in folds if isinstance(folds, list) else []:
+        test = fold.get("test", {})
+        if test.get("images"):
+            folder = run / f"fold_{fold['name']}"
+            found.append(
+                (as_time(str(test["first"]), tz, False), as_time(str(test["last"]), tz, True), folder)
+            )
+    found.sort()
+    for (_, last, folder), (first, _, other) in itertools.pairwise(found):
+        if first <= last:
+            raise ValueError(
+                f"the test periods of {folder.name} and {other.name} of run {run} overlap: score them one "
+                "by one, by the "
+                "folder of the fold"
+            )
+    return found
 
 
 def _is_module(model: Any) -> bool:

@@ -121,7 +121,7 @@ def score(
         raise ValueError(f"shift={shift!r}: give a number of bars, 0 or more; values never move back in time")
     if values not in (None, "probability", "score"):
         raise ValueError(f"values={values!r}: choose 'probability' or 'score'")
-    scorer = Scorer(model, model_id=model_id, batch=batch, device=device)
+    scorer = Scorer(model, model_id=model_id, batch=batch, device=device, tz=store.tz)
     scorer.check(store.spec, store.location)
     if spread and len(scorer.members) < 2:
         raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
@@ -137,7 +137,7 @@ def score(
     if done is None:
         assert location is not None
         return open_cache(location)
-    results = _spread_out(client, store, scorer) if client is not None else _ahead(store, scorer)
+    results = _spread_out(client, windows, scorer) if client is not None else _ahead(windows, scorer)
     with tqdm(
         total=plan.windows, initial=done, desc="score", unit="img", unit_scale=True, disable=not progress
     ) as bar:
@@ -413,10 +413,11 @@ Scored = tuple[int, NDArray[np.float32], NDArray[np.float32] | None]
 Results = Callable[[int, int], Iterator[Scored]]
 
 
-def _ahead(store: ImageStore, scorer: Scorer) -> Results:
+def _ahead(windows: _Windows, scorer: Scorer) -> Results:
     """Score in this process, chunks being read and decoded in another thread."""
 
     def run(first: int, last: int) -> Iterator[Scored]:
+        store = windows.store
         size = store.chunk_format.windows
         waiting: deque[Any] = deque()
         with ThreadPoolExecutor(1, "pricepix-score") as pool:
@@ -425,9 +426,9 @@ def _ahead(store: ImageStore, scorer: Scorer) -> Results:
                 for chunk in chunks:
                     waiting.append((chunk, pool.submit(store.read_chunk, chunk)))
                     if len(waiting) > _AHEAD:
-                        yield _scored(scorer, waiting.popleft(), size, first, last)
+                        yield _scored(windows, scorer, waiting.popleft(), first, last)
                 while waiting:
-                    yield _scored(scorer, waiting.popleft(), size, first, last)
+                    yield _scored(windows, scorer, waiting.popleft(), first, last)
             finally:
                 for _, future in waiting:
                     future.cancel()
@@ -435,24 +436,26 @@ def _ahead(store: ImageStore, scorer: Scorer) -> Results:
     return run
 
 
-def _scored(scorer: Scorer, job: Any, size: int, first: int, last: int) -> Scored:
+def _scored(windows: _Windows, scorer: Scorer, job: Any, first: int, last: int) -> Scored:
     chunk, future = job
+    size = windows.store.chunk_format.windows
     a, b = max(first, chunk * size), min(last, (chunk + 1) * size)
     images = future.result()[a - chunk * size : b - chunk * size]
-    return (a, *scorer(images))
+    return (a, *scorer(images, windows.column("time", a, b)))
 
 
-def _spread_out(client: Any, store: ImageStore, scorer: Scorer) -> Results:
+def _spread_out(client: Any, windows: _Windows, scorer: Scorer) -> Results:
     """Score on the workers of a dask cluster, a chunk a task, results taken in order."""
 
     def run(first: int, last: int) -> Iterator[Scored]:
+        store = windows.store
         size = store.chunk_format.windows
         model = client.scatter(scorer, broadcast=True)
         most = 2 * max(1, sum(client.nthreads().values()))
         waiting: deque[Any] = deque()
         for chunk in range(first // size, -(-last // size)):
             a, b = max(first, chunk * size), min(last, (chunk + 1) * size)
-            args = (model, store.location, store.digest, chunk, a, b)
+            args = (model, store.location, store.digest, chunk, a, windows.column("time", a, b))
             waiting.append(client.submit(_score_chunk, *args, pure=False))
             if len(waiting) > most:
                 yield waiting.popleft().result()
@@ -462,13 +465,15 @@ def _spread_out(client: Any, store: ImageStore, scorer: Scorer) -> Results:
     return run
 
 
-def _score_chunk(scorer: Scorer, location: str, digest: str, chunk: int, a: int, b: int) -> Scored:
-    """Score windows a to b of a chunk on a worker."""
+def _score_chunk(
+    scorer: Scorer, location: str, digest: str, chunk: int, a: int, time: NDArray[np.int64]
+) -> Scored:
+    """Score the windows of a chunk from window a on, which have these times, on a worker."""
     store = open_store(location)
     if store.digest != digest:
         raise ValueError(f"the worker finds another store at {location}: all workers must see the same files")
-    first = chunk * store.chunk_format.windows
-    return (a, *scorer(store.read_chunk(chunk)[a - first : b - first]))
+    first = a - chunk * store.chunk_format.windows
+    return (a, *scorer(store.read_chunk(chunk)[first : first + len(time)], time))
 
 
 def _write(
