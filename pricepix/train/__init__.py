@@ -86,7 +86,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'pricepix.train' has no attribute {name!r}")
-    value = getattr(import_module(f"pricepix.train.{_HOME[name]}"), name)
+    try:
+        value = getattr(import_module(f"pricepix.train.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "lightning", "tensorboard"):
+            raise
+        raise ImportError(
+            f'pricepix.train.{name} needs {error.name}: pip install "pricepix[train]"'
+        ) from error
     globals()[name] = value
     return value
 

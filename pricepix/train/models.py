@@ -735,15 +735,18 @@ def _load_own(path: Path, header: Mapping[str, Any], state: Mapping[str, Tensor]
             f"{path} is a model of format version {header['version']}; "
             f"this pricepix reads version {CHECKPOINT_VERSION}"
         )
-    model: PriceCNN | SeriesCNN
-    if header["kind"] == "PriceCNN":
-        model = PriceCNN(CNNSpec.from_dict(header["spec"]))
-    else:
-        model = SeriesCNN(SeriesSpec.from_dict(header["spec"]))
+    spec = CNNSpec if header["kind"] == "PriceCNN" else SeriesSpec
+    model = _blank(spec.from_dict(header["spec"]))
     own = {_strip(key): value for key, value in state.items()}
     _load_state(path, model, {key: value for key, value in own.items() if key in model.state_dict()})
     model.metadata = dict(header["metadata"])
     return model
+
+
+def _blank(spec: CNNSpec | SeriesSpec) -> PriceCNN | SeriesCNN:
+    """Make a network whose start values do not matter, without drawing from the caller's generator."""
+    with torch.random.fork_rng(devices=[]):
+        return PriceCNN(spec) if isinstance(spec, CNNSpec) else SeriesCNN(spec)
 
 
 def _strip(key: str) -> str:
@@ -774,11 +777,7 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
                 f"{weight.shape[1]} features are none of its networks: {', '.join(family.presets.values())}"
             )
         outputs = weight.shape[0]
-        model: PriceCNN | SeriesCNN
-        if found in PRESETS:
-            model = PriceCNN(PRESETS[found].replace(outputs=outputs))
-        else:
-            model = SeriesCNN(SERIES_PRESETS[found].replace(outputs=outputs))
+        model = _blank((PRESETS if found in PRESETS else SERIES_PRESETS)[found].replace(outputs=outputs))
         renamed = {name: getattr(model, name).clone() for name in ("mean", "std", "scale")}
         for i in range(blocks):
             for part, prefix in (("0", family.conv), ("1", family.norm)):

@@ -1,0 +1,539 @@
+"""The loop: learns what is there and nothing else, goes on exactly, and says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import pricepix as pp  # noqa: E402
+from pricepix import train  # noqa: E402
+from pricepix.store import ImageStore  # noqa: E402
+from pricepix.train.config import HYPER, Hyper  # noqa: E402
+from pricepix.train.loop import Task  # noqa: E402
+
+SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
+PIXELS = train.CNNSpec("pixels", 32, 15, (), dropout=0.0)
+QUICK: dict[str, Any] = {"batch_size": 32, "epochs": 3, "lr": 1e-3, "progress": False}
+
+
+def _fit(*arguments: Any, **options: Any) -> Any:
+    """`fit` on one thread: networks this small gain nothing from a second one, and lose much by waiting for
+    it when tests share the CPUs. Rendering in parallel sets the number anew, so it is set for each run.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train.fit(*arguments, **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def table() -> Any:
+    return pp.samples.simulate(10, 120, seed=5, delist_rate=0, split_rate=0, halt_rate=0, list_late=0)
+
+
+@pytest.fixture(scope="module")
+def store(table: Any) -> ImageStore:
+    return pp.render_universe(table, "jkx5", None, horizons=(1, 5), chunk=128, progress=False)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "member_0" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "member_0" / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+RESUMED: dict[str, Any] = QUICK | {
+    "horizon": 5, "validations": 2, "schedule": "cosine", "warmup_epochs": 0.5, "optimizer": "adamw",
+    "weight_decay": 0.1, "seed": 3, "patience": None, "checkpoint_minutes": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    _fit(store, SMALL, out=out, **RESUMED)
+    assert [int(row["step"]) for row in _rows(out)] == [11, 22, 33, 44, 55, 66]
+    return out
+
+
+class TestResume:
+    """A run of 3 epochs of 16 steps with 2 validations each, stopped after some step and gone on with."""
+
+    def test_runs_repeat(self, store: ImageStore, undisturbed: Path, tmp_path: Path) -> None:
+        _fit(store, SMALL, out=tmp_path / "again", **RESUMED)
+        assert _same(_weights(tmp_path / "again"), _weights(undisturbed))
+        _fit(store, SMALL, out=tmp_path / "other", **(RESUMED | {"seed": 4}))
+        assert not _same(_weights(tmp_path / "other"), _weights(undisturbed))
+
+    # Within an epoch, before and after a validation, and around the ends of epochs.
+    @pytest.mark.parametrize("step", [3, 10, 11, 12, 21, 22, 23, 43, 44, 65])
+    def test_killed_and_resumed(
+        self, store: ImageStore, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        original = Task.training_step
+
+        def dying(task: Task, batch: Any, batch_idx: int) -> Any:
+            if task.global_step == step:
+                raise RuntimeError("killed")
+            return original(task, batch, batch_idx)
+
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", dying)
+            with pytest.raises(RuntimeError, match="killed"):
+                _fit(store, SMALL, out=out, **RESUMED)
+        state = torch.load(out / "member_0" / "last.ckpt", weights_only=True)
+        # Where a validation is due the checkpoint is the one after it.
+        assert state["global_step"] == step
+        _fit(store, SMALL, out=out, resume=True, **RESUMED)
+        assert _same(_weights(out), _weights(undisturbed))
+        assert _rows(out) == _rows(undisturbed)
+        best = [
+            torch.load(folder / "member_0" / "best.ckpt", weights_only=True) for folder in (out, undisturbed)
+        ]
+        assert best[0]["global_step"] == best[1]["global_step"]
+        assert _same(best[0]["state_dict"], best[1]["state_dict"])
+
+    @pytest.mark.parametrize("step", [4, 10, 30])
+    def test_interrupted_and_resumed(
+        self, store: ImageStore, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        """Ctrl-C saves although no checkpoint was due for ten minutes."""
+        original = Task.training_step
+
+        def interrupting(task: Task, batch: Any, batch_idx: int) -> Any:
+            if task.global_step == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(task, batch, batch_idx)
+
+        out, options = tmp_path / "run", RESUMED | {"checkpoint_minutes": 10.0}
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", interrupting)
+            with pytest.raises(KeyboardInterrupt, match="go on with resume=True"):
+                _fit(store, SMALL, out=out, **options)
+        assert torch.load(out / "member_0" / "last.ckpt", weights_only=True)["global_step"] == step + 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        _fit(store, SMALL, out=out, resume=True, **options)
+        assert _same(_weights(out), _weights(undisturbed))
+        assert _rows(out) == _rows(undisturbed)
+
+    def test_a_finished_run_is_left_as_it_is(self, store: ImageStore, undisturbed: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("member_0/*.ckpt")}
+        result = _fit(store, SMALL, out=undisturbed, resume=True, **RESUMED)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert result.folds[0].members[0]["steps"] == 66
+
+    def test_another_run_is_not_resumed_nor_overwritten(self, store: ImageStore, undisturbed: Path) -> None:
+        with pytest.raises(
+            FileExistsError, match="resume=True goes on with its run, another out starts a new one"
+        ):
+            _fit(store, SMALL, out=undisturbed, **RESUMED)
+        with pytest.raises(ValueError, match=r"was started with another hyper: lr was 0.001, is 0.5"):
+            _fit(store, SMALL, out=undisturbed, resume=True, **(RESUMED | {"lr": 0.5}))
+        with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+            _fit(store, SMALL, out=undisturbed / "none", resume=True, **RESUMED)
+
+
+def test_a_real_kill(tmp_path: Path, table: Any) -> None:
+    """The process dies of SIGKILL within a step; a new one goes on and ends with the same weights."""
+    stored = tmp_path / "store"
+    pp.render_universe(table, "jkx5", stored, horizons=(5,), chunk=128, progress=False)
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys
+            from pricepix import train
+            from pricepix.train.loop import Task
+
+            store, out, die_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+            original = Task.training_step
+
+            def step(task, batch, batch_idx):
+                if task.global_step == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(task, batch, batch_idx)
+
+            Task.training_step = step
+            spec = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
+            train.fit(store, spec, out=out, batch_size=32, epochs=2, lr=1e-3, patience=None,
+                      checkpoint_minutes=0.0, progress=False, resume=os.path.exists(out))
+            """
+        )
+    )
+
+    def run(out: str, die_at: int) -> int:
+        return subprocess.run(
+            [sys.executable, script, stored, tmp_path / out, str(die_at)], check=False
+        ).returncode
+
+    assert run("killed", 13) == -signal.SIGKILL
+    assert run("killed", -1) == 0
+    assert run("whole", -1) == 0
+    assert _same(_weights(tmp_path / "killed"), _weights(tmp_path / "whole"))
+
+
+@pytest.fixture(scope="module")
+def result(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("runs") / "x"
+    options = QUICK | {"epochs": 2}
+    return _fit(
+        store,
+        SMALL,
+        5,
+        out=out,
+        test=("2000-05-15", None),
+        ensemble=2,
+        balance="weights",
+        log_every=5,
+        **options,
+    )
+
+
+class TestRun:
+    def test_files_beside_the_run(self, result: Any) -> None:
+        config = yaml.safe_load((result.out / "config.yaml").read_text())
+        assert config["horizon"] == 5
+        assert config["hyper"]["lr"] == 1e-3
+        assert config["folds"][0]["test"]["first"] == "2000-05-15"
+        for member in ("member_0", "member_1"):
+            assert len(list((result.out / member / "tensorboard").iterdir())) == 1
+            assert (result.out / member / "metrics.csv").exists()
+        summary = json.loads((result.out / "summary.json").read_text())
+        assert summary["folds"][0]["test"] == result.test
+
+    def test_tensorboard_holds_what_it_should(self, result: Any) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(result.out / "member_0" / "tensorboard"))
+        events.Reload()
+        assert {"train/loss", "train/accuracy", "train/lr", "validation/loss", "validation/accuracy"} <= set(
+            events.Tags()["scalars"]
+        )
+        assert events.Tags()["histograms"] == ["validation/p_up"]
+        assert [tag.split("/image")[0] for tag in events.Tags()["images"]][:1] == ["validation"]
+
+    def test_ensemble_and_its_test(self, result: Any, store: ImageStore) -> None:
+        fold = result.folds[0].fold
+        images = store.read(fold.test)
+        single = [
+            train.PriceCNN.from_checkpoint(result.out / member / "best.ckpt").predict(images)
+            for member in ("member_0", "member_1")
+        ]
+        assert not np.array_equal(*single)
+        np.testing.assert_allclose(result.folds[0].predictions, np.mean(single, axis=0), atol=1e-6)
+        truth = store.returns(5)[fold.test] > 0
+        assert result.test["accuracy"] == np.mean((np.mean(single, axis=0) > 0.5) == truth)
+        assert result.test["images"] == len(fold.test)
+
+    def test_checkpoint_carries_statistics_of_training_rows(self, result: Any, store: ImageStore) -> None:
+        model = train.PriceCNN.from_checkpoint(result.out / "member_0" / "best.ckpt")
+        lit = store.read(result.folds[0].fold.train) > 0
+        assert model.mean.item() == pytest.approx(lit.mean(), rel=1e-6)
+        assert model.std.item() == pytest.approx(lit.std(), rel=1e-6)
+        assert model.metadata["horizon"] == 5
+        assert (
+            model.metadata["image_spec"] == store.spec.to_dict()
+            or model.metadata["image_spec"]["lookback"] == 5
+        )
+        assert model.family == "pricepix"
+
+    def test_training_leaves_the_random_state_alone(self, store: ImageStore, tmp_path: Path) -> None:
+        before = torch.get_rng_state()
+        _fit(store, SMALL, 5, out=tmp_path / "x", **(QUICK | {"epochs": 1}))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("target", ["terciles", "return", "rank"])
+def test_other_targets(store: ImageStore, tmp_path: Path, target: str) -> None:
+    result = _fit(
+        store,
+        SMALL,
+        5,
+        out=tmp_path / "x",
+        target=target,
+        test=("2000-05-15", None),
+        **(QUICK | {"epochs": 1}),
+    )
+    assert len(result.folds[0].predictions) == result.test["images"]
+    if target == "terciles":
+        assert 0 < result.test["accuracy"] < 1
+        assert result.model.probabilities(store.read(slice(5))).shape == (5, 3)
+    else:
+        # The network works in standard deviations, its predictions are in the target's units.
+        spread = store.returns(5)[result.folds[0].fold.train].std() if target == "return" else 0.29
+        assert result.model.scale.item() == pytest.approx(spread, rel=0.02)
+
+
+def test_undersampling(store: ImageStore, tmp_path: Path) -> None:
+    result = _fit(store, SMALL, 5, out=tmp_path / "x", balance="undersample", **(QUICK | {"epochs": 1}))
+    up = store.returns(5)[result.folds[0].fold.train] > 0
+    assert result.model.metadata["train_images"] == 2 * min(up.sum(), (~up).sum()) < len(up)
+
+
+def test_walk_forward_trains_each_fold(store: ImageStore, tmp_path: Path) -> None:
+    result = _fit(
+        store, PIXELS, 5, out=tmp_path / "x", split="walk", train="2m", test="1m", **(QUICK | {"epochs": 1})
+    )
+    assert [f.fold.name for f in result.folds] == ["2000-03-13", "2000-04-13", "2000-05-13"]
+    assert all((f.folder / "member_0" / "best.ckpt").exists() for f in result.folds)
+    assert len({f.folder for f in result.folds}) == 3
+
+
+@pytest.mark.parametrize("model", ["cnn1d", "logistic"])
+def test_baselines_on_series(store: ImageStore, table: Any, tmp_path: Path, model: str) -> None:
+    result = _fit(store, model, 5, out=tmp_path / "x", panel=table, test=("2000-05-15", None), **QUICK)
+    assert isinstance(result.model, train.SeriesCNN)
+    assert result.model.spec.name == f"{model}5"
+    panel = pp.Panel.from_table(table)
+    fold = result.folds[0].fold
+    names = store.instruments[store.instrument_index[fold.test]]
+    row = np.array([panel.locate(n, int(t)) for n, t in zip(names, store.time[fold.test], strict=True)])
+    series = train.window_series(panel, store.spec, row)
+    np.testing.assert_allclose(result.model.predict(series), result.folds[0].predictions, atol=1e-6)
+
+
+def test_series_by_hand() -> None:
+    bars = np.array([[10.0, 12, 9, 11, 100], [11, 13, 10, 12, 300], [12, 14, 11, 13, 200]])
+    time = np.array(["2000-01-03", "2000-01-04", "2000-01-05"], "M8[ns]")
+    panel = pp.Panel.from_arrays(*bars.T[:, :, None], instruments=["A"], time=time)
+    spec = pp.ImageSpec.preset("jkx5").replace(lookback=2, ma=(2,))
+    series = train.window_series(panel, spec, np.array([2]))
+    # Bars 1 and 2: lowest 10, highest 14; means of the closes 11.5 and 12.5; volumes 300 and 200.
+    expected = [[0.25, 0.5], [0.75, 1], [0, 0.25], [0.5, 0.75], [0.375, 0.625], [1, 0]]
+    np.testing.assert_allclose(series[0], expected)
+    with pytest.raises(ValueError, match="begins before its instrument does"):
+        train.window_series(panel, spec, np.array([0]))
+    with pytest.raises(ValueError, match="aggregate=2"):
+        train.window_series(panel, spec.replace(ma=(), aggregate=2), np.array([2]))
+
+
+class TestSchedule:
+    def test_definitions(self) -> None:
+        base = {"lr": 1.0, "epochs": 10}
+        constant = Hyper(**base)
+        assert {constant.lr_at(k, 8) for k in range(80)} == {1.0}
+        step = Hyper(**base, schedule="step", gamma=0.5, step_epochs=2)
+        assert [step.lr_at(k * 8 + 7, 8) for k in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+        exponential = Hyper(**base, schedule="exponential", gamma=0.95)
+        # Once an epoch, not once a step.
+        assert [exponential.lr_at(k, 4) for k in (0, 3, 4, 7, 8)] == pytest.approx(
+            [1, 1, 0.95, 0.95, 0.95**2]
+        )
+        cosine = Hyper(**base, schedule="cosine", min_lr=0.1)
+        assert [cosine.lr_at(k, 8) for k in (0, 40, 80)] == pytest.approx([1, 0.55, 0.1])
+        assert cosine.lr_at(20, 8) == pytest.approx(0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2)
+
+    def test_warm_up(self) -> None:
+        hyper = HYPER["image_trading"]
+        assert [hyper.lr_at(k, 100) for k in (0, 50, 100)] == pytest.approx([0.001, 0.0255, 0.05])
+        assert hyper.lr_at(2000, 100) == pytest.approx(1e-5)
+        late = Hyper(lr=1.0, epochs=4, warmup_epochs=1, schedule="exponential", gamma=0.5)
+        assert [late.lr_at(k, 10) for k in (5, 10, 19, 20)] == [0.5, 1, 1, 0.5]
+
+    def test_the_loop_uses_it(self, store: ImageStore, tmp_path: Path) -> None:
+        options = QUICK | {"schedule": "exponential", "gamma": 0.5, "validations": 2}
+        _fit(store, PIXELS, 5, out=tmp_path / "x", patience=None, **options)
+        rates = [float(row["lr"]) for row in _rows(tmp_path / "x")]
+        # Rates of the step that comes next: the second validation of an epoch stands before a new one.
+        assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4])
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"schedule": "linear"}, ValueError, "schedule is 'linear'; choose one of 'constant', 'cosine'"),
+            ({"lr": 0.0}, ValueError, "lr is 0.0"),
+            ({"patience": 0}, ValueError, "patience is 0"),
+            ({"batchsize": 3}, TypeError, "'batchsize'; did you mean batch_size"),
+        ],
+    )
+    def test_bad_input(self, changes: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            Hyper.of("paper", **changes)
+        with pytest.raises(ValueError, match="no hyper-parameters 'papers'; choose one of paper"):
+            Hyper.of("papers")
+
+
+def test_patience_counts_validations(store: ImageStore, tmp_path: Path) -> None:
+    result = _fit(
+        store, PIXELS, 5, out=tmp_path / "x", validations=4, patience=3, min_delta=10.0,
+        **(QUICK | {"epochs": 50}),
+    )  # fmt: skip
+    # The first validation is always a gain; three without one follow, all within the first epoch.
+    assert len(_rows(tmp_path / "x")) == 4
+    assert result.folds[0].members[0]["steps"] == 4 * (len(result.folds[0].fold.train) // 32 // 4 or 1)
+
+
+class TestHonesty:
+    """Planted patterns are found; in random walks nothing is, unless the split leaks."""
+
+    def test_a_planted_pattern_is_found(self, tmp_path: Path) -> None:
+        table = pp.samples.simulate(40, 400, seed=0, bayes_accuracy=0.9, split_rate=0, delist_rate=0)
+        store = pp.render_universe(table, "jkx5", None, horizons=(5,), layout="bits", progress=False)
+        result = _fit(
+            store, PIXELS, out=tmp_path / "x", test=("2001-03-01", None), epochs=3, lr=2e-3, progress=False
+        )
+        assert 0.8 < result.test["accuracy"] < 0.9 + 3 * result.test["standard_error"]
+
+    @pytest.mark.parametrize("split", ["time", "random", "walk"])
+    def test_nothing_is_found_in_random_walks(self, tmp_path: Path, split: str) -> None:
+        # A label every 5 bars over 5 bars: labels do not overlap, so that images are independent draws.
+        table = pp.samples.simulate(60, 500, seed=1, split_rate=0, delist_rate=0, halt_rate=0)
+        store = pp.render_universe(table, "jkx5", None, horizons=(5,), every=5, layout="bits", progress=False)
+        periods = {"train": "1y", "test": "6m"} if split == "walk" else {"test": ("2001-03-01", None)}
+        result = _fit(
+            store, PIXELS, out=tmp_path / "x", split=split, epochs=2, lr=1e-3, progress=False, **periods
+        )
+        for fold in result.folds:
+            assert abs(fold.test["accuracy"] - 0.5) < 3 * fold.test["standard_error"]
+
+    def test_the_random_split_looks_better_than_it_is(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """On walks whose labels overlap, memory of a neighbour passes for foresight."""
+        table = pp.samples.simulate(6, 500, seed=2, split_rate=0, delist_rate=0, halt_rate=0, list_late=0)
+        store = pp.render_universe(table, "jkx20", None, horizons=(60,), layout="bits", progress=False)
+        options: dict[str, Any] = {
+            "panel": table, "test": ("2001-05-01", None), "epochs": 30, "lr": 1e-3, "progress": False,
+            "batch_size": 64, "patience": None,
+        }  # fmt: skip
+        leaky = _fit(store, "cnn1d", out=tmp_path / "random", split="random", **options)
+        assert "share bars with a training image" in capsys.readouterr().out
+        honest = _fit(store, "cnn1d", out=tmp_path / "time", split="time", **options)
+        assert leaky.folds[0].fold.overlap > 0.99
+        assert honest.folds[0].fold.overlap == 0
+        # The images validate as if they were independent, far above chance ...
+        seen = leaky.folds[0].members[0]["val_accuracy"]
+        assert seen > 0.5 + 10 * 0.5 / len(leaky.folds[0].fold.validation) ** 0.5
+        # ... and nothing of it is left out of sample. Labels over 60 bars of 6 instruments: about 28 are
+        # independent in the test, and 10 in the validation by date.
+        assert abs(leaky.test["accuracy"] - 0.5) < 3 * 0.5 / 28**0.5
+        assert abs(honest.folds[0].members[0]["val_accuracy"] - 0.5) < 3 * 0.5 / 10**0.5
+        assert seen > leaky.test["accuracy"] + 0.2
+
+
+class TestBadInput:
+    def test_horizon_without_returns(self, store: ImageStore) -> None:
+        with pytest.raises(ValueError, match=r"no returns over 20 bars, only over 1, 5: choose one"):
+            _fit(store, "jkx5", 20)
+
+    def test_model_of_another_size(self, store: ImageStore) -> None:
+        with pytest.raises(
+            ValueError, match=r"jkx20 takes images of 64x60, .* holds 32x15: choose jkx5 or cnnft5"
+        ):
+            _fit(store, "jkx20", 5)
+        with pytest.raises(ValueError, match="cnn1d20 takes 20 bars"):
+            _fit(store, "cnn1d20", 5)
+        with pytest.raises(ValueError, match="no model 'resnet'"):
+            _fit(store, "resnet", 5)
+        with pytest.raises(ValueError, match="give the store's panel"):
+            _fit(store, "logistic", 5)
+
+    def test_empty_part(self, store: ImageStore, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="the test part of split 'all' is empty"):
+            _fit(store, "jkx5", 5, train="2000", test="2019", out=tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+
+    def test_labels_of_one_class(self, tmp_path: Path) -> None:
+        n = 60
+        close = 10 + 0.1 * np.arange(n)
+        rising = np.stack([close - 0.05, close + 0.1, close - 0.1, close, np.full(n, 1e3)])
+        time = np.datetime64("2000-01-01", "ns") + np.arange(n) * np.timedelta64(1, "D")
+        panel = pp.Panel.from_arrays(*rising[:, :, None], instruments=["A"], time=time)
+        store = pp.render_universe(panel, "jkx5", None, horizons=(5,), progress=False)
+        with pytest.raises(
+            ValueError, match="training labels of split 'all' are of class 1; there is nothing"
+        ):
+            _fit(store, "jkx5", out=tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+
+    def test_nan_loss(self, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Task._losses
+
+        def poisoned(task: Task, logits: Any, target: Any) -> Any:
+            loss, weight, right = original(task, logits, target)
+            return (loss * float("nan") if task.training and task.global_step == 40 else loss), weight, right
+
+        monkeypatch.setattr(Task, "_losses", poisoned)
+        options = QUICK | {"checkpoint_minutes": 0.0}
+        with pytest.raises(
+            ValueError, match=r"NaN or infinite at batch 18 of epoch 1 \(step 40\); the checkpoints last"
+        ):
+            _fit(store, SMALL, 5, out=tmp_path / "x", **options)
+        state = torch.load(tmp_path / "x" / "member_0" / "last.ckpt", weights_only=True)
+        assert state["global_step"] == 40
+        assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+        assert np.isfinite(train.load_model(tmp_path / "x").predict(store.read(slice(4)))).all()
+
+    def test_other_arguments(self, store: ImageStore) -> None:
+        for options, message in (
+            ({"ensemble": 0}, "ensemble is 0"),
+            ({"balance": "smote"}, "balance is 'smote'"),
+            ({"split": "kfold"}, "split is 'kfold'"),
+            ({"target": "down"}, "target is 'down'"),
+            ({"balance": "weights", "target": "return"}, "has no classes"),
+            ({"resume": True}, "give out"),
+            ({"split": train.TimeSplit("2000"), "test": "2001"}, "split's own arguments"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                _fit(store, "jkx5", 5, **options)
+        with pytest.raises(TypeError, match="'learning_rate'"):
+            _fit(store, "jkx5", 5, learning_rate=1)
+        with pytest.raises(ValueError, match=r"returns over 1, 5 bars|no returns"):
+            _fit(store, "jkx5", 7)
+
+    @pytest.mark.parametrize("missing", ["torch", "lightning"])
+    def test_missing_packages(self, missing: str) -> None:
+        code = f"import sys; sys.modules[{missing!r}] = None; from pricepix import train; train.fit(None)"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert run.returncode
+        assert 'pip install "pricepix[train]"' in run.stderr.splitlines()[-1]
+
+    def test_splits_need_no_torch(self) -> None:
+        code = (
+            "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; "
+            "from pricepix.train import TimeSplit, make_targets, window_series; import pricepix.reader"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_networks_need_no_lightning(self) -> None:
+        code = (
+            "import sys; sys.modules['lightning'] = None; from pricepix import train; train.PriceCNN('jkx5')"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_store_dataset_under_torch_workers(store: ImageStore, tmp_path: Path, table: Any) -> None:
+    stored = pp.render_universe(table, "jkx5", tmp_path / "s", horizons=(5,), chunk=128, progress=False)
+    dataset = train.StoreDataset(stored, batch_size=32, seed=1)
+    dataset.set_epoch(2)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn"
+    )
+    batches = list(loader)
+    index = torch.cat([b[1] for b in batches]).numpy()
+    np.testing.assert_array_equal(np.sort(index), np.arange(len(stored)))
+    np.testing.assert_array_equal(torch.cat([b[0] for b in batches]).numpy(), stored.read(index))
