@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pricepix.appending import append
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
+    from pricepix.lookahead import audit
     from pricepix.panel import Panel
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
@@ -29,6 +30,7 @@ _HOME = {
     "RenderResult": "pricepix.render",
     "WindowIndex": "pricepix.windows",
     "append": "pricepix.appending",
+    "audit": "pricepix.lookahead",
     "contact_sheet": "pricepix.preview",
     "enlarge": "pricepix.preview",
     "forward_returns": "pricepix.labels",
@@ -48,6 +50,7 @@ __all__ = [
     "WindowIndex",
     "__version__",
     "append",
+    "audit",
     "contact_sheet",
     "enlarge",
     "factor",

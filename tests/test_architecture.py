@@ -32,7 +32,7 @@ LAYERS = [
     {"store", "verify"},
     {"reader", "preview"},
     {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor"},
-    {"audit"},
+    {"lookahead"},
     {"config", "pipeline", "demo", "cli"},
 ]
 WRITERS = {"plan", "painter", "build", "distribute", "appending"}

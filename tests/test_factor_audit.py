@@ -8,8 +8,8 @@ import pytest
 import zarr
 
 import pricepix as pp
-from pricepix.audit import _with_garbage, audit
 from pricepix.factor import score
+from pricepix.lookahead import _with_garbage, audit
 
 
 def ink(images: np.ndarray) -> np.ndarray:
