@@ -20,7 +20,7 @@ KEY: Final = f"{BUILD}/plan.json"
 DONE: Final = f"{BUILD}/done"
 # Column bits that one worker holds at a time. Windows of a partition are drawn instrument by instrument, so that
 # more of them at once are drawn faster; memory is what it costs.
-PARTITION_BYTES: Final = 32 << 20
+PARTITION_BYTES: Final = 16 << 20
 
 
 class Task(NamedTuple):
