@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,12 +37,23 @@ class ForwardReturn:
     """``close`` or ``total_return``: what the return was computed from."""
     value: NDArray[np.float32]
     """float32 (n,): price(t + delay + horizon) / price(t + delay) - 1, NaN where it is not known."""
-    decision_time: NDArray[np.int64]
-    """int64 (n,) nanoseconds: the window's last bar."""
-    entry_time: NDArray[np.int64]
-    """int64 (n,) nanoseconds: the bar at whose price a position is entered, ``NO_TIME`` if there is none."""
     exit_time: NDArray[np.int64]
-    """int64 (n,) nanoseconds: the bar at whose price it is left, ``NO_TIME`` if there is none."""
+    """int64 (n,) nanoseconds: the bar at whose price a position is left, ``NO_TIME`` if there is none."""
+    _panel: Panel = field(repr=False)
+    _rows: NDArray[np.int64] = field(repr=False)
+    _instruments: NDArray[np.int32] = field(repr=False)
+
+    @cached_property
+    def decision_time(self) -> NDArray[np.int64]:
+        """int64 (n,) nanoseconds: the window's last bar."""
+        return self._panel.time[self._rows]
+
+    @cached_property
+    def entry_time(self) -> NDArray[np.int64]:
+        """int64 (n,) nanoseconds: the bar at whose price a position is entered, ``NO_TIME`` for none."""
+        entry = self._rows + self.delay
+        exists = entry < self._panel.offsets[self._instruments + 1]
+        return np.where(exists, self._panel.time[np.where(exists, entry, 0)], NO_TIME)
 
 
 def forward_returns(
@@ -100,10 +112,7 @@ def forward_returns(
     else:
         kernel, prices = kernels.price_returns, panel.bars
     kernel(prices, panel.time, offsets, rows, instruments, horizon, delay, value, exit_time, NO_TIME)
-    entry = rows + delay
-    entry_exists = entry < offsets[instruments + 1]
-    entry_time = np.where(entry_exists, panel.time[np.where(entry_exists, entry, 0)], NO_TIME)
-    return ForwardReturn(horizon, delay, source, value, panel.time[rows], entry_time, exit_time)
+    return ForwardReturn(horizon, delay, source, value, exit_time, panel, rows, instruments)
 
 
 def label_price(panel: Panel, price: str) -> str:
