@@ -317,9 +317,8 @@ def hold(
         before = both
         span = slice(a - int(entry[0]), b - int(entry[0]))
         bar_count[span] = filled.sum(axis=0)
-        carried = [c.carry(levels, a, b) for c in live]
-        live = [c for c, _ in carried]
-        bar_sum[span] += np.sum([steps for _, steps in carried], axis=0)
+        live, total = _carry(live, levels, a, b)
+        bar_sum[span] += total
     with np.errstate(invalid="ignore", divide="ignore"):
         bar = bar_sum / bar_count
     bar[bar_count == 0] = np.nan
@@ -360,6 +359,8 @@ class _Cohort:
     buy_at: NDArray[np.int64]
     sell_at: NDArray[np.int64]
     """Bars at which each instrument is entered, as a long and as a short."""
+    latest: int
+    """The last of these bars among the instruments that it has."""
 
     def carry(self, level: Floats, a: int, b: int) -> tuple[_Cohort, Floats]:
         """Hold from bar a to bar b; return the drifted cohort and its bar returns (b - a, n + 1)."""
@@ -374,7 +375,32 @@ class _Cohort:
             worth[~filled] = 1.0
             steps[:, rows] = (worth[:, 1:] / worth[:, :-1] - 1.0).T
             weight[rows, member] = own[:, member] * growth[-1] / worth[:, -1:]
-        return _Cohort(weight, self.buy_at, self.sell_at), steps
+        return _Cohort(weight, self.buy_at, self.sell_at, self.latest), steps
+
+
+def _carry(live: list[_Cohort], level: Floats, a: int, b: int) -> tuple[list[_Cohort], Floats]:
+    """Hold cohorts from bar a to bar b; return them and the sum of their bar returns, (b - a, n + 1)."""
+    late = [c for c in live if c.latest > a]
+    prompt = [c for c in live if c.latest <= a]
+    carried = {id(c): c.carry(level, a, b) for c in late}
+    total = np.zeros((b - a, len(live[0].weight)))
+    for _, steps in carried.values():
+        total += steps
+    moved: dict[int, _Cohort] = {}
+    if prompt:
+        # Cohorts that are wholly invested share the instruments' growth: one product for all of them.
+        growth = level[a : b + 1] / level[a]
+        growth[np.isnan(growth)] = 1.0  # Without a price there is no weight either.
+        stacked = np.concatenate([c.weight for c in prompt])
+        worth = stacked @ growth.T
+        worth[~stacked.any(axis=1)] = 1.0
+        steps = worth[:, 1:] / worth[:, :-1] - 1.0
+        total += steps.reshape(len(prompt), -1, b - a).sum(axis=0).T
+        stacked *= growth[-1]
+        stacked /= worth[:, -1:]
+        for c, weight in zip(prompt, np.split(stacked, len(prompt)), strict=True):
+            moved[id(c)] = _Cohort(weight, c.buy_at, c.sell_at, c.latest)
+    return [carried[id(c)][0] if id(c) in carried else moved[id(c)] for c in live], total
 
 
 @dataclass(frozen=True)
@@ -415,7 +441,12 @@ class _Entry:
             weight[k] = np.where(longs & (group == k + 1), size, 0.0)
         weight[n] = np.where(shorts, size, 0.0)
         total = weight.sum(axis=1, keepdims=True)
-        return _Cohort(np.divide(weight, total, out=np.zeros_like(weight), where=total > 0), buy_at, sell_at)
+        weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+        latest = max(
+            int(buy_at[weight[:-1].any(axis=0)].max(initial=entry)),
+            int(sell_at[weight[-1] > 0].max(initial=entry)),
+        )
+        return _Cohort(weight, buy_at, sell_at, latest)
 
     def _wait(
         self, open_: NDArray[np.bool_], stuck: NDArray[np.bool_], entry: int, at: NDArray[np.int64]

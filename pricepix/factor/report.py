@@ -688,7 +688,8 @@ def _mean_maps(means: list[tuple[Any, Any, Any]]) -> Figure:
 
     height, width = means[0][0].shape
     n = len(means)
-    figure = Figure(figsize=(9.0, 3 * 9.0 / n * height / width + 0.3), layout="constrained", dpi=110)
+    each = min(9.0 / n, 1.0)
+    figure = Figure(figsize=(n * each, 3 * each * height / width + 0.3), layout="constrained", dpi=110)
     axes = figure.subplots(3, n, squeeze=False)
     for j, (image, last, first) in enumerate(means):
         _draw(axes[0, j], image * 255.0, None)
