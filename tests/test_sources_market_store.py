@@ -31,8 +31,8 @@ def both(cache, tmp_path, spec, *, memory, reading=None, days=None, stocks=None,
     panel = cache.panel(days, stocks, **reading)
     a = pp.render_universe(panel, spec, tmp_path / "whole", mode="overwrite", progress=False, **arguments)
     b = build_market_store(
-        cache, spec, tmp_path / "streamed", mode="overwrite", memory=memory, progress=False, days=days, stocks=stocks,
-        **reading, **arguments,
+        cache, spec, tmp_path / "streamed", mode="overwrite", memory=memory, progress=False, days=days,
+        stocks=stocks, **reading, **arguments,
     )  # fmt: skip
     assert len(a) == len(b) > 0
     return tree(tmp_path / "whole"), tree(tmp_path / "streamed")
