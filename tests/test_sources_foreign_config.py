@@ -263,13 +263,12 @@ def test_image_trading_runs_from_its_own_file(tmp_path):
     from pricepix.pipeline import run
 
     # Half-hours and few days: the network for 147 pixels is too slow for a test.
-    text = IMAGE_TRADING.replace("CNN49u", "CNN9u").replace("LOOKBACK_WIN: 49", "LOOKBACK_WIN: 9")
-    text = (
-        text.replace("N49,", "N09,")
-        .replace("WIN: 98", "WIN: 18")
-        .replace("PREDICT_WIN: 50", "PREDICT_WIN: 5")
-    text = text.replace("SAMPLE_RATE: 0.5", "SAMPLE_RATE: 0.3")
-    )
+    text = IMAGE_TRADING
+    for there, here in (
+        ("CNN49u", "CNN9u"), ("LOOKBACK_WIN: 49", "LOOKBACK_WIN: 9"), ("N49,", "N09,"), ("WIN: 98", "WIN: 18"),
+        ("PREDICT_WIN: 50", "PREDICT_WIN: 5"), ("SAMPLE_RATE: 0.5", "SAMPLE_RATE: 0.3"),
+    ):  # fmt: skip
+        text = text.replace(there, here)
     cache = simulate_market(tmp_path / "commoncache", 12, 20, every="30min", seed=1, st_share=0.2)
     (tmp_path / "config.yaml").write_text(text)
     translation = translate_config(tmp_path / "config.yaml")
