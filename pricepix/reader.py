@@ -427,14 +427,17 @@ class BatchReader:
         """Make pixels of decoded images (those at `which`, or all)."""
         if source.ndim == 3:
             out[:] = source
+            return
+        chosen = np.arange(len(source)) if which is None else which
+        height, width = self._shape
+        if self._columns_first and height % 8 == 0 and width >= 8:
+            planes = np.empty(height // 8 * width, np.uint8)
+            kernels.unpack_columns(source, chosen, height, width, planes, out.reshape(-1))
         elif self._columns_first:
-            if which is not None:
-                bits = np.empty((len(which), self._packed), np.uint8)
-                kernels.take_rows(source, which, bits)
-                source = bits
-            widen(source, *self._shape, out)
+            bits = np.empty((len(chosen), self._packed), np.uint8)
+            kernels.take_rows(source, chosen, bits)
+            widen(bits, height, width, out)
         else:
-            chosen = np.arange(len(source)) if which is None else which
             flat = out.reshape(len(out), self._pixels)
             if self._pixels % 8 == 0:
                 kernels.unpack_words(source, chosen, _TABLE, flat.view(np.uint64))

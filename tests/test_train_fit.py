@@ -417,7 +417,7 @@ class TestHonesty:
         table = pp.samples.simulate(6, 500, seed=2, split_rate=0, delist_rate=0, halt_rate=0, list_late=0)
         store = pp.render_universe(table, "jkx20", None, horizons=(60,), layout="bits", progress=False)
         options: dict[str, Any] = {
-            "panel": table, "test": ("2001-05-01", None), "epochs": 30, "lr": 1e-3, "progress": False,
+            "panel": table, "test": ("2001-05-01", None), "epochs": 12, "lr": 3e-3, "progress": False,
             "batch_size": 64, "patience": None,
         }  # fmt: skip
         leaky = _fit(store, "cnn1d", out=tmp_path / "random", split="random", **options)

@@ -1,0 +1,198 @@
+"""The simulated market is what it says, and its planted pattern is as good as it says and no better."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import pricepix as pp
+
+
+@pytest.fixture(scope="module")
+def market() -> pl.DataFrame:
+    return pp.samples.simulate(60, 800, seed=1, halt_rate=0.003, split_rate=0.001, delist_rate=0.0005)
+
+
+def test_bars_are_clean_and_on_the_grid(market: pl.DataFrame) -> None:
+    prices = market.drop_nulls("close").select("open", "high", "low", "close").to_numpy()
+    o, h, low, c = prices.T
+    assert (prices > 0).all()
+    assert (h >= np.maximum(o, c)).all()
+    assert (low <= np.minimum(o, c)).all()
+    np.testing.assert_array_equal(prices, np.round(prices * 100) / 100)
+    volume = market["volume"].to_numpy()
+    assert (volume >= 0).all()
+    np.testing.assert_array_equal(volume, np.round(volume))
+
+
+def test_a_panel_takes_it_without_complaint(market: pl.DataFrame) -> None:
+    panel = pp.Panel.from_table(market)
+    assert len(panel) == len(market)
+    assert panel.report.ok
+    assert {"adjustment_factor", "total_return"} <= set(panel.fields)
+
+
+def test_halts_splits_delistings_and_late_listings(market: pl.DataFrame) -> None:
+    halted = market.filter(pl.col("close").is_null())
+    assert len(halted) > 50
+    assert (halted["volume"] == 0).all()
+    assert (
+        halted.select(pl.all_horizontal(pl.col("open", "high", "low", "total_return").is_null()))
+        .to_series()
+        .all()
+    )
+    spans = market.group_by("instrument").agg(
+        pl.col("time").min().alias("first"), pl.col("time").max().alias("last")
+    )
+    first, last = market["time"].min(), market["time"].max()
+    assert 0 < spans.filter(pl.col("first") > first).height < 30
+    assert 0 < spans.filter(pl.col("last") < last).height < 50
+    traded = market.drop_nulls("close").with_columns(
+        jump=(pl.col("adjustment_factor") / pl.col("adjustment_factor").shift(1).over("instrument")),
+        raw=pl.col("close") / pl.col("close").shift(1).over("instrument"),
+        adjusted=(pl.col("close") * pl.col("adjustment_factor"))
+        / (pl.col("close") * pl.col("adjustment_factor")).shift(1).over("instrument"),
+    ).drop_nulls("jump")  # fmt: skip
+    splits = traded.filter((pl.col("jump") - 1).abs() > 1e-9)
+    assert len(splits) > 10
+    # A split moves the traded price by its ratio, and the total return not at all.
+    np.testing.assert_allclose(splits["raw"] * splits["jump"], splits["adjusted"], rtol=1e-12)
+    np.testing.assert_allclose(traded["total_return"] + 1, traded["adjusted"], rtol=1e-9)
+    assert traded["total_return"].abs().max() < 0.6
+
+
+def test_open_gaps_from_the_last_close(market: pl.DataFrame) -> None:
+    adjusted = pl.col("close") * pl.col("adjustment_factor")
+    opened = pl.col("open") * pl.col("adjustment_factor")
+    change = (opened / adjusted.shift(1).over("instrument")).log().drop_nulls()
+    gap = market.drop_nulls("close").select(change).to_series()
+    # 0.3 of a day's variance, of instruments from 20% to 50% a year, with some gaps of five times the size.
+    assert 0.009 < gap.std() < 0.016
+    assert (gap.abs() > 5 * gap.std()).mean() > 0.0005
+
+
+def test_seed_decides() -> None:
+    a, b, c = (pp.samples.simulate(5, 50, seed=s) for s in (1, 1, 2))
+    assert a.equals(b)
+    assert not a.equals(c)
+
+
+def test_a_random_walk_has_no_direction() -> None:
+    table = pp.samples.simulate(200, 1000, seed=3, halt_rate=0, split_rate=0, delist_rate=0, list_late=0)
+    close = table["close"].to_numpy().reshape(200, 1000)
+    step = close[:, 5::5] / close[:, :-5:5]
+    n = np.count_nonzero(step != 1)
+    assert abs(np.count_nonzero(step > 1) / n - 0.5) < 3 * 0.5 / n**0.5
+    # No memory either: the sign of a step says nothing about the next one's.
+    same = np.sign(step[:, 1:] - 1) == np.sign(step[:, :-1] - 1)
+    assert abs(same.mean() - 0.5) < 3 * 0.5 / same.size**0.5 + 0.002
+
+
+@pytest.mark.parametrize("horizon", [1, 5, 20])
+@pytest.mark.parametrize("accuracy", [0.5, 0.65, 0.9, 1.0])
+def test_planted_accuracy_is_what_was_asked_for(horizon: int, accuracy: float) -> None:
+    table = pp.samples.simulate(
+        60,
+        800,
+        seed=4,
+        bayes_accuracy=accuracy,
+        horizon=horizon,
+        price=(50, 200),
+        halt_rate=0.01,
+        split_rate=0.001,
+    )
+    known = table.with_columns(
+        ret=(pl.col("close") * pl.col("adjustment_factor"))
+        .pct_change(horizon)
+        .shift(-horizon)
+        .over("instrument")
+    ).drop_nulls("ret")
+    signal, ret = known["signal"].to_numpy() > 0, known["ret"].to_numpy()
+    assert (ret != 0).all()
+    right = (ret > 0) == signal
+    error = 0.5 / len(right) ** 0.5
+    assert abs(right.mean() - accuracy) <= 3 * error * (2 * (accuracy * (1 - accuracy)) ** 0.5)
+    # The rest of the past adds nothing: not the last return, not the last signals.
+    past = known.with_columns(
+        before=pl.col("total_return").shift(1).over("instrument") > 0,
+        last=pl.col("signal").shift(1).over("instrument") > 0,
+    ).drop_nulls()
+    for name in ("before", "last"):
+        for side in (True, False):
+            part = past.filter(pl.col(name) == side)
+            rate = ((part["ret"] > 0) == (part["signal"] > 0)).mean()
+            assert abs(rate - accuracy) <= 4 * 0.5 / len(part) ** 0.5
+
+
+def test_planted_signal_shows_in_the_last_bar() -> None:
+    table = pp.samples.simulate(20, 300, seed=4, bayes_accuracy=0.65).drop_nulls("close")
+    top, bottom = pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close")
+    shown = table.select(
+        (bottom - pl.col("low") > pl.col("high") - top).alias("long_below"), pl.col("signal") > 0
+    )
+    assert (shown["long_below"] == shown["signal"]).mean() > 0.995
+
+
+def test_intraday_bars_fill_the_session() -> None:
+    table = pp.samples.simulate(3, 400, interval="5m", seed=0, list_late=0, halt_rate=0, delist_rate=0)
+    stamps = table.filter(instrument="S0000")["time"]
+    assert stamps.dtype == pl.Datetime("ns")
+    first_day = stamps.filter(stamps.dt.date() == stamps[0].date())
+    assert len(first_day) == 78
+    assert (str(first_day[0].time()), str(first_day[-1].time())) == ("09:35:00", "16:00:00")
+    assert set(stamps.dt.weekday()) <= {1, 2, 3, 4, 5}
+    hours = pp.samples.simulate(2, 14, interval="1h", seed=0, list_late=0)["time"].dt.time()
+    assert [str(t) for t in hours[:7]] == [f"{h}:30:00" for h in range(10, 16)] + ["16:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"instruments": 0}, "instruments=0"),
+        ({"bars": 1}, "bars=1"),
+        ({"interval": "2d"}, "interval is '2d'; choose one of '1d'"),
+        ({"bayes_accuracy": 0.4}, "bayes_accuracy is 0.4"),
+        ({"horizon": 0}, "horizon is 0"),
+        ({"volatility": (0.5, 0.2)}, "volatility is"),
+        ({"tick": 5.0}, "tick is 5.0"),
+        ({"correlation": 1.0}, "correlation is 1.0"),
+        ({"halt_rate": 2.0}, "halt_rate is 2.0"),
+        ({"halts": "gone"}, "halts is 'gone'"),
+        ({"start": "someday"}, "start is 'someday'"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pp.samples.simulate(**({"instruments": 3, "bars": 30} | options))
+
+
+def test_real_stocks() -> None:
+    pytest.importorskip("bokeh_sampledata")
+    table = pp.samples.stocks()
+    assert table.columns == ["symbol", "date", "open", "high", "low", "close", "volume"]
+    assert table["symbol"].unique(maintain_order=True).to_list() == ["AAPL", "FB", "GOOG", "IBM", "MSFT"]
+    row = table.row(0, named=True)
+    assert (str(row["date"]), row["open"], row["close"], row["volume"]) == (
+        "2000-03-01",
+        118.56,
+        130.31,
+        9616100.0,
+    )
+    factor = pp.samples.stocks(adjustment_factor=True).filter(symbol="AAPL")
+    # Two for one in February 2005.
+    before, after = (
+        factor.filter(date=pl.lit(day).str.to_date())["adjustment_factor"][0]
+        for day in ("2005-02-25", "2005-02-28")
+    )
+    assert after / before == pytest.approx(2, rel=1e-3)
+
+
+def test_missing_package() -> None:
+    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.stocks()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr.splitlines()[-1].endswith('bokeh-sampledata: pip install "pricepix[sample]"')
