@@ -421,13 +421,18 @@ def train(store: str, validation: str, embargo: str, settings: dict[str, Any], *
 @click.option("--spread", is_flag=True, help="Keep the spread over an ensemble's members.")
 @click.option("--batch", type=int, default=256, show_default=True, help="Images a forward pass.")
 @click.option("--device", help="cpu or cuda.")
+@click.option(
+    "--panel", metavar="TABLE", help="Bars whose calendar the cache takes; the store's times by default."
+)
 @click.option("--append", is_flag=True, help="Score what the store has gained since.")
 @PROGRESS
-def score(store: str, model: str, location: str, **options: Any) -> None:
+def score(store: str, model: str, location: str, panel: str | None, **options: Any) -> None:
     """Score every image of STORE with MODEL (a checkpoint or a run) into the factor cache CACHE."""
+    from pricepix import Panel
     from pricepix.factor import score as run
 
-    click.echo(repr(run(store, model, location, **options)))
+    bars = Panel.from_table(panel) if panel else None
+    click.echo(repr(run(store, model, location, panel=bars, **options)))
 
 
 @main.command()
@@ -440,7 +445,14 @@ def score(store: str, model: str, location: str, **options: Any) -> None:
 @click.option(
     "--rebalance", callback=_number_or_text, help="bar, day, week, month, quarter, horizon or a number."
 )
-@click.option("--untradable", default="exclude", show_default=True)
+@click.option(
+    "--untradable",
+    default="exclude",
+    show_default=True,
+    help="exclude, delay or ignore entries at a limit or without a trade.",
+)
+@click.option("--cost", "costs", type=float, multiple=True, help="Cost a side, e.g. 0.001; may be repeated.")
+@click.option("--baseline", "baselines", multiple=True, help="STR, WSTR, MOM or TREND; all by default.")
 @click.option("--start", help="First time.")
 @click.option("--end", help="Last time.")
 @click.option("--store", help="Image store, for sheets of the highest- and lowest-scored images.")
@@ -455,20 +467,95 @@ def evaluate(
     from pricepix import Panel, open_store
     from pricepix.factor import evaluate as run
 
+    for name in ("costs", "baselines"):
+        if not options[name]:
+            del options[name]
     found = run(cache, Panel.from_table(table_path, progress=progress, **table), progress=progress, **options)
     click.echo(repr(found))
     click.echo(found.report(report, store=open_store(store) if store else None, model=model))
 
 
 @main.command()
-@click.argument("config")
+@click.argument("table_path", metavar="TABLE")
+@click.argument("store")
+@click.option("--cache", help="Factor cache to audit, too.")
+@click.option("--model", help="Checkpoint or run that made the cache.")
+@click.option("--date", help="Bars after it become garbage; the middle of the store by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the garbage.")
 @PROGRESS
-def run(config: str, progress: bool) -> None:
-    """Execute the YAML file CONFIG: build, train, score, evaluate; what is done already is skipped."""
-    from pricepix.config import load_config
-    from pricepix.pipeline import run as run_config
+@panel_options
+def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) -> None:
+    """Show that nothing in STORE depends on bars of TABLE that came later. Exit code 1 if something does."""
+    from pricepix import Panel
+    from pricepix import audit as run
 
-    run_config(load_config(config), echo=click.echo, progress=progress)
+    found = run(Panel.from_table(table_path, progress=options["progress"], **table), store, **options)
+    click.echo(str(found))
+    sys.exit(0 if found.ok else 1)
+
+
+@main.command("import-jkx")
+@click.argument("folder")
+@click.argument("store")
+@click.option("--year", "years", type=int, multiple=True, help="Take this year alone; may be repeated.")
+@click.option("--layout", type=click.Choice(["bits", "uint8"]), default="bits", show_default=True)
+@click.option(
+    "--mode", type=click.Choice(["create", "resume", "overwrite"]), default="create", show_default=True
+)
+@PROGRESS
+def import_jkx(years: tuple[int, ...], **options: Any) -> None:
+    """Make the store STORE of the paper's public images in FOLDER."""
+    from pricepix.sources import import_jkx as run
+
+    _describe(run(years=years or None, **options))
+
+
+@main.command("init-config")
+@click.argument("path")
+@click.option(
+    "--like",
+    type=click.Choice(["jkx", "image_trading", "cnn_for_trading"]),
+    default="jkx",
+    show_default=True,
+    help="Whose work the configuration reproduces.",
+)
+def init_config(path: str, like: str) -> None:
+    """Write a commented configuration to the file PATH."""
+    from pricepix.sources import init_config as run
+
+    run(like, path)
+    click.echo(f"{path}: edit it, then pricepix-cli run {path}")
+
+
+@main.command()
+@click.argument("config")
+@click.option("--data", help="The bars, instead of those that a foreign CONFIG names.")
+@click.option("--out", help="Folder of the run, instead of the one that a foreign CONFIG names.")
+@PROGRESS
+def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
+    """Execute the YAML file CONFIG: build, train, score, evaluate; what is done already is skipped.
+
+    CONFIG may be one of ImageTrading or CNN-for-Trading: it is translated, and the translation printed and
+    saved beside the results.
+    """
+    from pathlib import Path
+
+    from pricepix.config import Config, load_config, read_yaml
+    from pricepix.pipeline import run as run_config
+    from pricepix.sources import foreign_kind, translate_config
+
+    if foreign_kind(read_yaml(config)) is None:
+        if data or out:
+            raise click.UsageError("--data and --out are for foreign configurations: edit CONFIG instead")
+        run_config(load_config(config), echo=click.echo, progress=progress)
+        return
+    translation = translate_config(config, data=data, out=out)
+    click.echo(translation.to_yaml())
+    resolved = Config.from_dict(translation.config)
+    run_config(resolved, echo=click.echo, progress=progress)
+    (Path(resolved.out) / "translated.yaml").write_text(translation.to_yaml(), encoding="utf-8")
+    for path in translation.export(resolved.out):
+        click.echo(f"export    {path}")
 
 
 @main.command()

@@ -235,6 +235,17 @@ def load_config(path: str | PathLike[str]) -> Config:
         If it is not YAML, or not a configuration.
     """
     path = Path(path)
+    values = read_yaml(path)
+    try:
+        config = Config.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return _anchored(config, path.absolute().parent)
+
+
+def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """Read a YAML file of keys; the errors are those of ``load_config``."""
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
     try:
@@ -243,11 +254,7 @@ def load_config(path: str | PathLike[str]) -> Config:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected the keys out, data, image, ...")
-    try:
-        config = Config.from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return _anchored(config, path.absolute().parent)
+    return values
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -137,9 +137,13 @@ def test_errors_are_one_message_and_no_traceback(
 
 def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.factor import evaluate, score, write_report
+    from pricepix.sources import import_jkx, init_config
     from pricepix.train import fit
 
     commands = {
+        "audit": (pp.audit, pp.Panel.from_table),
+        "import-jkx": (import_jkx,),
+        "init-config": (init_config,),
         "build-store": (pp.render_universe, pp.Panel.from_table, pp.ImageSpec),
         "append": (pp.append, pp.Panel.from_table),
         "preview": (pp.contact_sheet,),

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pricepix.sources.foreign_config import Translation, init_config, translate_config
+    from pricepix.sources.foreign_config import Translation, foreign_kind, init_config, translate_config
     from pricepix.sources.jkx_dataset import import_jkx, jkx_panel
     from pricepix.sources.market_cache import MarketCache, write_market_cache
     from pricepix.sources.market_store import build_market_store
@@ -20,6 +20,7 @@ _HOME = {
     "Session": "sessions",
     "Translation": "foreign_config",
     "build_market_store": "market_store",
+    "foreign_kind": "foreign_config",
     "import_jkx": "jkx_dataset",
     "init_config": "foreign_config",
     "jkx_panel": "jkx_dataset",
@@ -34,6 +35,7 @@ __all__ = [
     "Session",
     "Translation",
     "build_market_store",
+    "foreign_kind",
     "import_jkx",
     "init_config",
     "jkx_panel",
