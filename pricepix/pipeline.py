@@ -87,7 +87,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         return factor
 
     report = out / "report.html"
-    settings = {"horizon": _horizon(config, store), "start": _out_of_sample(config)}
+    settings: dict[str, Any] = {"horizon": _horizon(config, store), "start": _out_of_sample(config)}
     settings |= {name: value for name, value in config.evaluate.arguments().items() if value is not None}
     digest = _digest(settings, digest)
     if record.done("evaluate", digest, report):
