@@ -371,7 +371,7 @@ class _Bar(TQDMProgressBar):
     ) -> None:
         """Count images."""
         self._seen += len(batch[1]) * trainer.world_size
-        if (batch_idx + 1) % self.refresh_rate == 0:
+        if math.isnan(self._loss) or (batch_idx + 1) % self.refresh_rate == 0:
             self._loss = float(outputs["loss"])
         super().on_train_batch_end(trainer, task, outputs, batch, batch_idx)
 
