@@ -165,3 +165,42 @@ def test_a_market_without_a_window_leaves_nothing(cache, tmp_path):
     with pytest.raises((FileNotFoundError, ValueError)):
         pp.open_store(tmp_path / "store")
     build_market_store(cache, SPEC, tmp_path / "store", progress=False)
+
+
+def test_scores_of_five_minute_bars_stand_one_bar_later(tmp_path):
+    """Hand-checked cells: over lunch, night, weekend and the spring festival."""
+    from pricepix import factor
+
+    cache = simulate_market(
+        tmp_path / "cache", 3, 12, start="2021-02-01", halt_rate=0, suspension_rate=0, list_late=0
+    )
+    assert cache.days.astype(str).tolist()[4:8] == ["2021-02-05", "2021-02-08", "2021-02-09", "2021-02-17"]
+    store = build_market_store(cache, "it49", tmp_path / "store", progress=False)
+    panel = cache.panel()
+    # A score that says which image it is of: unlike for any two.
+    place = iter(range(10**6))
+
+    def number(images):
+        return np.array([next(place) / len(store) for _ in images], np.float32)
+
+    scores = factor.score(store, number, None, shift=1, panel=panel, values="score", progress=False)
+    assert scores.shape == (12, 3, 49)
+    assert scores.intervals == cache.stamps
+    name = str(cache.instruments[0])
+    position = {
+        str(t)[:16]: k
+        for k, (i, t) in enumerate(store.index.select("instrument", "time").iter_rows())
+        if i == name
+    }
+    for known, stands in (
+        ("2021-02-03 09:30", "2021-02-03 09:35"),
+        ("2021-02-03 11:30", "2021-02-03 13:05"),  # lunch
+        ("2021-02-03 15:00", "2021-02-04 09:30"),  # night
+        ("2021-02-05 15:00", "2021-02-08 09:30"),  # weekend
+        ("2021-02-09 15:00", "2021-02-17 09:30"),  # spring festival
+    ):
+        if known in position:
+            assert scores.at(name, stands) == np.float32(position[known] / len(store)), known
+    assert len([t for t in position if t.endswith(("11:30", "15:00"))]) > 15
+    # The last bar's score has no bar to stand at, and the first windows' bars have none before.
+    assert np.isnan(scores.at(name, "2021-02-01 15:00"))

@@ -7,8 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pricepix.sources.foreign_config import Translation, foreign_kind, init_config, translate_config
-    from pricepix.sources.jkx_dataset import import_jkx, jkx_panel
+    from pricepix.sources.foreign_config import (
+        Translation,
+        foreign_kind,
+        init_config,
+        run_foreign,
+        translate_config,
+    )
+    from pricepix.sources.jkx_dataset import import_jkx, jkx_labels, jkx_panel
     from pricepix.sources.market_cache import MarketCache, write_market_cache
     from pricepix.sources.market_store import build_market_store
     from pricepix.sources.resampling import resample
@@ -21,10 +27,13 @@ _HOME = {
     "Translation": "foreign_config",
     "build_market_store": "market_store",
     "foreign_kind": "foreign_config",
+    "foreign_kind": "foreign_config",
     "import_jkx": "jkx_dataset",
     "init_config": "foreign_config",
+    "jkx_labels": "jkx_dataset",
     "jkx_panel": "jkx_dataset",
     "resample": "resampling",
+    "run_foreign": "foreign_config",
     "simulate_market": "simulate",
     "translate_config": "foreign_config",
     "write_market_cache": "market_cache",
@@ -36,10 +45,13 @@ __all__ = [
     "Translation",
     "build_market_store",
     "foreign_kind",
+    "foreign_kind",
     "import_jkx",
     "init_config",
+    "jkx_labels",
     "jkx_panel",
     "resample",
+    "run_foreign",
     "simulate_market",
     "translate_config",
     "write_market_cache",

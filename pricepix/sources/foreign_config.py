@@ -147,6 +147,51 @@ def translate_config(
     return translation
 
 
+def run_foreign(
+    source: str | PathLike[str] | Mapping[str, Any],
+    *,
+    data: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    echo: Callable[[str], Any] = print,
+    progress: bool = True,
+) -> Translation:
+    """Run a configuration of ImageTrading or CNN-for-Trading: build, train, score, evaluate, write its files.
+
+    The translation is told, and saved as ``translated.yaml`` in the run's folder before anything is done.
+
+    Parameters
+    ----------
+    source, data, out
+        As in `translate_config`.
+    echo : callable
+        Takes a line on each step.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    Translation
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `translate_config` and ``pricepix.pipeline.run``.
+    """
+    from pricepix.config import Config
+    from pricepix.pipeline import run
+
+    translation = translate_config(source, data=data, out=out)
+    echo(str(translation))
+    config = Config.from_dict(translation.config)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "translated.yaml").write_text(translation.to_yaml(), encoding="utf-8")
+    run(config, echo=echo, progress=progress)
+    for path in translation.export(folder):
+        echo(f"wrote     {path}")
+    return translation
+
+
 class _Keys:
     """Takes the keys of nested mappings one by one, and knows which were never taken."""
 
@@ -395,9 +440,8 @@ def _image_trading(
         "destroys "
         "most of them (image.scale: per_field in style image_trading brings it back)",
         "a horizon of h bars is h bars; there it was h + 1",
-        "class 1 means up at both horizons; there RET_LONG meant down, and the two labels were exchanged "
-        "when read",
-        "a missing return trains nothing; there it was a fall (or, at RET_LONG, no rise)",
+        "class 1 means up at both horizons; there RET_LONG's class 1 meant down",
+        "a missing return trains nothing; there it was the class 0, not up or not down",
         "stocks under special treatment are masked and their bars stay; there they were cut out, so that "
         "windows and "
         "returns reached over the hole",
@@ -407,9 +451,10 @@ def _image_trading(
         "validation is the last part of the training period, purged of overlaps; there it was drawn at "
         "random from "
         "overlapping windows",
-        "the network is in evaluation mode when it is validated all through, and the learning rate moves "
-        "by steps of "
-        "a cosine over the epochs; there a schedule of epochs was stepped every batch",
+        "the network trains on after a validation; there it stayed in evaluation mode for the rest of the "
+        "epoch",
+        "the learning rate falls by a cosine over the epochs; there a schedule made for epochs was stepped "
+        "every batch",
         "scores stand one bar after the image's last bar, from which they may be traded; there they stood "
         "PREDICT_WIN + 1 bars later, and those of the last bars of a day on the cache's last day",
         "the scores are a Zarr array (day, stock, interval); pricepix.factor's to_image_trading writes the "
