@@ -1,4 +1,4 @@
-"""Compiled loops of stores: finding panel rows again."""
+"""Compiled loops of stores: finding panel rows again, bits of chunks."""
 
 from __future__ import annotations
 
@@ -42,3 +42,10 @@ def first_blank(images: Any) -> int:
         if blank:
             return i
     return -1
+
+
+@jit
+def mirror(source: Any, table: Any, out: Any) -> None:
+    """Write every byte with its bits in reverse order, which `table` holds."""
+    for i in range(source.shape[0]):
+        out[i] = table[source[i]]

@@ -44,8 +44,9 @@ def append(
     """Add to a store the windows of bars that came since, and fill in the forward returns that became known.
 
     Afterwards the store is, byte for byte, the one that ``render_universe`` would build from `panel` with the
-    arguments the store was built with. Only the chunks (or shards) that change are written. A process that dies on
-    the way leaves the store as it was or as it will be, never between; readers may have it open meanwhile.
+    arguments the store was built with. Only the chunks (or shards) that change are written. A process that
+    dies on the way leaves the store as it was or as it will be, never between; readers may have it open
+    meanwhile.
 
     Parameters
     ----------
@@ -56,8 +57,9 @@ def append(
     mask : numpy.ndarray, bool (rows,), optional
         As in ``render_universe``; required exactly if the store was built with one.
     on_revision : {"raise", "rebuild"}
-        What to do if bars that the store was made from are not what they were (a split, a correction, an instrument
-        that is gone): refuse and name the instruments, or draw again every chunk that holds one of their windows.
+        What to do if bars that the store was made from are not what they were (a split, a correction, an
+        instrument that is gone): refuse and name the instruments, or draw again every chunk that holds one of
+        their windows.
     workers : int, optional
         Threads; all cores by default.
     storage_options : mapping, optional
@@ -80,8 +82,9 @@ def append(
 
     Notes
     -----
-    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the last bar of each period
-    that the panel knows. If the store's last period was not over, its windows move to the period's later bars.
+    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the last bar of
+    each period that the panel knows. If the store's last period was not over, its windows move to the
+    period's later bars.
     """
     if on_revision not in ON_REVISION:
         raise ValueError(
@@ -123,12 +126,14 @@ def _check_same_kind(old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | No
     attrs = old.attrs
     if panel.tz != old.tz:
         raise ValueError(
-            f"the panel's time zone is {panel.tz}, that of store {old.location} {old.tz}: read it with tz={old.tz!r}"
+            f"the panel's time zone is {panel.tz}, that of store {old.location} {old.tz}: read it with "
+            f"tz={old.tz!r}"
         )
     if list(panel.fields) != attrs["panel_fields"]:
         raise ValueError(
-            f"the panel has the fields {', '.join(panel.fields) or 'none'}, store {old.location} was made from "
-            f"{', '.join(attrs['panel_fields']) or 'none'}: read it with the same columns, or build the store anew"
+            f"the panel has the fields {', '.join(panel.fields) or 'none'}, store {old.location} was made "
+            f"from {', '.join(attrs['panel_fields']) or 'none'}: read it with the same columns, or build the "
+            "store anew"
         )
     if (mask is None) != (attrs["schedule"]["mask"] is None):
         raise ValueError(
@@ -151,8 +156,8 @@ def _plan(old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None, on_revi
     known = code >= 0
     if (np.diff(code[known]) <= 0).any():
         raise ValueError(
-            f"the panel's instruments stand in another order than those of store {old.location}: give them in the "
-            "same order, or build the store anew"
+            f"the panel's instruments stand in another order than those of store {old.location}: give them "
+            "in the same order, or build the store anew"
         )
     schedule = dict(old.attrs["schedule"])
     if mask is not None:
@@ -168,8 +173,9 @@ def _overlap(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], list[str]]:
     """Compare the bars that the store was made from with the panel's.
 
-    Returns the new position of each old instrument (-1 if it is gone), the panel row one past the old rows of each
-    of the panel's instruments, the new positions of instruments whose bars changed, and the names of those gone.
+    Returns the new position of each old instrument (-1 if it is gone), the panel row one past the old rows of
+    each of the panel's instruments, the new positions of instruments whose bars changed, and the names of
+    those gone.
     """
     places = {name: i for i, name in enumerate(panel.instruments.tolist())}
     names = old.instruments.tolist()
@@ -180,7 +186,8 @@ def _overlap(
     length = np.diff(panel.offsets)
     short = rows > length
     ends = panel.offsets[:-1] + np.minimum(rows, length)
-    # A panel in which every instrument is cut in two, at the end of its old rows, tells the digests of both halves.
+    # A panel in which every instrument is cut in two, at the end of its old rows, tells the digests of both
+    # halves.
     cuts = np.append(np.stack([panel.offsets[:-1], ends], axis=1).reshape(-1), panel.offsets[-1])
     halves = Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
     digest = halves.instrument_digests[::2]
@@ -201,9 +208,9 @@ def _revision(
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             told.append(f"bars of {', '.join(names[:_SHOWN])}{more} {what}")
     raise ValueError(
-        f"the history that store {old.location} was made from was revised: {'; '.join(told)}. If that is right (a "
-        "split, a correction), append with on_revision='rebuild', which draws their windows again; the panel must "
-        "hold the whole history, not its end alone"
+        f"the history that store {old.location} was made from was revised: {'; '.join(told)}. If that is "
+        "right (a split, a correction), append with on_revision='rebuild', which draws their windows again; "
+        "the panel must hold the whole history, not its end alone"
     )
 
 
@@ -218,8 +225,8 @@ def _check_mask(
     found = hashlib.blake2b(np.packbits(np.concatenate(flags)).data, digest_size=8).hexdigest()
     if found != old.attrs["schedule"]["mask"]:
         raise ValueError(
-            f"over the bars that store {old.location} was made from, the mask has the digest {found}, the store's "
-            f"{old.attrs['schedule']['mask']}: give the same flags for them, or build the store anew"
+            f"over the bars that store {old.location} was made from, the mask has the digest {found}, the "
+            f"store's {old.attrs['schedule']['mask']}: give the same flags for them, or build the store anew"
         )
 
 
@@ -231,7 +238,7 @@ def _continue(
     code: NDArray[np.int32],
     ends: NDArray[np.int64],
 ) -> _Change | None:
-    """Plan the usual case, all new bars later than all old ones, without looking at old windows; None if it is not."""
+    """Plan the usual case, all new bars later than all old ones, without a look at old windows; else None."""
     first = panel.offsets[:-1]
     had, has_new = ends > first, ends < panel.offsets[1:]
     if not had.any():
@@ -392,7 +399,8 @@ def _rows(panel: Panel, code: NDArray[np.int32], time: NDArray[np.int64]) -> NDA
     kernels.find_rows(panel.time, panel.offsets, code, time, row)
     if len(row) and row.min() < 0:
         raise ValueError(
-            f"a window of the store ends at {panel.stamp(int(time[row.argmin()]))}, where the panel has no bar"
+            f"a window of the store ends at {panel.stamp(int(time[row.argmin()]))}, where the panel has no "
+            "bar"
         )
     return row
 

@@ -92,20 +92,20 @@ def render_universe(
         One byte a pixel, which every Zarr reader opens as what it is, or one bit a pixel before compression:
         a third of the bytes, and faster to build and to read.
     mode : {"create", "resume", "overwrite"}
-        ``create`` refuses a location that exists. ``resume`` goes on with a build that was stopped, from the same
-        panel, spec, windows and layout; it begins one where there is none, and leaves a finished store as it is.
-        ``overwrite`` replaces a pricepix store.
+        ``create`` refuses a location that exists. ``resume`` goes on with a build that was stopped, from the
+        same panel, spec, windows and layout; it begins one where there is none, and leaves a finished store
+        as it is. ``overwrite`` replaces a pricepix store.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
     chunk : int, optional
-        Windows a chunk; by default what makes 16 MB before compression in layout ``uint8`` (4096 of 64x60) and 8 MB
-        in ``bits`` (16384).
+        Windows a chunk; by default what makes 16 MB before compression in layout ``uint8`` (4096 of 64x60)
+        and 8 MB in ``bits`` (16384).
     shard : int or str, optional
         Put many chunks into one object, for object stores and file systems that dislike many files: so many
         windows, or objects of about such a size (``"256MB"``). A worker holds a whole shard in memory.
     workers : int, optional
-        Partitions drawn, compressed and written at a time, each in a thread of its own; all cores by default. ``0``
-        does everything in the calling thread, for debugging. The bytes do not depend on it.
+        Partitions drawn, compressed and written at a time, each in a thread of its own; all cores by default.
+        ``0`` does everything in the calling thread, for debugging. The bytes do not depend on it.
     client : dask.distributed.Client, optional
         Draw on the workers of a cluster. They must see the same path or URL; the panel is laid down in the
         unfinished store once and mapped into their memory from there.
@@ -130,7 +130,8 @@ def render_universe(
     BlockingIOError
         If another process writes this store.
     OSError
-        If the store can not be written to, or its disk is full: what is done stays done, for ``mode="resume"``.
+        If the store can not be written to, or its disk is full: what is done stays done, for
+        ``mode="resume"``.
     """
     spec = ImageSpec.of(spec)
     if layout not in LAYOUTS:
@@ -171,8 +172,8 @@ def render_universe(
     if len(windows) == 0:
         dropped = ", ".join(f"{name} {count}" for name, count in windows.counts.items())
         raise ValueError(
-            f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a shorter "
-            "lookback, ma_warmup='omit', other dates or another mask"
+            f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a "
+            "shorter lookback, ma_warmup='omit', other dates or another mask"
         )
     chunk = chunk or default_chunk(*spec.shape, layout)
     attributes = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
@@ -286,8 +287,8 @@ def _shard_windows(shard: int | str | None, panel: Panel, windows: WindowIndex, 
         return max(1, round(size / each)) * form.windows
     if isinstance(shard, bool) or not isinstance(shard, int) or shard < form.windows:
         raise ValueError(
-            f"shard={shard!r} is no size of a shard: give a number of windows, at least a chunk's {form.windows}, or a "
-            "size such as '256MB'"
+            f"shard={shard!r} is no size of a shard: give a number of windows, at least a chunk's "
+            f"{form.windows}, or a size such as '256MB'"
         )
     return -(-shard // form.windows) * form.windows
 
@@ -310,7 +311,8 @@ def _check_location(where: Location, mode: str) -> None:
     state = _state(where)
     if state == "foreign":
         raise FileExistsError(
-            f"{where.name} is not empty and not a pricepix store, so mode={mode!r} will not touch it: give another path"
+            f"{where.name} is not empty and not a pricepix store, so mode={mode!r} will not touch it: give "
+            "another path"
         )
     if mode == "create" and state == "finished":
         raise FileExistsError(
@@ -318,7 +320,8 @@ def _check_location(where: Location, mode: str) -> None:
         )
     if mode == "create" and state == "unfinished":
         raise FileExistsError(
-            f"{where.name} holds an unfinished build: mode='resume' goes on with it, mode='overwrite' starts again"
+            f"{where.name} holds an unfinished build: mode='resume' goes on with it, mode='overwrite' starts "
+            "again"
         )
 
 
@@ -354,7 +357,7 @@ def _first_keys(where: Location) -> Iterator[str]:
 
 
 def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str) -> ImageStore | None:
-    """Freeze the plan into the store, or check it against the one there; return the store if it is finished."""
+    """Freeze the plan into the store, or check it against the one there; return a finished store."""
     state = _state(where)
     if mode == "resume" and state == "finished":
         settle(where)
@@ -393,8 +396,9 @@ def _check_finished(where: Location, plan: Plan) -> None:
         theirs = attrs.get(name, 0 if name == "shard" else None)
         if theirs != mine:
             raise ValueError(
-                f"store {where.name} is finished, and was not made from this: {name} is {mine} here, {theirs} there. "
-                "pricepix.append(store, panel) adds later bars; mode='overwrite' builds it anew"
+                f"store {where.name} is finished, and was not made from this: {name} is {mine} here, "
+                f"{theirs} there. pricepix.append(store, panel) adds later bars; mode='overwrite' builds it "
+                "anew"
             )
 
 
@@ -409,8 +413,8 @@ def _told_how_to_go_on(where: Location, plan: Plan) -> Iterator[None]:
         except Exception:
             raise error from None
         advice = (
-            f"the build of store {where.name} stopped with {done} of {of} partitions done; the same call with "
-            "mode='resume' goes on from there"
+            f"the build of store {where.name} stopped with {done} of {of} partitions done; the same call "
+            "with mode='resume' goes on from there"
         )
         if isinstance(error, OSError) and error.errno is not None:
             raise type(error)(error.errno, f"{error.strerror}: {advice}", error.filename) from error
@@ -437,8 +441,8 @@ def _work(
 
     total = sum(map(windows_of, left))
     with tqdm(
-        total=n, initial=n - total, desc=f"render {os.path.basename(where.name)}", unit="img", unit_scale=True,
-        disable=not progress,
+        total=n, initial=n - total, desc=f"render {os.path.basename(where.name)}", unit="img",
+        unit_scale=True,        disable=not progress,
     ) as bar:  # fmt: skip
         if client is not None:
             from pricepix.distribute import run_on
@@ -475,7 +479,7 @@ def run_here(painter: Painter, tasks: Sequence[Task], workers: int) -> Iterator[
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """Yield ``work(item)`` as they end, with at most `workers` begun; an error or an interruption begins no more."""
+    """Yield ``work(item)`` as they end, at most `workers` at a time; after an error no more are begun."""
     with ThreadPoolExecutor(workers, "pricepix-draw") as pool:
         pending: set[Future[R]] = set()
         try:
@@ -493,13 +497,14 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iter
 
 
 def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
-    """Gather the checksums of all partitions, in the order of ``Geometry.arrays``, the last three left open."""
+    """Gather the checksums of all partitions, in the order of ``Geometry.arrays``, the last three open."""
     done = plan.done(where)
     missing = [task for task in plan.tasks() if task not in done]
     if missing:
         named = ", ".join(f"{t.kind} chunks {t.first} to {t.last - 1}" for t in missing[:5])
         raise ValueError(
-            f"{len(missing)} partitions of store {where.name} are not done ({named}): build it again with mode='resume'"
+            f"{len(missing)} partitions of store {where.name} are not done ({named}): build it again with "
+            "mode='resume'"
         )
     geometry = plan.geometry
     slices = geometry.checksum_slices()

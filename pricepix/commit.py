@@ -1,9 +1,10 @@
 """Changing a finished store: all of the change or none of it, whatever dies in between.
 
-New and changed objects are written beside the store's own, below ``_build/append``, where nobody looks. One write
-of the group's document, which says ``pending``, makes the change true: from then on readers prefer what lies there.
-Then the objects are moved to their places, and last the document loses its mark. A process that dies before that
-one write leaves the store as it was; after it, as it will be, and whoever comes next ends the moving.
+New and changed objects are written beside the store's own, below ``_build/append``, where nobody looks. One
+write of the group's document, which says ``pending``, makes the change true: from then on readers prefer what
+lies there. Then the objects are moved to their places, and last the document loses its mark. A process that
+dies before that one write leaves the store as it was; after it, as it will be, and whoever comes next ends
+the moving.
 """
 
 from __future__ import annotations

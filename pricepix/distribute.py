@@ -38,8 +38,8 @@ def run_on(
 ) -> Iterator[Task]:
     """Do work on the workers of a cluster; yield what is done.
 
-    The panel and the windows are laid down below ``_build/panel`` of the store once. Workers map those files, so
-    that the processes of a machine share one copy; from an object store each process reads them once.
+    The panel and the windows are laid down below ``_build/panel`` of the store once. Workers map those files,
+    so that the processes of a machine share one copy; from an object store each process reads them once.
     """
     from distributed import as_completed
     from distributed.comm import CommClosedError
@@ -69,7 +69,7 @@ def run_on(
 
 
 def share(where: Location, plan: Plan, panel: Panel, windows: WindowIndex) -> str:
-    """Lay down the arrays of a panel and its windows below a store, if they are not there; return their digest."""
+    """Lay down the arrays of a panel and its windows below a store, if not there; return their digest."""
     token = f"{plan.panel_digest}-{plan.windows_digest}"
     held = where.get(f"{PANEL}/panel.json")
     if held is not None and json.loads(bytes(held)).get("token") == token:

@@ -1,8 +1,9 @@
 """What a store says about itself: its Zarr documents, their digest, and the checksum of every chunk.
 
 Zarr checks less than a store must promise. A chunk that is missing reads as fill values, two chunks that were
-exchanged both have valid checksums, and nothing guards the metadata. So the checksum of every chunk of every array
-stands in the array ``checksums``, whose digest, like that of all metadata, stands in the group's document.
+exchanged both have valid checksums, and nothing guards the metadata. So the checksum of every chunk of every
+array stands in the array ``checksums``, whose digest, like that of all metadata, stands in the group's
+document.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Geometry:
         yield chunk_key(CHECKSUMS, 0)
 
     def documents(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the Zarr documents by key. The group's, ``zarr.json``, holds all others and their digest."""
+        """Return the Zarr documents by key. The group's, ``zarr.json``, holds all others and a digest."""
         keys: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(keys), zarr_format=3, attributes=dict(attributes))
         with numcodecs_allowed():
@@ -162,7 +163,7 @@ def dump(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
 
 
 def metadata_digest(root: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits that stand for the group's document: attributes and the documents of all arrays."""
+    """32 hexadecimal digits for the group's document: attributes and the documents of all arrays."""
     attributes = {k: v for k, v in root.get("attributes", {}).items() if k not in _ABOUT}
     text = json.dumps({**root, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

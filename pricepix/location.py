@@ -1,7 +1,7 @@
 """Where a store lives: a folder, a bucket, or any Zarr store, as one small set of object operations.
 
-zarr-python costs about 0.2 ms an object and hides whether a write is atomic; everything that must be fast or must
-survive a kill goes through here instead.
+zarr-python costs about 0.2 ms an object and hides whether a write is atomic; everything that must be fast or
+must survive a kill goes through here instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _serial = itertools.count()
 
 
 class Location:
-    """Objects by key below one place. Every ``put`` is atomic: a key holds all of the old or all of the new bytes."""
+    """Objects by key below one place. Every ``put`` is atomic: a key holds all old or all new bytes."""
 
     name: str
     """Path or URL, as messages show it."""
@@ -50,11 +50,11 @@ class Location:
         Parameters
         ----------
         where : str, path, zarr store or Location
-            ``file://`` and ``memory://`` need nothing more; ``s3://``, ``gs://``, ``az://`` and ``https://`` go
-            through obstore, which the extra ``cloud`` installs.
+            ``file://`` and ``memory://`` need nothing more; ``s3://``, ``gs://``, ``az://`` and ``https://``
+            go through obstore, which the extra ``cloud`` installs.
         storage_options : mapping, optional
-            Given to ``obstore.store.from_url``: keys, region, endpoint, ``client_options``. By default those of the
-            environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+            Given to ``obstore.store.from_url``: keys, region, endpoint, ``client_options``. By default those
+            of the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
 
         Raises
         ------

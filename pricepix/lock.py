@@ -25,10 +25,10 @@ LEASE_SECONDS: Final = 120.0
 class WriteLock:
     """Hold the right to write a store, as a context manager.
 
-    In a folder this is a lock of the operating system, which it releases when the process ends, however it ends;
-    it also holds between machines where the file system passes locks on (NFS 4, Lustre with flock). Elsewhere it
-    is an object that is renewed every 30 seconds and expires after 120, or at once if its process on this machine
-    is gone.
+    In a folder this is a lock of the operating system, which it releases when the process ends, however it
+    ends; it also holds between machines where the file system passes locks on (NFS 4, Lustre with flock).
+    Elsewhere it is an object that is renewed every 30 seconds and expires after 120, or at once if its
+    process on this machine is gone.
 
     Raises
     ------
@@ -59,7 +59,8 @@ class WriteLock:
         if self._file >= 0:
             assert isinstance(self._location, Folder)
             folder = self._location.path / BUILD
-            # Unlinked while it is held: whoever waits for this file finds that it is no longer the one at its path.
+            # Unlinked while it is held: whoever waits for this file finds that it is no longer the one at its
+            # path.
             with suppress(OSError):
                 (folder / "lock").unlink()
             os.close(self._file)
@@ -77,7 +78,8 @@ class WriteLock:
         if self._lost:
             raise BlockingIOError(
                 f"the lock on store {self._location.name} was lost: this process did not renew it for "
-                f"{LEASE_SECONDS:.0f} seconds and another took it; build again with mode='resume' when that one is done"
+                f"{LEASE_SECONDS:.0f} seconds and another took it; build again with mode='resume' when that "
+                "one is done"
             )
 
     def _lock_file(self, location: Folder) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,8 +97,8 @@ class Painter:
         if reason.any():
             bad = int(np.flatnonzero(reason)[0])
             raise ValueError(
-                f"window {a + bad} can not be drawn from this panel ({REASONS[int(reason[bad])]}): it is not the panel "
-                "that the windows were found in"
+                f"window {a + bad} can not be drawn from this panel ({REASONS[int(reason[bad])]}): it is not "
+                "the panel that the windows were found in"
             )
         return [(first + i, bits[i * form.windows : (i + 1) * form.windows]) for i in range(last - first)]
 
@@ -111,18 +111,21 @@ class Painter:
         writes.append(self.writers.submit(self.where.put, self.key(key), content))
 
     def index(self, chunk: int) -> list[bytes]:
-        """Return the stored bytes of one chunk of every array along ``window``, in the order of ``columns``."""
+        """Return the stored bytes of a chunk of every array along ``window``, in the order of ``columns``."""
         a = chunk * INDEX_CHUNK
         part = self.windows[a - self.base : min(self.geometry.windows, a + INDEX_CHUNK) - self.base]
-        values: list[NDArray[Any]] = [part.instrument, part.time]
-        for h in self.geometry.horizons:
-            label = forward_returns(part.panel, part, h, self.delay, self.label_price)
-            values += [label.value, label.exit_time]
         compressed = self.geometry.form.compressed
-        return [
-            encode_column(column, v, compressed=compressed)
-            for column, v in zip(self.geometry.columns, values, strict=True)
+        columns = iter(self.geometry.columns)
+        stored = [
+            encode_column(next(columns), v, compressed=compressed) for v in (part.instrument, part.time)
         ]
+        for h in self.geometry.horizons:
+            # One after the other: labels of all horizons at once would be most of a worker's memory.
+            label = forward_returns(part.panel, part, h, self.delay, self.label_price)
+            stored += [
+                encode_column(next(columns), v, compressed=compressed) for v in (label.value, label.exit_time)
+            ]
+        return stored
 
     def write_index(self, chunk: int) -> NDArray[np.uint32]:
         """Write one chunk of every array along ``window``; return their checksums."""

@@ -18,8 +18,8 @@ from pricepix.windows import WindowIndex
 
 KEY: Final = f"{BUILD}/plan.json"
 DONE: Final = f"{BUILD}/done"
-# Column bits that one worker holds at a time. Windows of a partition are drawn instrument by instrument, so that
-# more of them at once are drawn faster; memory is what it costs.
+# Column bits that one worker holds at a time. Windows of a partition are drawn instrument by instrument, so
+# that more of them at once are drawn faster; memory is what it costs.
 PARTITION_BYTES: Final = 16 << 20
 
 
@@ -86,8 +86,8 @@ class Plan:
             return cls(**{**values, "horizons": tuple(values["horizons"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"the plan of the unfinished store {where.name} is of another release or damaged ({error}): build it "
-                "again with mode='overwrite'"
+                f"the plan of the unfinished store {where.name} is of another release or damaged ({error}): "
+                "build it again with mode='overwrite'"
             ) from error
 
     def check_same(self, other: Plan, where: Location) -> None:
@@ -97,8 +97,9 @@ class Plan:
         if different:
             listed = "; ".join(f"{name} is {mine[name]}, the store's {theirs[name]}" for name in different)
             raise ValueError(
-                f"the build of store {where.name} can not be resumed with another panel, spec, choice of windows or "
-                f"layout: {listed}. Give what it was begun with, or start again with mode='overwrite'"
+                f"the build of store {where.name} can not be resumed with another panel, spec, choice of "
+                f"windows or layout: {listed}. Give what it was begun with, or start again with "
+                "mode='overwrite'"
             )
 
     def done(self, where: Location) -> dict[Task, NDArray[np.uint32]]:

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """Images (b, height, width) uint8 of 0 and 255, and their positions in the store, int64 (b,)."""
 
     images: NDArray[np.uint8]
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]
 
 
 class _Part(NamedTuple):
@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 
     chunk: int
     rows: NDArray[np.int64]
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]
 
 
 def select(
@@ -202,7 +202,7 @@ class BatchReader:
         self._shape = (height, width)
         self._pixels = height * width
         self._packed = (self._pixels + 7) // 8
-        self._columns_first = store.layout == "bits"
+        self._columns_first = store.chunk_format.columns_first
         self.resident = shuffle and len(self.positions) * self._packed <= pool_bytes
         self._capacity = max(pool_bytes // self._packed, batch_size)
         self._chunk = store.chunk_format.windows

@@ -54,12 +54,13 @@ _THREADS: Final = 4
 class ImageStore:
     """Chart images with their index and forward returns, read lazily from a Zarr v3 group.
 
-    Windows are ordered by (time, instrument) and counted from 0; ``len(store)`` is their number. Open one with
-    ``open_store``.
+    Windows are ordered by (time, instrument) and counted from 0; ``len(store)`` is their number. Open one
+    with ``open_store``.
 
-    Everything that is read is compared with the store's checksums: a chunk that is missing, damaged or in another's
-    place is an error that names it. What is open stays as it was opened: if the store is appended to meanwhile,
-    images that the append left alone can still be read, and anything else is an error that says so.
+    Everything that is read is compared with the store's checksums: a chunk that is missing, damaged or in
+    another's place is an error that names it. What is open stays as it was opened: if the store is appended
+    to meanwhile, images that the append left alone can still be read, and anything else is an error that says
+    so.
     """
 
     def __init__(self, where: Location, root: Mapping[str, Any]) -> None:
@@ -104,7 +105,8 @@ class ImageStore:
     def images(self) -> zarr.Array[Any]:
         """The zarr array ``images`` (n, height, width): uint8 0/255, or bool in layout ``bits``.
 
-        Reads through it are zarr-python's own: a missing chunk is blank there. ``read`` checks more and is faster.
+        Reads through it are zarr-python's own: a missing chunk is blank there. ``read`` checks more and is
+        faster.
         """
         if self.pending:
             raise ValueError(
@@ -168,8 +170,8 @@ class ImageStore:
         if horizon not in self.horizons:
             raise ValueError(
                 f"store {self.location} has no forward returns over {horizon!r} bars, only over "
-                f"{', '.join(map(str, self.horizons)) or 'no horizon'}: choose one of these, or rebuild it with "
-                f"horizons=(..., {horizon!r})"
+                f"{', '.join(map(str, self.horizons)) or 'no horizon'}: choose one of these, or rebuild it "
+                f"with horizons=(..., {horizon!r})"
             )
         return horizon
 
@@ -197,7 +199,7 @@ class ImageStore:
 
     @cached_property
     def checksums(self) -> NDArray[np.uint32]:
-        """uint32 (chunks of all arrays,): the crc32c of every chunk, in the order of ``geometry.arrays()``."""
+        """uint32 (chunks of all arrays,): the crc32c of every chunk, ordered as ``geometry.arrays()``."""
         if not self.checked:
             return np.zeros(0, np.uint32)
         key = chunk_key(document.CHECKSUMS, 0)
@@ -233,7 +235,8 @@ class ImageStore:
         """The error for an object that is not what it should be: changed on purpose, or damaged."""
         if self.checked and self._newer() is not None:
             return ValueError(
-                f"store {self.location} was appended to or rebuilt since it was opened, and {key} changed: open it again"
+                f"store {self.location} was appended to or rebuilt since it was opened, and {key} changed: "
+                "open it again"
             )
         return ValueError(f"chunk {key} of store {self.location} is {why}: restore or rebuild it")
 
@@ -363,7 +366,7 @@ class ImageStore:
         form = self.chunk_format
 
         def pixels(stored: Content) -> NDArray[np.uint8]:
-            if form.layout == "bits" and rows is not None:
+            if form.columns_first and rows is not None:
                 return widen(
                     form.decode_bits(stored, self.chunk_windows(chunk))[rows], form.height, form.width
                 )
@@ -473,7 +476,7 @@ class ImageStore:
         return [self.chunk_bytes(chunk) for chunk in chunks]
 
     def kept_since(self, older: ImageStore) -> int:
-        """How many windows at the front are, index and images alike, those of an earlier state of this store."""
+        """How many windows at the front are, index and images, those of an earlier state of this store."""
         try:
             entries = json.loads(bytes(self.where.get(staged(HISTORY)) or self.where.get(HISTORY) or b"[]"))
         except ValueError:
@@ -557,7 +560,7 @@ class ImageStore:
         return da.Array(graph, name, chunks=(windows, (height,), (width,)), dtype=np.uint8)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Return the store as a lazy ``xarray.Dataset`` with images as uint8, decoded times and instrument names."""
+        """Return the store as a lazy ``xarray.Dataset`` with uint8 images, decoded times, instrument names."""
         import xarray as xr
 
         utc_or_local = {"time_zone": self.tz} if self.tz else {}
@@ -574,7 +577,7 @@ class ImageStore:
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits that name what the store was made from: spec, panel, windows, horizons, layout."""
+        """32 hexadecimal digits for what the store was made from: spec, panel, windows, horizons, layout."""
         names = (
             "spec_digest",
             "panel_digest",
@@ -610,8 +613,8 @@ class ImageStore:
             Chooses them.
         depth : {"metadata", "checksums", "render"}, optional
             How much to look at: documents, counts and that every object is there; every chunk against its
-            checksum; or images and forward returns made again from `panel` and compared. By default ``render``
-            with a panel and ``checksums`` without.
+            checksum; or images and forward returns made again from `panel` and compared. By default
+            ``render`` with a panel and ``checksums`` without.
         workers : int, optional
             Threads; all cores by default.
         progress : bool
@@ -653,8 +656,8 @@ def open_store(
     FileNotFoundError
         If nothing is there.
     ValueError
-        If what is there is not a finished pricepix store of a format that this release reads, or its metadata were
-        edited.
+        If what is there is not a finished pricepix store of a format that this release reads, or its metadata
+        were edited.
     """
     return _open(Location.of(location, storage_options), try_settle=True)
 
@@ -664,8 +667,8 @@ def _open(where: Location, *, try_settle: bool) -> ImageStore:
     check_attributes(root["attributes"], where.name)
     check_digest(root, where.name)
     if "pending" in root["attributes"] and try_settle:
-        # An append was killed while it moved chunks into place. Readers can do without, but plain zarr readers
-        # can not, so whoever may write ends it.
+        # An append was killed while it moved chunks into place. Readers can do without, but plain zarr
+        # readers can not, so whoever may write ends it.
         try:
             with WriteLock(where):
                 settle(where)
@@ -691,17 +694,19 @@ def read_root(where: Location) -> dict[str, Any]:
         if isinstance(where, Folder):
             if not where.path.exists():
                 raise FileNotFoundError(
-                    f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, {where.name!r})"
+                    f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, "
+                    f"{where.name!r})"
                 )
             if not where.path.is_dir():
                 raise ValueError(f"{where.name} is a file; a pricepix store is a folder (a Zarr v3 group)")
         elif where.is_empty():
             raise FileNotFoundError(
-                f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, {where.name!r})"
+                f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, "
+                f"{where.name!r})"
             )
         raise ValueError(
-            f"{where.name} holds no Zarr v3 group: it is not a pricepix store, its build was stopped at the very "
-            "start, or its metadata is lost"
+            f"{where.name} holds no Zarr v3 group: it is not a pricepix store, its build was stopped at the "
+            "very start, or its metadata is lost"
         )
     try:
         root = json.loads(bytes(content))
@@ -724,8 +729,8 @@ def check_attributes(attrs: Mapping[str, Any], location: str) -> None:
         )
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"store {location} has format version {version}, this release reads version {FORMAT_VERSION}: see "
-            "CHANGELOG.md for how to recover, or rebuild it"
+            f"store {location} has format version {version}, this release reads version {FORMAT_VERSION}: "
+            "see CHANGELOG.md for how to recover, or rebuild it"
         )
     if not attrs.get("complete"):
         raise ValueError(
@@ -747,6 +752,6 @@ def check_digest(root: Mapping[str, Any], location: str) -> None:
     found = document.metadata_digest(root)
     if found != attrs.get("metadata_digest"):
         raise ValueError(
-            f"the metadata of store {location} were edited or damaged: their digest is {found}, the store says "
-            f"{attrs.get('metadata_digest')}; restore {ROOT} or rebuild the store"
+            f"the metadata of store {location} were edited or damaged: their digest is {found}, the store "
+            f"says {attrs.get('metadata_digest')}; restore {ROOT} or rebuild the store"
         )

@@ -21,6 +21,7 @@ from pricepix.location import BUILD
 from pricepix.render.api import render_rows
 
 if TYPE_CHECKING:
+    from pricepix.chunks import ChunkFormat
     from pricepix.panel import Panel
     from pricepix.store import ImageStore
 
@@ -95,9 +96,9 @@ def verify(
     seed : int
         Chooses them.
     depth : {"metadata", "checksums", "render"}, optional
-        ``metadata``: documents, counts, and that every object is there. ``checksums``: every chunk of every array is
-        read, compared with its checksum and decoded; the index is in order. ``render``: images
-        and forward returns are made again from `panel` and compared. By default ``render`` with a panel and
+        ``metadata``: documents, counts, and that every object is there. ``checksums``: every chunk of every
+        array is read, compared with its checksum and decoded; the index is in order. ``render``: images and
+        forward returns are made again from `panel` and compared. By default ``render`` with a panel and
         ``checksums`` without.
     workers : int, optional
         Threads; all cores by default.
@@ -111,7 +112,8 @@ def verify(
     Raises
     ------
     ValueError
-        If `depth` is none of these, or ``render`` lacks a panel. What is wrong with the store is in the report.
+        If `depth` is none of these, or ``render`` lacks a panel. What is wrong with the store is in the
+        report.
     """
     if depth is None:
         depth = "checksums" if panel is None else "render"
@@ -167,7 +169,8 @@ class _Check:
         if store.attrs.get("candidates", candidates) != candidates:
             self.say(
                 [
-                    f"windows and drop counts add up to {candidates}, not to {store.attrs['candidates']} candidates"
+                    f"windows and drop counts add up to {candidates}, not to {store.attrs['candidates']} "
+                    "candidates"
                 ]
             )
 
@@ -178,7 +181,8 @@ class _Check:
         if root.get("attributes", {}).get("pending") is not None:
             self.say(
                 [
-                    "an append was stopped while it moved chunks into place: run pricepix.append(store, panel) to end it"
+                    "an append was stopped while it moved chunks into place: run pricepix.append(store, "
+                    "panel) to end it"
                 ]
             )
         attributes = {k: v for k, v in store.attrs.items() if k != "metadata_digest"}
@@ -192,7 +196,8 @@ class _Check:
             if held != document_:
                 self.say(
                     [
-                        f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's attributes do"
+                        f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's "
+                        "attributes do"
                     ]
                 )
             own = store.fetch(key)
@@ -275,17 +280,18 @@ class _Check:
         n = store.chunk_windows(chunk)
         try:
             pixels = (
-                form.decode_bits(stored, n)
-                if form.layout == "bits"
-                else form.decode(stored, n).reshape(n, -1)
+                form.decode_bits(stored, n) if form.columns_first else form.decode(stored, n).reshape(n, -1)
             )
+            seen = form.decode_foreign(stored) if form.layout == "uint8" and form.columns_first else pixels
         except (ValueError, RuntimeError) as error:
             return [
                 f"chunk {store.chunk_key(chunk)} of store {store.location} is damaged ({error}): rebuild it"
             ]
         problems = []
-        if form.layout == "uint8" and not _only(pixels):
+        if form.layout == "uint8" and not _only(seen):
             problems.append(f"chunk {store.chunk_key(chunk)} holds values other than 0 and 255")
+        elif seen is not pixels and not _same_bits(form, seen, pixels):
+            problems.append(f"chunk {store.chunk_key(chunk)} is not what other readers of Zarr make of it")
         if pixels.shape[1] % 8 == 0 and pixels.flags.c_contiguous:
             aligned = pixels if pixels.ctypes.data % 8 == 0 else pixels.copy()
             first = int(kernels.first_blank(aligned.view(np.uint64)))
@@ -294,8 +300,8 @@ class _Check:
             first = int(found[0]) if len(found) else -1
         if first >= 0:
             self.report.notes.append(
-                f"an image of chunk {store.chunk_key(chunk)} is blank, as where bars have closes alone: window "
-                f"{chunk * form.windows + first}"
+                f"an image of chunk {store.chunk_key(chunk)} is blank, as where bars have closes alone: "
+                f"window {chunk * form.windows + first}"
             )
         return problems
 
@@ -330,8 +336,8 @@ class _Check:
         if store.attrs["panel_digest"] is not None and panel.digest != store.attrs["panel_digest"]:
             self.say(
                 [
-                    f"the panel's digest is {panel.digest}, the store was made from {store.attrs['panel_digest']}: "
-                    "other bars"
+                    f"the panel's digest is {panel.digest}, the store was made from "
+                    f"{store.attrs['panel_digest']}: other bars"
                 ]
             )
             return
@@ -370,6 +376,13 @@ class _Check:
 
         self.each("verify images", compare, parts)
         self.report.rendered = len(chosen)
+
+
+def _same_bits(form: ChunkFormat, seen: NDArray[np.uint8], bits: NDArray[np.uint8]) -> bool:
+    """Whether the bytes of a chunk, columns first, are these images."""
+    n, size = len(bits), form.height * form.width
+    packed = np.packbits(seen.reshape(-1, size)[:n], axis=1)
+    return np.array_equal(packed, bits)
 
 
 def _only(pixels: NDArray[np.uint8]) -> bool:

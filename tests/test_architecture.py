@@ -49,7 +49,7 @@ ONLY = {
     "render": {"render", "spec"},
     "windows": {"_index_kernels", "panel", "render", "spec", "times"},
     "labels": {"_index_kernels", "panel"},
-    "chunks": {"render"},
+    "chunks": {"render", "_store_kernels"},
 }
 NEVER = {
     "store": {"windows"} | WRITERS,
