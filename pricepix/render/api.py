@@ -216,12 +216,9 @@ def render_rows(
             f"windows end at panel rows {row.min()} to {row.max()}, the panel has {offsets[-1]} rows: make "
             "the index from this panel"
         )
-    dest = np.arange(len(row), dtype=np.int64)
-    if len(row) > 1 and (row[1:] < row[:-1]).any():
-        dest = np.argsort(row, kind="stable")
-        row = row[dest]
-    first = offsets[np.searchsorted(offsets, row, side="right") - 1]
-    if len(row) and (row - first < spec.lookback - 1).any():
+    row, dest = _ascending(np.ascontiguousarray(row, np.int64))
+    first = np.empty(len(row), np.int64)
+    if kernels.first_rows(row, offsets, first) < spec.lookback and len(row):
         raise ValueError(
             f"a window is shorter than lookback={spec.lookback}: make the index with WindowIndex.from_panel"
         )
@@ -245,6 +242,21 @@ def render_rows(
         panel.bars, total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS),
         _NO_MA, spec, first=first, row=row, dest=dest, out=target, mode=mode, reason=reason, threads=threads,
     )  # fmt: skip
+
+
+def _ascending(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows in ascending order, and the position of each in `row`."""
+    n = len(row)
+    if n < 2 or (row[1:] >= row[:-1]).all():
+        return row, np.arange(n, dtype=np.int64)
+    lowest, highest = int(row.min()), int(row.max())
+    span = highest - lowest + 1
+    if span <= 4 * n and n < 1 << 31:
+        dest, ascending = np.empty(n, np.int64), np.empty(n, np.int64)
+        if kernels.sort_rows(row, lowest, np.empty(span, np.int32), dest, ascending) == n:
+            return ascending, dest
+    dest = np.argsort(row, kind="stable")
+    return row[dest], dest
 
 
 def run(
@@ -274,7 +286,14 @@ def run(
     if fast.takes(spec) and out.flags.c_contiguous:
         flags = len(up) + len(down) > 0
         rest = (first, row, dest, out.reshape(-1), mode, fast.streams(out), reason)
-        _drive(fast, fast.arguments_of(bars, given_ma, flags, spec), fast.plan_tasks(len(row)), rest, wanted, alone)
+        _drive(
+            fast,
+            fast.arguments_of(bars, given_ma, flags, spec),
+            fast.plan_tasks(len(row)),
+            rest,
+            wanted,
+            alone,
+        )
         left = np.flatnonzero(reason[dest] == fast.DEFERRED)
         if len(left) == 0:
             return
@@ -288,7 +307,12 @@ def run(
 
 
 def _drive(
-    path: Any, arguments: tuple[Any, ...], starts: NDArray[np.int64], rest: tuple[Any, ...], threads: int, alone: bool
+    path: Any,
+    arguments: tuple[Any, ...],
+    starts: NDArray[np.int64],
+    rest: tuple[Any, ...],
+    threads: int,
+    alone: bool,
 ) -> None:
     """Run the tasks on a driver of `path`; Numba's threads only where the caller left the choice to us."""
     tasks = len(starts) - 1

@@ -539,6 +539,39 @@ def unpack_image(packed: Any, image: Any) -> None:
 
 
 @jit
+def sort_rows(row: Any, lowest: int, place: Any, dest: Any, ascending: Any) -> int:
+    """Sort windows by panel row by laying their positions out along the panel; return how many were found.
+
+    `place` int32 covers rows from `lowest` on. Windows that end at the same row hide each other, so a count
+    below the number of windows means that some do. An index of 2 million windows sorts in a tenth of
+    ``numpy.argsort``'s time.
+    """
+    place[:] = -1
+    for i in range(row.shape[0]):
+        place[row[i] - lowest] = i
+    found = 0
+    for offset in range(place.shape[0]):
+        if place[offset] >= 0:
+            dest[found] = place[offset]
+            ascending[found] = lowest + offset
+            found += 1
+    return found
+
+
+@jit
+def first_rows(row: Any, offsets: Any, first: Any) -> int:
+    """Write the first row of the instrument of each window, ascending by row; return the shortest history."""
+    instrument = 0
+    shortest = offsets[-1]
+    for i in range(row.shape[0]):
+        while offsets[instrument + 1] <= row[i]:
+            instrument += 1
+        first[i] = offsets[instrument]
+        shortest = min(shortest, row[i] - first[i] + 1)
+    return shortest
+
+
+@jit
 def plan_tasks(row: Any, first: Any, lookback: int, most: int, starts: Any) -> int:
     """Cut windows, ascending by panel row, into tasks of one instrument each; return their number.
 
