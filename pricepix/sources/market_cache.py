@@ -150,7 +150,7 @@ class MarketCache:
         """datetime64[D] (days,): the trading days."""
         self.instruments: NDArray[np.str_] = _read_names(self.files["UNIVERSE_UID"])
         """Names of the stocks."""
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self._shapes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         shapes: dict[str, RawFile] = {}
         for key in (*INTRADAY, *DAILY):
             if key in self.files:
@@ -197,7 +197,7 @@ class MarketCache:
                 f"{expected:,} ({' x '.join(f'{n:,}' for n in shape)} x {raw.dtype.itemsize} bytes): it is "
                 "cut off, misnamed, or of other days"
             )
-        self._arrays[key] = np.memmap(path, raw.dtype, "r", shape=shape)
+        self._shapes[key] = (raw.dtype, shape)
         return raw
 
     def array(self, key: str) -> NDArray[Any]:
@@ -205,9 +205,11 @@ class MarketCache:
 
         Intraday (days, stocks, intervals), daily (days, stocks). It may hold more stocks than have names.
         """
-        if key not in self._arrays:
-            raise KeyError(f"no array {key!r} in {self!r}; it has {', '.join(self._arrays)}")
-        return self._arrays[key]
+        if key not in self._shapes:
+            raise KeyError(f"no array {key!r} in {self!r}; it has {', '.join(self._shapes)}")
+        # Mapped anew each time: pages that were read stay in the process as long as their mapping does.
+        dtype, shape = self._shapes[key]
+        return np.memmap(self.files[key], dtype, "r", shape=shape)
 
     def day_range(self, days: Range = None) -> slice:
         """Return days as a slice of positions.
@@ -297,11 +299,11 @@ class MarketCache:
 
     def _traded(self, days: slice, stocks: slice, no_trade: NoTrade) -> NDArray[np.bool_]:
         """Where a bar has any price, bool (stocks, bars)."""
-        prices = [np.asarray(self._arrays[key][days, stocks]) for key in INTRADAY[:4]]
+        prices = [np.asarray(self.array(key)[days, stocks]) for key in INTRADAY[:4]]
         with np.errstate(invalid="ignore"):
             known = np.logical_or.reduce([~np.isnan(p) & (p != 0) for p in prices])
-            if no_trade == "missing" and "VOLUME" in self._arrays:
-                known &= np.asarray(self._arrays["VOLUME"][days, stocks]) != 0
+            if no_trade == "missing" and "VOLUME" in self._shapes:
+                known &= np.asarray(self.array("VOLUME")[days, stocks]) != 0
         return np.ascontiguousarray(known.transpose(1, 0, 2)).reshape(known.shape[1], -1)
 
     def bar_range(
@@ -323,7 +325,7 @@ class MarketCache:
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
         if decimals is not None and not 0 <= decimals <= 10:
             raise ValueError(f"decimals={decimals!r}: give 0 to 10 decimals, or None for none")
-        if adjust and "ADJ_FACTOR" not in self._arrays:
+        if adjust and "ADJ_FACTOR" not in self._shapes:
             raise ValueError(f"adjust=True needs ADJ_FACTOR, which {self.folder} lacks: pass adjust=False")
 
     def panel(
@@ -388,7 +390,7 @@ class MarketCache:
         daily = {"up_limit": "UP_LIMIT", "down_limit": "DN_LIMIT"}
         if filtered:
             daily["eligible"] = "ASHARE_FILTER"
-        fields = {name: np.empty(rows, np.bool_) for name, key in daily.items() if key in self._arrays}
+        fields = {name: np.empty(rows, np.bool_) for name, key in daily.items() if key in self._shapes}
         counts = np.zeros(panel_kernels.N_BAR_KINDS, np.int64)
         step = max(8, _BLOCK_BYTES // (8 * n_days * per_day))
         for a in range(0, width, step):
@@ -408,7 +410,7 @@ class MarketCache:
                 decimals,
             )
         kernels.fill_times(stamps, first, stop, offsets, time)
-        narrow = any(self._arrays[key].dtype == np.float32 for key in INTRADAY[:4]) and decimals is None
+        narrow = any(self._shapes[key][0] == np.float32 for key in INTRADAY[:4]) and decimals is None
         return _finish(
             _Raw(bars, offsets, names, time, zone, fields, counts, 0, 0),
             on_bad=on_bad,
@@ -440,10 +442,10 @@ class MarketCache:
 
         def floats(key: str) -> NDArray[np.float64]:
             # A copy even where the file is float64: the kernels write into it.
-            return np.array(self._arrays[key][day, stock], np.float64, order="C")
+            return np.array(self.array(key)[day, stock], np.float64, order="C")
 
         o, h, lo, c = (floats(key) for key in INTRADAY[:4])
-        has_volume = "VOLUME" in self._arrays
+        has_volume = "VOLUME" in self._shapes
         v = floats("VOLUME") if has_volume else c
         kernels.clear_no_trade(o, h, lo, c, v, has_volume, no_trade == "missing")
         if decimals is not None:
@@ -453,14 +455,14 @@ class MarketCache:
             if name in fields:
                 kernels.at_limit(c, floats(key), LIMIT_TOLERANCE, first, stop, dest, fields[name])
         if "eligible" in fields:
-            mask = self._arrays["ASHARE_FILTER"][day, stock]
+            mask = self.array("ASHARE_FILTER")[day, stock]
             eligible = np.ascontiguousarray(np.broadcast_to((mask == 1)[:, :, None], o.shape))
             panel_kernels.fill_column(eligible, first, stop, dest, fields["eligible"])
         if adjust:
             bad = kernels.adjust(o, h, lo, c, v, has_volume, floats("ADJ_FACTOR"))
             if bad >= 0:
                 d, s = divmod(int(bad), stock.stop - stock.start)
-                value = self._arrays["ADJ_FACTOR"][day.start + d, stock.start + s]
+                value = self.array("ADJ_FACTOR")[day.start + d, stock.start + s]
                 raise ValueError(
                     f"{self.files['ADJ_FACTOR'].name}: the factor of {self.instruments[stock.start + s]} on "
                     f"{self.days[day.start + d]} is {value}, but there are prices: mend the file, or pass "
@@ -472,7 +474,7 @@ class MarketCache:
         """Times of all bars of some days, int64 (bars,), and their zone."""
         days = self.days[day]
         options = TimeOptions(self.session.tz)
-        prices = self._arrays["OPEN"]
+        prices = self.array("OPEN")
         stamps, zone = arrays.bar_times(
             days, self.stamps, prices, len(days), self.intervals, options, [], True
         )
