@@ -295,12 +295,21 @@ class _Journal(Callback):
         assert isinstance(task, Task)
         sums = task.take_sums()
         self._train += sums
-        now = time.monotonic()
-        self._rate, self._images, self._since = self._images / (now - self._since), 0, now
+        self._measure()
         self._writer.add_scalar("train/loss", sums[0] / sums[2], step)
         self._writer.add_scalar("train/accuracy", sums[1] / sums[2], step)
         self._writer.add_scalar("train/lr", trainer.optimizers[0].param_groups[0]["lr"], step)
         self._writer.add_scalar("train/images_per_second", self._rate, step)
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if self._images:
+            self._rate, self._images = self._images / (now - self._since), 0
+        self._since = now
+
+    def on_validation_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        """Measure up to here: time spent validating is not training time."""
+        self._measure()
 
     def on_validation_batch_end(
         self,
@@ -344,8 +353,7 @@ class _Journal(Callback):
         self._writer.add_scalar("validation/accuracy", metrics["val_accuracy"], trainer.global_step)
         self._writer.add_histogram("validation/p_up", torch.cat(task.scores), trainer.global_step)
         self._writer.flush()
-        # Time spent validating is not training time.
-        self._images, self._since = 0, time.monotonic()
+        self._since = time.monotonic()
 
     def teardown(self, trainer: lightning.Trainer, task: lightning.LightningModule, stage: str) -> None:
         """Close."""
@@ -421,6 +429,8 @@ def _quiet() -> Iterator[None]:
             ".*does not have many workers",
             "GPU available but not used",
             ".*The dirpath has changed from",
+            # What is logged has been summed over the ranks.
+            "It is recommended to use .*sync_dist=True",
             "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         ):
             warnings.filterwarnings("ignore", message=message)
