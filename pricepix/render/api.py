@@ -375,7 +375,11 @@ def widen(
         out = np.empty((len(bits), height, width), np.uint8)
     elif out.shape != (len(bits), height, width) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {(len(bits), height, width)}")
-    kernels.unpack_images(bits, out)
+    if len(bits) and fast.widens(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
+        tables = fast.tables_of_size(height, width)
+        fast.widen(bits, height, width, tables, out.reshape(-1), fast.streams(out))
+    else:
+        kernels.unpack_images(bits, out)
     return out
 
 

@@ -214,6 +214,17 @@ def tables_of(sketch: Sketch) -> Tables:
     )
 
 
+@lru_cache(maxsize=64)
+def tables_of_size(height: int, width: int) -> Tables:
+    """Build the tables that ``widen`` needs."""
+    return Tables(np.zeros(4, np.int64), *_byte_tables(height, width))
+
+
+def widens(height: int, width: int) -> bool:
+    """Whether ``widen`` takes images of this size: a vector of 32 bytes must not span three planes."""
+    return height <= MAX_HEIGHT and height * width >= 64 and width >= 4
+
+
 def _segment_table(price_height: int) -> NDArray[np.int64]:
     """Words of every moving-average segment, flat (parts, keys, 4 columns): level 0 is the segment's lower end.
 
