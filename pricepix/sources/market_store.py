@@ -24,7 +24,7 @@ from pricepix.panel import FIELDS, Panel
 from pricepix.render.api import render_rows
 from pricepix.sources import _kernels as kernels
 from pricepix.sources.market_cache import MarketCache, NoTrade, Range
-from pricepix.sources.writer import PanelFacts, StoreWriter
+from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
 from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, duration_ns, scheduled_times
@@ -121,6 +121,8 @@ def build_market_store(
         raise ValueError(f"shard={shard!r} is no multiple of the {chunk} windows of a chunk")
     horizons, delay = _checked_horizons(horizons), checked_bars("delay", delay, 0)
     budget = parse_size(memory) if isinstance(memory, str) else int(memory)
+    # What is drawn and what waits to be written take their part of it.
+    budget = max(0, budget - 2 * threads * DRAW_BYTES)
     reading: dict[str, Any] = {"adjust": adjust, "no_trade": no_trade, "decimals": decimals, "on_bad": on_bad}
     cache.check_reading(**reading)
     reading["filtered"] = filtered

@@ -23,7 +23,7 @@ from pricepix.lock import KEY as LOCK
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
 # Column bits that a thread draws at a time. Windows come by time, and the renderer is fast at windows of one
 # instrument that follow each other: the more are drawn together, the more of these there are.
-_DRAW_BYTES: Final = 64 << 20
+DRAW_BYTES: Final = 64 << 20
 Draw = Callable[[int, int], NDArray[np.uint8]]
 
 
@@ -102,7 +102,7 @@ class StoreWriter:
         """
         size, held = self.form.windows, len(self._bits)
         whole = (held + n) // size
-        group = max(1, min(_DRAW_BYTES // (size * self.form.packed_bytes), -(-whole // self.threads)))
+        group = max(1, min(DRAW_BYTES // (size * self.form.packed_bytes), -(-whole // self.threads)))
         done: deque[Future[list[bytes]]] = deque()
 
         def encoded(first: int) -> list[bytes]:
