@@ -240,14 +240,22 @@ class ChunkFormat:
         return bits
 
     def _pack(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Lay images end to end, bit by bit, behind the byte in which PackBits counts its padding."""
+        """Lay images end to end, bit by bit, behind the byte in which PackBits counts its padding.
+
+        The thread's next call writes over what is returned.
+        """
         pixels = self.height * self.width
         total = self.windows * pixels
-        raw = np.zeros(1 + (total + 7) // 8, np.uint8)
+        # Fresh memory costs a page fault every 4 kB, more than filling it: a thread keeps its buffers.
+        raw: NDArray[np.uint8] | None = getattr(_local, "raw", None)
+        if raw is None or len(raw) != 1 + (total + 7) // 8:
+            raw = _local.raw = np.empty(1 + (total + 7) // 8, np.uint8)
         raw[0] = -total % 8
         if pixels % 8 == 0:
             raw[1 : 1 + bits.size] = bits.reshape(-1)
+            raw[1 + bits.size :] = 0
         else:
+            raw[1:] = 0
             kernels.join_bits(bits, pixels, raw[1:])
         return raw
 
@@ -268,7 +276,6 @@ class ChunkFormat:
     def _frame(self, packed: NDArray[np.uint8]) -> bytes:
         """Make of packed pixels what Blosc makes of their bytes."""
         codec = Zstd(level=ZSTD_LEVEL)
-        # Fresh memory costs a page fault every 4 kB, more than filling it: a thread keeps its block.
         held: NDArray[np.uint8] | None = getattr(_local, "block", None)
         if held is None:
             held = _local.block = np.empty(_BLOCK_BYTES, np.uint8)

@@ -33,7 +33,7 @@ DROP_REASONS: Final = {
     **{code: name for code, name in REASONS.items() if code},
 }
 _PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
-_BLOCK_ROWS: Final = 1 << 19
+_BLOCK_ROWS: Final = 1 << 17
 _FOREVER: Final = np.iinfo(np.int64)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
 _UNITS: Final = {
