@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pricepix import factor, samples, train
+    from pricepix import factor, samples, sources, train
     from pricepix.appending import append
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
@@ -39,7 +39,7 @@ _HOME = {
     "render_universe": "pricepix.build",
     "render_windows": "pricepix.render",
 }
-_MODULES = ("factor", "samples", "train")
+_MODULES = ("factor", "samples", "sources", "train")
 
 __all__ = [
     "REASONS",
@@ -60,6 +60,7 @@ __all__ = [
     "render_universe",
     "render_windows",
     "samples",
+    "sources",
     "train",
 ]
 

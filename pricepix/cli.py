@@ -498,6 +498,7 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
 @click.argument("folder")
 @click.argument("store")
 @click.option("--year", "years", type=int, multiple=True, help="Take this year alone; may be repeated.")
+@click.option("--month", type=int, help="Keep the return of the month, as one over so many days.")
 @click.option("--layout", type=click.Choice(["bits", "uint8"]), default="bits", show_default=True)
 @click.option(
     "--mode", type=click.Choice(["create", "resume", "overwrite"]), default="create", show_default=True
@@ -521,7 +522,7 @@ def import_jkx(years: tuple[int, ...], **options: Any) -> None:
 )
 def init_config(path: str, like: str) -> None:
     """Write a commented configuration to the file PATH."""
-    from pricepix.sources import init_config as run
+    from pricepix.foreign import init_config as run
 
     run(like, path)
     click.echo(f"{path}: edit it, then pricepix-cli run {path}")
@@ -538,24 +539,16 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
     CONFIG may be one of ImageTrading or CNN-for-Trading: it is translated, and the translation printed and
     saved beside the results.
     """
-    from pathlib import Path
-
-    from pricepix.config import Config, load_config, read_yaml
+    from pricepix.config import load_config, read_yaml
+    from pricepix.foreign import foreign_kind, run_foreign
     from pricepix.pipeline import run as run_config
-    from pricepix.sources import foreign_kind, translate_config
 
-    if foreign_kind(read_yaml(config)) is None:
-        if data or out:
-            raise click.UsageError("--data and --out are for foreign configurations: edit CONFIG instead")
-        run_config(load_config(config), echo=click.echo, progress=progress)
+    if foreign_kind(read_yaml(config)) is not None:
+        run_foreign(config, data=data, out=out, echo=click.echo, progress=progress)
         return
-    translation = translate_config(config, data=data, out=out)
-    click.echo(translation.to_yaml())
-    resolved = Config.from_dict(translation.config)
-    run_config(resolved, echo=click.echo, progress=progress)
-    (Path(resolved.out) / "translated.yaml").write_text(translation.to_yaml(), encoding="utf-8")
-    for path in translation.export(resolved.out):
-        click.echo(f"export    {path}")
+    if data or out:
+        raise click.UsageError("--data and --out are for foreign configurations: edit CONFIG instead")
+    run_config(load_config(config), echo=click.echo, progress=progress)
 
 
 @main.command()

@@ -33,7 +33,7 @@ LAYERS = [
     {"reader", "preview"},
     {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor"},
     {"lookahead"},
-    {"config", "pipeline", "demo", "cli"},
+    {"config", "pipeline", "foreign", "demo", "cli"},
 ]
 WRITERS = {"plan", "painter", "build", "distribute", "appending"}
 FRONT = LAYERS[-1]

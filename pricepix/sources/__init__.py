@@ -7,13 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pricepix.sources.foreign_config import (
-        Translation,
-        foreign_kind,
-        init_config,
-        run_foreign,
-        translate_config,
-    )
     from pricepix.sources.jkx_dataset import import_jkx, jkx_labels, jkx_panel
     from pricepix.sources.market_cache import MarketCache, write_market_cache
     from pricepix.sources.market_store import build_market_store
@@ -24,34 +17,24 @@ if TYPE_CHECKING:
 _HOME = {
     "MarketCache": "market_cache",
     "Session": "sessions",
-    "Translation": "foreign_config",
     "build_market_store": "market_store",
-    "foreign_kind": "foreign_config",
     "import_jkx": "jkx_dataset",
-    "init_config": "foreign_config",
     "jkx_labels": "jkx_dataset",
     "jkx_panel": "jkx_dataset",
     "resample": "resampling",
-    "run_foreign": "foreign_config",
     "simulate_market": "simulate",
-    "translate_config": "foreign_config",
     "write_market_cache": "market_cache",
 }
 
 __all__ = [
     "MarketCache",
     "Session",
-    "Translation",
     "build_market_store",
-    "foreign_kind",
     "import_jkx",
-    "init_config",
     "jkx_labels",
     "jkx_panel",
     "resample",
-    "run_foreign",
     "simulate_market",
-    "translate_config",
     "write_market_cache",
 ]
 

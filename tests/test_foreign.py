@@ -12,8 +12,8 @@ import yaml
 
 import pricepix as pp
 from pricepix.config import Config, load_config
-from pricepix.sources import init_config, run_foreign, simulate_market, translate_config
-from pricepix.sources.foreign_config import KINDS, foreign_kind
+from pricepix.foreign import KINDS, foreign_kind, init_config, run_foreign, translate_config
+from pricepix.sources import simulate_market
 
 IMAGE_TRADING = """
 MODEL: CNN49u
