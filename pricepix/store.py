@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
+    from pricepix.reader import BatchReader
     from pricepix.verify import VerifyReport
 
 FORMAT_VERSION: Final = 1
@@ -545,6 +546,40 @@ class ImageStore:
     def image(self, instrument: str, time: Any) -> NDArray[np.uint8]:
         """Return the image (height, width) of the window of `instrument` that ends at `time`."""
         return self.read([self.locate(instrument, time)])[0]
+
+    def batches(
+        self,
+        *,
+        time: Any = None,
+        instruments: Sequence[str] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+        **options: Any,
+    ) -> BatchReader:
+        """Return a bulk reader: batches of (images uint8 0/255, positions), shuffled or in order.
+
+        Parameters
+        ----------
+        time, instruments, mask
+            Which windows to read: see ``pricepix.reader.select``. All by default; chunks that hold none of
+            them are not read.
+        **options
+            Of ``pricepix.reader.BatchReader``: batch_size, shuffle, seed, rank, worker, pool_bytes, ...
+
+        Returns
+        -------
+        pricepix.reader.BatchReader
+
+        Raises
+        ------
+        ValueError
+            If an argument can not be used, or no window is left.
+        """
+        from pricepix.reader import BatchReader, select
+
+        chosen = None
+        if time is not None or instruments is not None or mask is not None:
+            chosen = select(self, time=time, instruments=instruments, mask=mask)
+        return BatchReader(self, chosen, **options)
 
     def to_dask(self) -> dask.array.Array:
         """Return the images as a lazy dask array, uint8 (n, height, width) of 0 and 255, a block a chunk."""

@@ -14,7 +14,16 @@ import pytest
 import zarr
 from zarr.storage import MemoryStore
 
-from pricepix import ImageSpec, Panel, WindowIndex, forward_returns, open_store, render_panel, render_universe
+from pricepix import (
+    ImageSpec,
+    Panel,
+    WindowIndex,
+    forward_returns,
+    open_store,
+    render_panel,
+    render_universe,
+    samples,
+)
 
 LAYOUTS = ("uint8", "bits")
 SPECS = {
@@ -595,3 +604,16 @@ def test_digests_of_what_was_stored(stores, panel):
     assert store.attrs["spec_digest"] == SPECS["even"].digest
     assert store.digest == open_store(store.location).digest != stores("folder", "uint8", "odd").digest
     assert json.loads(json.dumps(store.attrs)) == store.attrs
+
+
+def test_batches_cover_the_windows_that_were_asked_for():
+    store = render_universe(samples.simulate(4, 60, seed=1), "jkx5", progress=False)
+    name = str(store.instruments[1])
+    seen = {
+        int(position)
+        for _, positions in store.batches(batch_size=8, instruments=[name])
+        for position in positions
+    }
+    assert seen == set(np.flatnonzero(store.instrument_index == 1).tolist())
+    images, positions = next(iter(store.batches(batch_size=16, seed=3)))
+    assert np.array_equal(images, store.read(positions))
