@@ -21,7 +21,10 @@ from pricepix.render.api import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.windows import WindowIndex
 
-_WRITES_AHEAD: Final = 4
+# Objects that wait to be written, a worker: a disk needs no more to be busy, and more of them would scatter over
+# memory that the next chunk's compression wants in one piece; a far bucket takes its time.
+_WRITES_AHEAD: Final = {"folder": 1, "elsewhere": 8}
+_LABELS_AT_ONCE: Final = 1 << 15
 
 
 def _same(key: str) -> str:
@@ -106,7 +109,8 @@ class Painter:
         if self.writers is None:
             self.where.put(self.key(key), content)
             return
-        while len(writes) >= _WRITES_AHEAD:
+        ahead = _WRITES_AHEAD["elsewhere" if self.where.path is None else "folder"]
+        while len(writes) >= ahead:
             writes.popleft().result()
         writes.append(self.writers.submit(self.where.put, self.key(key), content))
 
@@ -116,15 +120,17 @@ class Painter:
         part = self.windows[a - self.base : min(self.geometry.windows, a + INDEX_CHUNK) - self.base]
         compressed = self.geometry.form.compressed
         columns = iter(self.geometry.columns)
-        stored = [
-            encode_column(next(columns), v, compressed=compressed) for v in (part.instrument, part.time)
-        ]
+        first = (part.instrument, part.time)
+        stored = [encode_column(next(columns), v, compressed=compressed) for v in first]
         for h in self.geometry.horizons:
-            # One after the other: labels of all horizons at once would be most of a worker's memory.
-            label = forward_returns(part.panel, part, h, self.delay, self.label_price)
-            stored += [
-                encode_column(next(columns), v, compressed=compressed) for v in (label.value, label.exit_time)
-            ]
+            value, exit_time = np.empty(len(part), np.float32), np.empty(len(part), np.int64)
+            # Labels carry more than is kept: of a whole chunk at once they would be most of a worker's memory.
+            for i in range(0, len(part), _LABELS_AT_ONCE):
+                some = part[i : i + _LABELS_AT_ONCE]
+                label = forward_returns(some.panel, some, h, self.delay, self.label_price)
+                value[i : i + len(some)] = label.value
+                exit_time[i : i + len(some)] = label.exit_time
+            stored += [encode_column(next(columns), v, compressed=compressed) for v in (value, exit_time)]
         return stored
 
     def write_index(self, chunk: int) -> NDArray[np.uint32]:
