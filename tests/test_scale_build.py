@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -324,3 +325,36 @@ def test_frames_go_in_as_they_are(tmp_path: Path) -> None:
     assert store.verify(frame).ok
     more = pp.samples.simulate(3, 60, seed=1).with_columns(pl.col("volume") * 1.0)
     assert len(pp.append(store, more, progress=False)) == len(store)
+
+
+def test_drawing_while_the_allocator_gives_memory_back(panel: pp.Panel) -> None:
+    """What a kernel still works on is not freed: pages that are given back would read as zero."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        pytest.skip("needs glibc's malloc_trim")
+    windows = pp.WindowIndex.from_panel(panel, "jkx20")
+    expected = {bits: pp.render_panel(panel, windows, bits=bits, threads=1) for bits in (True, False)}
+    over = threading.Event()
+    wrong: list[str] = []
+
+    def draw() -> None:
+        while not over.is_set():
+            for bits, images in expected.items():
+                try:
+                    if not np.array_equal(pp.render_panel(panel, windows, bits=bits, threads=1), images):
+                        wrong.append("images")
+                except ValueError as error:
+                    wrong.append(str(error))
+
+    workers = [threading.Thread(target=draw) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(1000):
+            trim(0)
+            time.sleep(0.001)
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+    assert wrong == []

@@ -806,6 +806,8 @@ def render_task(
                 )  # fmt: skip
                 joined = joins
     fence()
+    # Numba frees an array after its last use, and does not know that pointers into it are uses.
+    scratch[0] = 0
 
 
 @jit
@@ -894,3 +896,4 @@ def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, streamed
                 i < n - 1, edge, period, jump, offsets, masks, last_offset, last_mask, streamed,
             )  # fmt: skip
     fence()
+    scratch[0] = 0  # held until here, as in render_task
