@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_store_scale.py --benchmark-columns=min,median,rounds --benchmark-sort=name
 
-With ``--benchmark-timer=time.process_time`` rates are those of a core, whatever else the machine does. Ratios are what to look at, within one run. ``extra_info`` of the JSON holds bytes an image and peaks of
-memory.
+With ``--benchmark-timer=time.process_time`` rates are those of a core, whatever else the machine does. Ratios
+are what to look at, within one run. ``extra_info`` of the JSON holds bytes an image and peaks of memory.
 """
 
 from __future__ import annotations
