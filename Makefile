@@ -30,7 +30,7 @@ unit: $(READY)
 
 # Compiled lines count only when the JIT is off; these tests draw small images, so that is fast enough.
 coverage: $(READY)
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-report=term tests/test_pixels.py tests/test_windows.py tests/test_labels.py
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-report=term tests/test_pixels.py tests/test_labels.py
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops
