@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from pricepix.render.kernels import jit
 
@@ -56,74 +53,6 @@ def unpack_pixels(packed: Any, which: Any, pixels: Any) -> None:
         source, target = packed[which[i]], pixels[i]
         for j in range(target.shape[0]):
             target[j] = 255 if source[j >> 3] & np.uint8(128 >> (j & 7)) else 0
-
-
-def _light(lanes: int) -> Any:
-    @intrinsic
-    def light(typing_context: Any, source: Any, at: Any, mask: Any, target: Any, to: Any) -> Any:
-        """Write 255 for each of `lanes` bytes that has a bit of the mask, else 0; aligned or not."""
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            vector = ir.VectorType(ir.IntType(8), lanes)
-
-            def place(array: int, index: int) -> Any:
-                data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
-                return builder.bitcast(builder.gep(data, [arguments[index]]), vector.as_pointer())
-
-            read = builder.load(place(0, 1), align=1)
-            undefined = ir.Constant(vector, ir.Undefined)
-            first = builder.insert_element(undefined, arguments[2], ir.Constant(ir.IntType(32), 0))
-            lane_zero = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-            masks = builder.shuffle_vector(first, undefined, lane_zero)
-            lit = builder.icmp_unsigned("==", builder.and_(read, masks), masks)
-            builder.store(builder.sext(lit, vector), place(3, 4), align=1)
-            return context.get_dummy_value()
-
-        return types.void(source, types.intp, types.uint8, target, types.intp), generate
-
-    return light
-
-
-_light_32, _light_8 = _light(32), _light(8)
-
-
-@jit
-def unpack_columns(
-    packed: Any, which: Any, height: int, width: int, planes: Any, pixels: Any
-) -> None:  # fmt: skip
-    """Column bits of chosen images to pixels, rows first, into the flat array `pixels`.
-
-    For heights that are multiples of 8 and widths of at least 8. First the bytes are put in order of rows:
-    plane b holds each column's byte b, that is rows 8b to 8b + 7. A bit of a plane then is a row, and is
-    written 32 or 8 pixels at a time; the last piece of a row is moved left to end with it. `planes` is
-    scratch of a byte a pixel of height / 8 rows.
-    """
-    bytes_a_column = height // 8
-    step = 32 if width >= 32 else 8
-    pieces = (width + step - 1) // step
-    for i in range(which.shape[0]):
-        source = packed[which[i]]
-        for column in range(width):
-            for b in range(bytes_a_column):
-                planes[b * width + column] = source[column * bytes_a_column + b]
-        to = i * height * width
-        for b in range(bytes_a_column):
-            for r in range(8):
-                mask = np.uint8(128 >> r)
-                for piece in range(pieces):
-                    column = min(step * piece, width - step)
-                    if step == 32:
-                        _light_32(planes, b * width + column, mask, pixels, to + column)
-                    else:
-                        _light_8(planes, b * width + column, mask, pixels, to + column)
-                to += width
-
-
-@jit
-def take_rows(source: Any, which: Any, target: Any) -> None:
-    """Copy chosen rows, without the interpreter's lock."""
-    for i in range(which.shape[0]):
-        target[i] = source[which[i]]
 
 
 @jit

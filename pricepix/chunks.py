@@ -95,6 +95,18 @@ def checksum(stored: Content) -> int:
     return int.from_bytes(memoryview(stored)[-4:], "little") if len(stored) >= 4 else -1
 
 
+def _zstd_content(frame: Content) -> int:
+    """Return the bytes that a frame of zstd holds, by its head (RFC 8878, 3.1.1.1); 0 if it does not tell.
+
+    Decoding into a buffer that is too long would go unnoticed.
+    """
+    flags = frame[4] if len(frame) > 4 else 0
+    alone = flags >> 5 & 1
+    at = 6 - alone + (0, 1, 2, 4)[flags & 3]
+    width = (alone, 2, 4, 8)[flags >> 6]
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
+
+
 def _checked(body: bytes) -> bytes:
     return body + google_crc32c.value(body).to_bytes(4, "little")
 
@@ -273,13 +285,17 @@ class ChunkFormat:
             last = min(self.raw_bytes, first + _BLOCK_BYTES)
             yield first, last, (last - first) % 8 == 0
 
-    def _frame(self, packed: NDArray[np.uint8]) -> bytes:
-        """Make of packed pixels what Blosc makes of their bytes."""
-        codec = Zstd(level=ZSTD_LEVEL)
+    def _block(self) -> NDArray[np.uint8]:
+        """Return the thread's buffer for one of Blosc's blocks."""
         held: NDArray[np.uint8] | None = getattr(_local, "block", None)
         if held is None:
             held = _local.block = np.empty(_BLOCK_BYTES, np.uint8)
-        blocks = []
+        return held
+
+    def _frame(self, packed: NDArray[np.uint8]) -> bytes:
+        """Make of packed pixels what Blosc makes of their bytes."""
+        codec = Zstd(level=ZSTD_LEVEL)
+        held, blocks = self._block(), []
         for first, last, shuffled in self._blocks():
             whole = held[: last - first]
             if shuffled:
@@ -320,14 +336,17 @@ class ChunkFormat:
             return np.packbits(pixels)
         packed = np.empty((self.raw_bytes + 7) // 8, np.uint8)
         starts = np.frombuffer(body[16 : 16 + 4 * len(layout)], "<i4").tolist()
-        codec = Zstd()
+        codec, held = Zstd(), self._block()
         for start, (first, last, shuffled) in zip(starts, layout, strict=True):
             size = int.from_bytes(body[start : start + 4], "little")
             block = body[start + 4 : start + 4 + size]
-            whole = block if size == last - first else codec.decode(block)
-            if len(whole) != last - first:
-                raise ValueError(f"a block of {len(whole)} bytes, expected {last - first}")
-            values = np.frombuffer(whole, np.uint8)
+            if size == last - first:
+                values = np.frombuffer(block, np.uint8)
+            elif (whole := _zstd_content(block)) == last - first:
+                values = held[: last - first]
+                codec.decode(block, values)
+            else:
+                raise ValueError(f"a block of {whole} bytes, expected {last - first}")
             if shuffled:
                 plane = values[: (last - first) // 8]
                 store_kernels.mirror(plane, _MIRRORED, packed[first // 8 : last // 8])

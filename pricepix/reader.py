@@ -428,16 +428,13 @@ class BatchReader:
         if source.ndim == 3:
             out[:] = source
             return
-        chosen = np.arange(len(source)) if which is None else which
         height, width = self._shape
-        if self._columns_first and height % 8 == 0 and width >= 8:
-            planes = np.empty(height // 8 * width, np.uint8)
-            kernels.unpack_columns(source, chosen, height, width, planes, out.reshape(-1))
-        elif self._columns_first:
-            bits = np.empty((len(chosen), self._packed), np.uint8)
-            kernels.take_rows(source, chosen, bits)
+        if self._columns_first:
+            # Mode clip spares numpy a second buffer; every position is in the pool.
+            bits = source if which is None else source.take(which, 0, mode="clip")
             widen(bits, height, width, out)
         else:
+            chosen = np.arange(len(source)) if which is None else which
             flat = out.reshape(len(out), self._pixels)
             if self._pixels % 8 == 0:
                 kernels.unpack_words(source, chosen, _TABLE, flat.view(np.uint64))

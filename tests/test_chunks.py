@@ -7,8 +7,10 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs.zstd import Zstd
 from zarr.storage import MemoryStore
 
+from pricepix import chunks
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, numcodecs_allowed
 
 SIZES = [(64, 60), (27, 27), (147, 147), (2, 3), (5, 3), (7, 9), (1, 8), (32, 15), (33, 1)]
@@ -127,6 +129,22 @@ def test_chunk_of_another_size_is_seen(layout, compressed):
         ChunkFormat(layout, 32, 15, 5, compressed).decode(stored, 3)
     with pytest.raises(ValueError, match="bytes after decompression"):
         ChunkFormat(layout, 64, 15, 4, compressed).decode(stored, 3)
+
+
+@pytest.mark.parametrize("wrong", [1, 100, 255, 256, 65_792, (1 << 20) - 1])
+def test_block_that_decodes_to_too_little_is_seen(wrong):
+    """Not even a sealed chunk whose frames are sound may leave bytes of another chunk standing."""
+    fmt = ChunkFormat("uint8", 64, 60, 600)
+    stored = fmt.encode(column_bits(pictures(600, 64, 60, share=0.02)))
+    start = int.from_bytes(stored[16:20], "little")
+    size = int.from_bytes(stored[start : start + 4], "little")
+    frame = Zstd(level=1).encode(np.zeros(wrong, np.uint8))
+    body = bytearray(stored[:-4])
+    assert len(frame) <= size
+    body[start : start + 4] = len(frame).to_bytes(4, "little")
+    body[start + 4 : start + 4 + len(frame)] = frame
+    with pytest.raises(ValueError, match=f"a block of {wrong} bytes, expected {1 << 20}"):
+        fmt.decode(chunks._checked(bytes(body)), 600)
 
 
 def test_default_chunk_is_a_power_of_two_of_about_16_mb():
