@@ -275,7 +275,7 @@ def info(store: str) -> None:
 def _describe(store: Any) -> None:
     import numpy as np
 
-    from pricepix.times import to_series
+    from pricepix.moments import to_series
 
     attrs = store.attrs
     height, width = store.spec.shape

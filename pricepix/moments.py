@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 DAY_NS = 86_400_000_000_000
 _TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -292,3 +293,12 @@ def _localised(at: np.datetime64, tz: str | None) -> int:
     seconds, rest = divmod(ns, 1_000_000_000)
     wall = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)
     return int(wall.replace(tzinfo=ZoneInfo(tz)).timestamp()) * 1_000_000_000 + rest
+
+
+def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
+    """Return times as a polars series: instants shown in zone `tz`, or wall-clock times if it is None."""
+    times = pl.Series(np.asarray(nanoseconds, np.int64)).cast(pl.Datetime("ns"))
+    times = times.set(times.is_not_null() & (times.to_physical() == np.iinfo(np.int64).min), None)
+    if tz is None:
+        return times
+    return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)

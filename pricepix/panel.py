@@ -19,7 +19,6 @@ import polars as pl
 
 from pricepix import _panel_kernels as kernels
 from pricepix import arrays, moments, tables
-from pricepix.moments import as_time as _as_time  # noqa: F401
 from pricepix.tables import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES, locked
 
 FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.moments import to_series
 from pricepix.render.api import render_rows
 from pricepix.store import ImageStore, open_store
-from pricepix.times import to_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,9 +21,9 @@ from pricepix.commit import settle, staged
 from pricepix.document import ROOT, Column, Geometry, chunk_key
 from pricepix.location import Folder, Location, StoreLike
 from pricepix.lock import WriteLock
+from pricepix.moments import as_time, to_series
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
-from pricepix.times import to_series
 
 if TYPE_CHECKING:
     import dask.array
@@ -52,7 +52,7 @@ _REQUIRED: Final = (
 _THREADS: Final = 4
 
 
-class ImageStore:
+class ImageStore(ImageSet):
     """Chart images with their index and forward returns, read lazily from a Zarr v3 group.
 
     Windows are ordered by (time, instrument) and counted from 0; ``len(store)`` is their number. Open one
@@ -69,9 +69,8 @@ class ImageStore:
         """The store's objects."""
         self.location = where.name
         """Path or URL of the store, ``memory`` for one that lives in memory."""
-        self.attrs: dict[str, Any] = dict(root["attributes"])
-        """The group's attributes: format version, spec, digests, horizons, drop counts and lineage."""
-        self.pending = self.attrs.pop("pending", None) is not None
+        self._attrs: dict[str, Any] = dict(root["attributes"])
+        self.pending = self._attrs.pop("pending", None) is not None
         """Whether a committed append has not been moved into place yet; reads see it all the same."""
         self.spec = ImageSpec.from_dict(self.attrs["spec"])
         self.horizons: tuple[int, ...] = tuple(self.attrs["horizons"])
@@ -96,11 +95,12 @@ class ImageStore:
         return int(self.attrs["windows"])
 
     def __repr__(self) -> str:
-        height, width = self.spec.shape
-        return (
-            f"ImageStore({self.location}: {len(self):,} images {height}x{width}, "
-            f"{self.geometry.instruments:,} instruments, horizons {self.horizons}, layout {self.layout})"
-        )
+        return self._repr(f"layout {self.layout}")
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The group's attributes: format version, spec, digests, horizons, drop counts and lineage."""
+        return self._attrs
 
     @cached_property
     def images(self) -> zarr.Array[Any]:
@@ -120,42 +120,19 @@ class ImageStore:
         return array
 
     @property
-    def delay(self) -> int:
-        """Bars between a window's last bar and the entry of its forward returns."""
-        return int(self.attrs["delay"])
-
-    @property
     def layout(self) -> str:
         """``uint8`` or ``bits``."""
         return str(self.attrs["layout"])
 
     @property
-    def tz(self) -> str | None:
-        """Time zone of the panel; times are UTC where there is one, wall-clock times otherwise."""
-        return self.attrs.get("tz")
+    def chunk(self) -> int:
+        """Images a chunk."""
+        return self.chunk_format.windows
 
     @cached_property
     def instruments(self) -> NDArray[np.str_]:
         """Names of the panel's instruments; ``instrument_index`` points into them."""
         return self._whole("instruments", None)
-
-    @cached_property
-    def instrument_index(self) -> NDArray[np.int32]:
-        """int32 (n,): the instrument of each window."""
-        return self.column("instrument_index")
-
-    @cached_property
-    def time(self) -> NDArray[np.int64]:
-        """int64 (n,) nanoseconds: the time of each window's last bar."""
-        return self.column("time")
-
-    def returns(self, horizon: int) -> NDArray[np.float32]:
-        """float32 (n,): the forward return over `horizon` bars, NaN where it is not known."""
-        return self.column(f"ret_{self._known_horizon(horizon)}")
-
-    def exit_time(self, horizon: int) -> NDArray[np.int64]:
-        """int64 (n,) nanoseconds: when that return is realised; the smallest int64 where it never is."""
-        return self.column(f"exit_time_{self._known_horizon(horizon)}")
 
     @cached_property
     def instrument_rows(self) -> NDArray[np.int64]:
@@ -166,30 +143,6 @@ class ImageStore:
     def instrument_digest(self) -> NDArray[np.uint64]:
         """uint64 (instruments, 2): the digest of those rows, as in ``Panel.instrument_digests``."""
         return self._whole("instrument_digest", "<u8").reshape(-1, 2)
-
-    def _known_horizon(self, horizon: int) -> int:
-        if horizon not in self.horizons:
-            raise ValueError(
-                f"store {self.location} has no forward returns over {horizon!r} bars, only over "
-                f"{', '.join(map(str, self.horizons)) or 'no horizon'}: choose one of these, or rebuild it "
-                f"with horizons=(..., {horizon!r})"
-            )
-        return horizon
-
-    @cached_property
-    def index(self) -> pl.DataFrame:
-        """One row a window: instrument, time, and ret_<h> and exit_time_<h> for every horizon h."""
-        columns: dict[str, Any] = {
-            "instrument": pl.Series(self.instruments.astype(object), dtype=pl.String).gather(
-                self.instrument_index
-            ),
-            "time": to_series(self.time, self.tz),
-        }
-        for h in self.horizons:
-            columns[f"ret_{h}"] = self.returns(h)
-        for h in self.horizons:
-            columns[f"exit_time_{h}"] = to_series(self.exit_time(h), self.tz)
-        return pl.DataFrame(columns)
 
     # ------------------------------------------------------------------------------------------- objects
 
@@ -321,46 +274,14 @@ class ImageStore:
 
     # -------------------------------------------------------------------------------------------- images
 
-    def read(self, selection: Any = slice(None), out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """Read images as uint8 0/255, whatever the layout.
-
-        Parameters
-        ----------
-        selection : int positions, slice or boolean mask
-            Which windows, in which order. Each chunk that holds one of them is read once.
-        out : numpy.ndarray, uint8 (n, height, width), optional
-            Where to write; allocated when not given.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8 (n, height, width).
-
-        Raises
-        ------
-        IndexError
-            If a position lies outside the store.
-        ValueError
-            If a chunk is missing or damaged; the message names it.
-        """
-        wanted = self._positions(selection)
-        shape = (len(wanted), *self.spec.shape)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8:
-            raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
-        chunk_of = wanted // self.chunk_format.windows
+    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        chunk_of = positions // self.chunk_format.windows
         order = np.argsort(chunk_of, kind="stable")
         cuts = np.flatnonzero(np.diff(chunk_of[order])) + 1
         for places in np.split(order, cuts):
             if len(places):
                 chunk = int(chunk_of[places[0]])
-                out[places] = self.read_chunk(chunk, wanted[places] - chunk * self.chunk_format.windows)
-        return out
-
-    def chunk_windows(self, chunk: int) -> int:
-        """Images of a chunk: all but the last are full."""
-        return min(self.chunk_format.windows, len(self) - chunk * self.chunk_format.windows)
+                out[places] = self.read_chunk(chunk, positions[places] - chunk * self.chunk_format.windows)
 
     def read_chunk(self, chunk: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Read the images of one chunk, or those at `rows` within it, uint8 (n, height, width)."""
@@ -490,141 +411,10 @@ class ImageStore:
                     return kept
         return 0
 
-    def _positions(self, selection: Any) -> NDArray[np.int64]:
-        n = len(self)
-        if isinstance(selection, slice):
-            return np.arange(*selection.indices(n), dtype=np.int64)
-        wanted = np.atleast_1d(np.asarray(selection))
-        if wanted.ndim != 1:
-            raise IndexError(
-                f"select windows by positions in a row, slice or mask, not by shape {wanted.shape}"
-            )
-        if wanted.dtype == np.bool_:
-            if wanted.shape != (n,):
-                raise IndexError(f"a mask over this store has shape ({n},), not {wanted.shape}")
-            return np.flatnonzero(wanted)
-        if wanted.dtype.kind not in "iu" and wanted.size:
-            raise IndexError(f"select windows by position, slice or mask, not by {wanted.dtype}")
-        wanted = wanted.astype(np.int64)
-        if wanted.size and (wanted.min() < -n or wanted.max() >= n):
-            raise IndexError(
-                f"positions {wanted.min()} to {wanted.max()} lie outside the store's {n} windows"
-            )
-        return np.where(wanted < 0, wanted + n, wanted)
+    def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> BatchReader:
+        from pricepix.reader import BatchReader
 
-    def locate(self, instrument: str, time: Any) -> int:
-        """Return the position of the window of `instrument` that ends at `time`.
-
-        Raises
-        ------
-        KeyError
-            If there is none; the message names the nearest instrument, or the nearest times.
-        """
-        from pricepix.panel import _as_time
-
-        found = np.flatnonzero(self.instruments == str(instrument))
-        if not len(found):
-            near = difflib.get_close_matches(str(instrument), [str(x) for x in self.instruments], n=3)
-            hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(self.instruments)} others"
-            raise KeyError(f"no instrument {instrument!r} in store {self.location}: {hint}")
-        code = int(found[0])
-        earliest, latest = _as_time(time, self.tz, False), _as_time(time, self.tz, True)
-        a, b = np.searchsorted(self.time, [earliest, latest + 1])
-        hits = a + np.flatnonzero(self.instrument_index[a:b] == code)
-        if len(hits):
-            # A date stands for the day's last window, as elsewhere.
-            return int(hits[-1])
-        own = np.flatnonzero(self.instrument_index == code)
-        if not len(own):
-            raise KeyError(
-                f"instrument {instrument!r} has no window in store {self.location}: see its drop counts"
-            )
-        nearest = own[np.argsort(np.abs(self.time[own] - earliest), kind="stable")[:2]]
-        times = " and ".join(str(t) for t in to_series(np.sort(self.time[nearest]), self.tz))
-        raise KeyError(f"no window of {instrument!r} ends at {time!r}: the nearest end at {times}")
-
-    def image(self, instrument: str, time: Any) -> NDArray[np.uint8]:
-        """Return the image (height, width) of the window of `instrument` that ends at `time`."""
-        return self.read([self.locate(instrument, time)])[0]
-
-    def batches(
-        self,
-        *,
-        time: Any = None,
-        instruments: Sequence[str] | None = None,
-        mask: NDArray[np.bool_] | None = None,
-        **options: Any,
-    ) -> BatchReader:
-        """Return a bulk reader: batches of (images uint8 0/255, positions), shuffled or in order.
-
-        Parameters
-        ----------
-        time, instruments, mask
-            Which windows to read: see ``pricepix.reader.select``. All by default; chunks that hold none of
-            them are not read.
-        **options
-            Of ``pricepix.reader.BatchReader``: batch_size, shuffle, seed, rank, worker, pool_bytes, ...
-
-        Returns
-        -------
-        pricepix.reader.BatchReader
-
-        Raises
-        ------
-        ValueError
-            If an argument can not be used, or no window is left.
-        """
-        from pricepix.reader import BatchReader, select
-
-        chosen = None
-        if time is not None or instruments is not None or mask is not None:
-            chosen = select(self, time=time, instruments=instruments, mask=mask)
-        return BatchReader(self, chosen, **options)
-
-    def to_dask(self) -> dask.array.Array:
-        """Return the images as a lazy dask array, uint8 (n, height, width) of 0 and 255, a block a chunk."""
-        import dask.array as da
-
-        n, size = len(self), self.chunk_format.windows
-        height, width = self.spec.shape
-        windows = tuple(min(size, n - first) for first in range(0, n, size)) or (0,)
-        if n == 0:
-            return da.zeros((0, height, width), dtype=np.uint8)
-        name = f"pricepix-{self.digest}"
-        graph = {(name, i, 0, 0): (self.read_chunk, i) for i in range(len(windows))}
-        return da.Array(graph, name, chunks=(windows, (height,), (width,)), dtype=np.uint8)
-
-    def to_xarray(self) -> xarray.Dataset:
-        """Return the store as a lazy ``xarray.Dataset`` with uint8 images, decoded times, instrument names."""
-        import xarray as xr
-
-        utc_or_local = {"time_zone": self.tz} if self.tz else {}
-        variables: dict[str, Any] = {
-            "images": (("window", "y", "x"), self.to_dask()),
-            **{f"ret_{h}": ("window", self.returns(h)) for h in self.horizons},
-            **{f"exit_time_{h}": ("window", self.exit_time(h).view("datetime64[ns]")) for h in self.horizons},
-        }
-        coordinates = {
-            "time": ("window", self.time.view("datetime64[ns]"), utc_or_local),
-            "instrument": ("window", self.instruments[self.instrument_index]),
-        }
-        return xr.Dataset(variables, coordinates, self.attrs)
-
-    @cached_property
-    def digest(self) -> str:
-        """32 hexadecimal digits for what the store was made from: spec, panel, windows, horizons, layout."""
-        names = (
-            "spec_digest",
-            "panel_digest",
-            "horizons",
-            "delay",
-            "label_price",
-            "schedule",
-            "layout",
-            "windows",
-        )
-        text = repr([(name, self.attrs.get(name)) for name in names])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return BatchReader(self, selection, **options)
 
     def verify(
         self,

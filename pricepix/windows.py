@@ -15,11 +15,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
+from pricepix.moments import to_series
 from pricepix.panel import Panel
 from pricepix.render.api import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
-from pricepix.times import to_series
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
 

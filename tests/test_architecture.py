@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pricepix"
 # Left to right, as bars become images become a factor. A module imports from its own line and those above it,
 # never from below, neither on top nor inside a function; imports for type checkers alone are free.
 LAYERS = [
-    {"spec", "times", "moments", "location", "samples"},
+    {"spec", "moments", "location", "samples"},
     {"_panel_kernels", "_index_kernels", "_store_kernels"},
     {"tables", "lock"},
     {"arrays"},
@@ -40,14 +40,13 @@ FRONT = LAYERS[-1]
 # Where a line of the table says too little.
 ONLY = {
     "spec": set(),
-    "times": set(),
     "location": set(),
     "samples": set(),
     "tables": {"moments"},
     "arrays": {"moments", "tables"},
     "panel": {"_panel_kernels", "arrays", "moments", "tables"},
     "render": {"render", "spec"},
-    "windows": {"_index_kernels", "panel", "render", "spec", "times"},
+    "windows": {"_index_kernels", "panel", "render", "spec", "moments"},
     "labels": {"_index_kernels", "panel"},
     "chunks": {"render", "_store_kernels"},
 }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pricepix.factor.market import Market
 
-__all__ = ["BASELINES", "TREND_LAGS", "momentum", "reversal", "trend"]
+__all__ = ["BASELINES", "TREND_LAGS", "history", "momentum", "reversal", "trend"]
 
 TREND_LAGS: Final = (3, 5, 10, 20, 50, 100, 200, 400, 600, 800, 1000)
 """Moving averages of Han, Zhou and Zhu (2016), in bars."""
@@ -124,3 +124,9 @@ BASELINES: Final[dict[str, Callable[[Market, Positions, float], Floats]]] = {
     "TREND": _trend,
 }
 """Functions of (market, positions, bars a year): 1-month and 1-week reversal, 12-2 momentum, trend."""
+
+
+def history(name: str, per_year: float) -> int:
+    """Bars before a date that a baseline looks at; of the trend factor, those of its longest average too."""
+    month, week, year = (max(1, round(per_year / n)) for n in (12, 52, 1))
+    return {"STR": month, "WSTR": week, "MOM": year, "TREND": 14 * month + max(TREND_LAGS)}[name]

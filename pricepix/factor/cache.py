@@ -15,8 +15,8 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pricepix.labels import NO_TIME
+from pricepix.moments import as_time, to_series
 from pricepix.spec import ImageSpec
-from pricepix.times import to_series
 
 if TYPE_CHECKING:
     import pandas
@@ -112,12 +112,16 @@ class FactorCache:
         """int64 (day, interval) nanoseconds: the time of each bar; the smallest int64 where there is none."""
         return np.asarray(self._members["time"][:])
 
-    def matrix(self, name: str = "factor") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def matrix(
+        self, name: str = "factor", *, first: int | None = None, last: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Read the values bar by bar.
 
         Parameters
         ----------
         name : {"factor", "spread"}
+        first, last : int, optional
+            First and last time, nanoseconds since 1970: days without a bar between them are not read.
 
         Returns
         -------
@@ -128,10 +132,17 @@ class FactorCache:
         array = self._members.get(name)
         if array is None:
             raise ValueError(f"cache {self.location} holds no {name!r}: score an ensemble with spread=True")
-        days, instruments, intervals = self.shape
-        block = np.asarray(array[:]).transpose(0, 2, 1).reshape(days * intervals, instruments)
-        time = self.time.reshape(-1)
-        known = (time != NO_TIME) & ~np.isnan(block).all(axis=1)
+        _, instruments, intervals = self.shape
+        wanted = self.time != NO_TIME
+        if first is not None:
+            wanted &= self.time >= first
+        if last is not None:
+            wanted &= self.time <= last
+        days = np.flatnonzero(wanted.any(axis=1))
+        day = slice(int(days[0]), int(days[-1]) + 1) if len(days) else slice(0, 0)
+        block = np.asarray(array[day]).transpose(0, 2, 1).reshape(-1, instruments)
+        time = self.time[day].reshape(-1)
+        known = wanted[day].reshape(-1) & ~np.isnan(block).all(axis=1)
         return time[known], block[known]
 
     def of_windows(self, store: ImageStore) -> NDArray[np.float32]:
@@ -152,14 +163,12 @@ class FactorCache:
 
     def at(self, instrument: str, time: Any) -> float:
         """Return the value of an instrument at a time (or on a day of one bar); NaN if unknown."""
-        from pricepix.panel import _as_time
-
         place = np.flatnonzero(self.instruments == str(instrument))
         if not len(place):
             raise KeyError(
                 f"no instrument {instrument!r} in cache {self.location}, which has {self.shape[1]}"
             )
-        first, last = _as_time(time, self.tz, False), _as_time(time, self.tz, True)
+        first, last = as_time(time, self.tz, False), as_time(time, self.tz, True)
         found = np.argwhere((self.time >= first) & (self.time <= last))
         if len(found) != 1:
             raise KeyError(

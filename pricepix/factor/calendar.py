@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.times import to_series
+from pricepix.moments import to_series
 
 __all__ = [
     "REBALANCES",
+    "Calendar",
     "bars_per_year",
     "day_and_interval",
     "interval_names",
@@ -23,6 +24,20 @@ _PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
 _PER_YEAR: Final = {"week": 52.0, "month": 12.0, "quarter": 4.0}
 _DAY: Final = 86_400_000_000_000
 Times = NDArray[np.int64]
+
+
+class Calendar(Protocol):
+    """The times of a market's bars: a panel, or what a source says of one that nobody has read."""
+
+    @property
+    def calendar(self) -> Times:
+        """Distinct times, int64 nanoseconds, ascending."""
+        ...
+
+    @property
+    def tz(self) -> str | None:
+        """Zone of the market."""
+        ...
 
 
 def day_and_interval(time: Times, tz: str | None) -> tuple[Times, Times]:

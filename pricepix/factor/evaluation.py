@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix.factor.baselines import BASELINES
+from pricepix.factor.baselines import BASELINES, history
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
 from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
 from pricepix.factor.market import Market
@@ -35,13 +35,14 @@ from pricepix.factor.statistics import (
     plain,
     series_summary,
 )
+from pricepix.labels import NO_TIME
+from pricepix.moments import to_series
 from pricepix.panel import Panel
-from pricepix.times import to_series
 
 if TYPE_CHECKING:
     from pricepix.store import ImageStore
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "reach"]
 
 Floats = NDArray[np.float64]
 _DECAY: Final = (1, 2, 3, 5, 10, 20, 40, 60, 120)
@@ -230,6 +231,37 @@ def evaluate(
         bar.update()
     figures["lineage"] = _lineage(cache, panel)
     return Evaluation(figures, series, cache)
+
+
+def reach(
+    horizon: int = 20,
+    *,
+    delay: int = 0,
+    rebalance: str | int | None = None,
+    delays: Sequence[int] = (0, 1, 2, 3, 4, 5),
+    horizons: Sequence[int] | None = None,
+    baselines: Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
+    max_wait: int = 5,
+    per_year: float = 252.0,
+    **_: Any,
+) -> tuple[int, int]:
+    """Return how many bars before the first judged date, and after the last one, `evaluate` looks at.
+
+    A panel of these alone gives the figures of one that has all bars, but for the trend factor, whose months
+    are counted from the panel's first bar.
+
+    Parameters
+    ----------
+    per_year : float
+        Bars a year.
+    horizon, ...
+        As given to `evaluate`; others are taken and say nothing about it.
+    """
+    longest = max(horizon, *(_DECAY if horizons is None else horizons))
+    # Portfolios by quarter are always looked at, and the last one is held for another quarter.
+    period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
+    after = delay + max((0, *delays)) + max_wait + max(longest, period) + 1
+    return max((1, *(history(name, per_year) for name in baselines))), after
 
 
 @dataclass(frozen=True)
@@ -520,16 +552,26 @@ def _values(
     cache: FactorCache, panel: Panel, start: Any, end: Any
 ) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
     """Bars, instruments and values of the cache, checked to belong to the panel."""
-    time, values = cache.matrix()
-    if len(time) == 0:
-        raise ValueError(f"cache {cache.location} holds no value at all")
     if cache.tz != panel.tz:
         raise ValueError(
             f"cache {cache.location} has times of zone {cache.tz}, the panel of {panel.tz}: give the panel "
             "that the "
             "store was made from"
         )
-    used = cache.instruments[~np.isnan(values).all(axis=0)]
+    first = None if start is None else panel.as_time(start)
+    last = None if end is None else panel.as_time(end, end=True)
+    time, values = cache.matrix(first=first, last=last)
+    if len(time) == 0:
+        if first is None and last is None:
+            raise ValueError(f"cache {cache.location} holds no value at all")
+        covered = np.sort(cache.time[cache.time != NO_TIME])
+        raise ValueError(
+            f"no date of the factor lies from start={start!r} to end={end!r}: the days of cache "
+            f"{cache.location} go from {stamps(covered[:1], cache.tz)} to {stamps(covered[-1:], cache.tz)}"
+        )
+    # An instrument without any value says nothing, and the panel need not know it.
+    valued = ~np.isnan(values).all(axis=0)
+    used = cache.instruments[valued]
     unknown = used[~np.isin(used, panel.instruments)]
     strange = time[~np.isin(time, panel.calendar)]
     if len(unknown) or len(strange):
@@ -546,19 +588,7 @@ def _values(
             f"cache {cache.location} and the panel do not belong together\n  " + "\n  ".join(faults) + "\n"
             "give the panel that the store was made from"
         )
-    keep = np.ones(len(time), bool)
-    if start is not None:
-        keep &= time >= panel.as_time(start)
-    if end is not None:
-        keep &= time <= panel.as_time(end, end=True)
-    if not keep.any():
-        raise ValueError(
-            f"no date of the factor lies from start={start!r} to end={end!r}: it covers "
-            f"{stamps(time[:1], cache.tz)} to "
-            f"{stamps(time[-1:], cache.tz)}"
-        )
-    # An instrument without any value says nothing, and the panel need not know it.
-    return time[keep], used, values[np.ix_(keep, np.isin(cache.instruments, used))]
+    return time, used, values[:, valued]
 
 
 def _column(name: str, given: Any, market: Market) -> Floats:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.factor.calendar import day_and_interval
-from pricepix.times import to_series
+from pricepix.moments import to_series
 
 if TYPE_CHECKING:
     import pandas

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pricepix.factor.evaluation import Evaluation
 from pricepix.factor.models import Scorer
 from pricepix.factor.portfolio import drawdown
-from pricepix.times import to_series
+from pricepix.moments import to_series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import zarr
@@ -29,13 +29,10 @@ from pricepix.factor.cache import (
     open_cache,
     stamps,
 )
-from pricepix.factor.calendar import day_and_interval, interval_names
+from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
 from pricepix.labels import NO_TIME
 from pricepix.store import ImageStore, open_store
-
-if TYPE_CHECKING:
-    from pricepix.panel import Panel
 
 __all__ = ["score"]
 
@@ -55,7 +52,7 @@ def score(
     batch: int = 256,
     device: str | None = None,
     append: bool = False,
-    panel: Panel | None = None,
+    panel: Calendar | None = None,
     values: str | None = None,
     model_id: str | None = None,
     progress: bool = True,
@@ -90,7 +87,7 @@ def score(
     append : bool
         Add the windows that the store has gained since the cache was made. Days before are not touched, apart
         from those of the last `shift` bars.
-    panel : Panel, optional
+    panel : Panel or MarketCalendar, optional
         Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
         times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars.
     values : {"probability", "score"}, optional
@@ -210,7 +207,7 @@ class _Plan:
     """Windows whose place the calendar reaches."""
 
     @classmethod
-    def of(cls, windows: _Windows, shift: int, panel: Panel | None) -> _Plan:
+    def of(cls, windows: _Windows, shift: int, panel: Calendar | None) -> _Plan:
         store, calendar = windows.store, windows.time
         if panel is not None:
             if panel.tz != store.tz:

@@ -7,10 +7,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.moments import to_series
 from pricepix.panel import Panel, PanelReport
 from pricepix.sources import _kernels as kernels
 from pricepix.sources.sessions import DAY, Session
-from pricepix.times import to_series
 from pricepix.windows import duration_ns
 
 _NONE: Final = np.iinfo(np.int64).min
