@@ -283,9 +283,9 @@ def run(
         raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
     alone = threads is None
     # The one place that chooses between the fast path and the plain kernels.
-    if fast.takes(spec) and out.flags.c_contiguous:
+    if fast.takes(spec):
         flags = len(up) + len(down) > 0
-        rest = (first, row, dest, out.reshape(-1), mode, fast.streams(out), reason)
+        rest = (first, row, dest, out.reshape(-1, copy=False), mode, fast.streams(out), reason)
         _drive(
             fast,
             fast.arguments_of(bars, given_ma, flags, spec),

@@ -232,7 +232,7 @@ def _segment_table(price_height: int) -> NDArray[np.int64]:
     last two keys are nothing at all, and one pixel in the first column. Part p holds levels 64p..64p + 63.
     """
     parts = (price_height + 63) // 64
-    table = np.zeros((parts, 2 * price_height + 1, 4), np.uint64)
+    table = np.zeros((parts, 2 * price_height + 1, 4), np.int64)
     for rise in range(1 - price_height, price_height):
         way = abs(rise)
         for c in range(4):
@@ -242,11 +242,11 @@ def _segment_table(price_height: int) -> NDArray[np.int64]:
                 # -(-n // 6) is the ceiling of n / 6.
                 start = 0 if c == 0 else -(-(2 * c - 1) * way // 6)
                 end = way if c == 3 else -(-(2 * c + 1) * way // 6) - 1
-            for offset in range(start, end + 1):
-                level = offset if rise >= 0 else way - offset
-                table[level // 64, rise + price_height - 1, c] |= np.uint64(1 << level % 64)
+            lowest = start if rise >= 0 else way - end
+            word = (1 << end + 1 - start) - 1 << lowest
+            table[:, rise + price_height - 1, c] = np.frombuffer(word.to_bytes(8 * parts, "little"), "<i8")
     table[0, 2 * price_height, 0] = 1
-    return table.view(np.int64).reshape(-1)
+    return table.reshape(-1)
 
 
 def _byte_tables(height: int, width: int) -> tuple[Any, ...]:
