@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import polars as pl
 import zarr
 from numpy.typing import NDArray
 
@@ -19,16 +16,13 @@ from pricepix import document
 from pricepix.chunks import ChunkFormat, Content, check_sealed, checksum, numcodecs_allowed
 from pricepix.commit import settle, staged
 from pricepix.document import ROOT, Column, Geometry, chunk_key
+from pricepix.images import ImageSet
 from pricepix.location import Folder, Location, StoreLike
 from pricepix.lock import WriteLock
-from pricepix.moments import as_time, to_series
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
-    import dask.array
-    import xarray
-
     from pricepix.reader import BatchReader
     from pricepix.verify import VerifyReport
 
@@ -88,7 +82,8 @@ class ImageStore(ImageSet):
 
     def __getstate__(self) -> dict[str, Any]:
         # What was read is read again where the store goes.
-        cached = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        kinds = {name: value for kind in type(self).__mro__ for name, value in vars(kind).items()}
+        cached = {name for name, value in kinds.items() if isinstance(value, cached_property)}
         return {k: v for k, v in self.__dict__.items() if k not in cached or k == "checksums"}
 
     def __len__(self) -> int:

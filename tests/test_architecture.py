@@ -29,7 +29,7 @@ LAYERS = [
     {"render"},
     {"windows", "labels", "_reader_kernels"},
     {"chunks", "document", "commit"},
-    {"store", "verify", "reader"},
+    {"images", "store", "verify", "reader"},
     {"preview"},
     {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor"},
     {"lookahead"},

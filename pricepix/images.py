@@ -1,0 +1,318 @@
+"""A set of chart images with their index and forward returns, wherever the images come from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pricepix.moments import as_time, to_series
+from pricepix.spec import ImageSpec
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+    from pricepix.reader import EpochReader
+
+__all__ = ["ImageSet"]
+
+
+class ImageSet(ABC):
+    """Chart images, counted from 0 in the order of (time, instrument), with their index and forward returns.
+
+    What training, scoring, evaluation and previews take. An ``ImageStore`` reads its images, ``LoadedImages``
+    holds them in memory, ``PanelImages`` draws them when they are asked for.
+    """
+
+    location: str
+    """Path or URL of a store, or a description of where the images come from."""
+    spec: ImageSpec
+    """What the images show."""
+    horizons: tuple[int, ...]
+    """Horizons, in bars, of the forward returns."""
+    kind: str = "store"
+    """What messages call it."""
+
+    @property
+    @abstractmethod
+    def attrs(self) -> Mapping[str, Any]:
+        """What the images were made from: spec, digests, horizons, schedule, drop counts."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def chunk(self) -> int:
+        """Images that are best read together: what `read_chunk` gives and scoring takes at a time."""
+
+    @property
+    @abstractmethod
+    def instruments(self) -> NDArray[np.str_]:
+        """Names of the panel's instruments; ``instrument_index`` points into them."""
+
+    @abstractmethod
+    def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Read an array along ``window``, or a stretch of it.
+
+        Parameters
+        ----------
+        name : str
+            ``time``, ``instrument_index``, ``ret_<h>`` or ``exit_time_<h>``.
+        first, last : int, optional
+            Chunks of ``INDEX_CHUNK`` windows: from `first` until before `last`; all by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            One value a window.
+        """
+
+    @abstractmethod
+    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Write the images at these positions, which lie inside, into `out`."""
+
+    @abstractmethod
+    def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
+        """Return the reader of batches that suits these images."""
+
+    def _repr(self, *more: str) -> str:
+        height, width = self.spec.shape
+        parts = [
+            f"{len(self):,} images {height}x{width}", f"{len(self.instruments):,} instruments",
+            f"horizons {self.horizons}", *more,
+        ]  # fmt: skip
+        return f"{type(self).__name__}({self.location}: {', '.join(parts)})"
+
+    @property
+    def delay(self) -> int:
+        """Bars between a window's last bar and the entry of its forward returns."""
+        return int(self.attrs["delay"])
+
+    @property
+    def tz(self) -> str | None:
+        """Time zone of the panel; times are UTC where there is one, wall-clock times otherwise."""
+        return self.attrs.get("tz")
+
+    @cached_property
+    def instrument_index(self) -> NDArray[np.int32]:
+        """int32 (n,): the instrument of each window."""
+        return self.column("instrument_index")
+
+    @cached_property
+    def time(self) -> NDArray[np.int64]:
+        """int64 (n,) nanoseconds: the time of each window's last bar."""
+        return self.column("time")
+
+    def returns(self, horizon: int) -> NDArray[np.float32]:
+        """float32 (n,): the forward return over `horizon` bars, NaN where it is not known."""
+        return self.column(f"ret_{self._known_horizon(horizon)}")
+
+    def exit_time(self, horizon: int) -> NDArray[np.int64]:
+        """int64 (n,) nanoseconds: when that return is realised; the smallest int64 where it never is."""
+        return self.column(f"exit_time_{self._known_horizon(horizon)}")
+
+    def _known_horizon(self, horizon: int) -> int:
+        if horizon not in self.horizons:
+            raise ValueError(
+                f"{self.kind} {self.location} has no forward returns over {horizon!r} bars, only over "
+                f"{', '.join(map(str, self.horizons)) or 'no horizon'}: choose one of these, or make it again "
+                f"with horizons=(..., {horizon!r})"
+            )
+        return horizon
+
+    @cached_property
+    def index(self) -> pl.DataFrame:
+        """One row a window: instrument, time, and ret_<h> and exit_time_<h> for every horizon h."""
+        columns: dict[str, Any] = {
+            "instrument": pl.Series(self.instruments.astype(object), dtype=pl.String).gather(
+                self.instrument_index
+            ),
+            "time": to_series(self.time, self.tz),
+        }
+        for h in self.horizons:
+            columns[f"ret_{h}"] = self.returns(h)
+        for h in self.horizons:
+            columns[f"exit_time_{h}"] = to_series(self.exit_time(h), self.tz)
+        return pl.DataFrame(columns)
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits for what the images were made from: spec, panel, windows, horizons, layout."""
+        names = (
+            *("spec_digest", "panel_digest", "horizons", "delay", "label_price", "schedule", "layout"),
+            "windows",
+        )
+        text = repr([(name, self.attrs.get(name)) for name in names])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def read(self, selection: Any = slice(None), out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read images as uint8 0/255.
+
+        Parameters
+        ----------
+        selection : int positions, slice or boolean mask
+            Which windows, in which order.
+        out : numpy.ndarray, uint8 (n, height, width), optional
+            Where to write; allocated when not given.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 (n, height, width).
+
+        Raises
+        ------
+        IndexError
+            If a position lies outside.
+        ValueError
+            If a chunk of a store is missing or damaged; the message names it.
+        """
+        wanted = self._positions(selection)
+        shape = (len(wanted), *self.spec.shape)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
+        self._read(wanted, out)
+        return out
+
+    def chunk_windows(self, chunk: int) -> int:
+        """Images of a chunk: all but the last are full."""
+        return min(self.chunk, len(self) - chunk * self.chunk)
+
+    def read_chunk(self, chunk: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Read the images of one chunk, or those at `rows` within it, uint8 (n, height, width)."""
+        within = np.arange(self.chunk_windows(chunk)) if rows is None else rows
+        return self.read(chunk * self.chunk + within)
+
+    def _positions(self, selection: Any) -> NDArray[np.int64]:
+        n = len(self)
+        if isinstance(selection, slice):
+            return np.arange(*selection.indices(n), dtype=np.int64)
+        wanted = np.atleast_1d(np.asarray(selection))
+        if wanted.ndim != 1:
+            raise IndexError(
+                f"select windows by positions in a row, slice or mask, not by shape {wanted.shape}"
+            )
+        if wanted.dtype == np.bool_:
+            if wanted.shape != (n,):
+                raise IndexError(f"a mask over this {self.kind} has shape ({n},), not {wanted.shape}")
+            return np.flatnonzero(wanted)
+        if wanted.dtype.kind not in "iu" and wanted.size:
+            raise IndexError(f"select windows by position, slice or mask, not by {wanted.dtype}")
+        wanted = wanted.astype(np.int64)
+        if wanted.size and (wanted.min() < -n or wanted.max() >= n):
+            raise IndexError(
+                f"positions {wanted.min()} to {wanted.max()} lie outside the {self.kind}'s {n} windows"
+            )
+        return np.where(wanted < 0, wanted + n, wanted)
+
+    def locate(self, instrument: str, time: Any) -> int:
+        """Return the position of the window of `instrument` that ends at `time`.
+
+        Raises
+        ------
+        KeyError
+            If there is none; the message names the nearest instrument, or the nearest times.
+        """
+        found = np.flatnonzero(self.instruments == str(instrument))
+        if not len(found):
+            near = difflib.get_close_matches(str(instrument), [str(x) for x in self.instruments], n=3)
+            hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(self.instruments)} others"
+            raise KeyError(f"no instrument {instrument!r} in {self.kind} {self.location}: {hint}")
+        code = int(found[0])
+        earliest, latest = as_time(time, self.tz, False), as_time(time, self.tz, True)
+        a, b = np.searchsorted(self.time, [earliest, latest + 1])
+        hits = a + np.flatnonzero(self.instrument_index[a:b] == code)
+        if len(hits):
+            # A date stands for the day's last window, as elsewhere.
+            return int(hits[-1])
+        own = np.flatnonzero(self.instrument_index == code)
+        if not len(own):
+            raise KeyError(
+                f"instrument {instrument!r} has no window in {self.kind} {self.location}: see its drop counts"
+            )
+        nearest = own[np.argsort(np.abs(self.time[own] - earliest), kind="stable")[:2]]
+        times = " and ".join(str(t) for t in to_series(np.sort(self.time[nearest]), self.tz))
+        raise KeyError(f"no window of {instrument!r} ends at {time!r}: the nearest end at {times}")
+
+    def image(self, instrument: str, time: Any) -> NDArray[np.uint8]:
+        """Return the image (height, width) of the window of `instrument` that ends at `time`."""
+        return self.read([self.locate(instrument, time)])[0]
+
+    def batches(
+        self,
+        *,
+        time: Any = None,
+        instruments: Sequence[str] | None = None,
+        mask: NDArray[Any] | None = None,
+        **options: Any,
+    ) -> EpochReader:
+        """Return a bulk reader: batches of (images uint8 0/255, positions), shuffled or in order.
+
+        Parameters
+        ----------
+        time, instruments, mask
+            Which windows to read: see ``pricepix.reader.select``. All by default; chunks of a store that
+            hold none of them are not read.
+        **options
+            Of ``pricepix.reader.EpochReader``: batch_size, shuffle, seed, rank, worker, drop_last, threads,
+            prefetch; and pool_bytes, which a store's own reader needs and others ignore.
+
+        Returns
+        -------
+        pricepix.reader.EpochReader
+
+        Raises
+        ------
+        ValueError
+            If an argument can not be used, or no window is left.
+        """
+        from pricepix.reader import select
+
+        chosen = None
+        if time is not None or instruments is not None or mask is not None:
+            chosen = select(self, time=time, instruments=instruments, mask=mask)
+        return self._reader(chosen, **options)
+
+    def renders_on(self, device: str) -> bool:
+        """Whether ``batches(device=...)`` can give tensors that are made on a device such as ``cuda``."""
+        return False
+
+    def to_dask(self) -> dask.array.Array:
+        """Return the images as a lazy dask array, uint8 (n, height, width) of 0 and 255, a block a chunk."""
+        import dask.array as da
+
+        n, size = len(self), self.chunk
+        height, width = self.spec.shape
+        windows = tuple(min(size, n - first) for first in range(0, n, size)) or (0,)
+        if n == 0:
+            return da.zeros((0, height, width), dtype=np.uint8)
+        name = f"pricepix-{self.digest}"
+        graph = {(name, i, 0, 0): (self.read_chunk, i) for i in range(len(windows))}
+        return da.Array(graph, name, chunks=(windows, (height,), (width,)), dtype=np.uint8)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return all as a lazy ``xarray.Dataset`` with uint8 images, decoded times, instrument names."""
+        import xarray as xr
+
+        utc_or_local = {"time_zone": self.tz} if self.tz else {}
+        variables: dict[str, Any] = {
+            "images": (("window", "y", "x"), self.to_dask()),
+            **{f"ret_{h}": ("window", self.returns(h)) for h in self.horizons},
+            **{f"exit_time_{h}": ("window", self.exit_time(h).view("datetime64[ns]")) for h in self.horizons},
+        }
+        coordinates = {
+            "time": ("window", self.time.view("datetime64[ns]"), utc_or_local),
+            "instrument": ("window", self.instruments[self.instrument_index]),
+        }
+        return xr.Dataset(variables, coordinates, self.attrs)
