@@ -56,6 +56,13 @@ def unpack_pixels(packed: Any, which: Any, pixels: Any) -> None:
 
 
 @jit
+def _copy(source: Any, target: Any) -> None:
+    # Eight times faster than `target[:] = source`, which first looks whether the two overlap.
+    for k in range(target.shape[0]):
+        target[k] = source[k]
+
+
+@jit
 def exchange(
     pool: Any, pool_index: Any, fill: int, chance: Any,
     incoming: Any, incoming_index: Any, out: Any, out_index: Any,
@@ -67,13 +74,13 @@ def exchange(
     arriving = incoming_index.shape[0]
     for i in range(chance.shape[0]):
         j = min(int(chance[i] * fill), fill - 1)
-        out[i] = pool[j]
+        _copy(pool[j], out[i])
         out_index[i] = pool_index[j]
         if i < arriving:
-            pool[j] = incoming[i]
+            _copy(incoming[i], pool[j])
             pool_index[j] = incoming_index[i]
         else:
             fill -= 1
-            pool[j] = pool[fill]
+            _copy(pool[fill], pool[j])
             pool_index[j] = pool_index[fill]
     return fill
