@@ -1,6 +1,6 @@
-"""The bulk reader: images of a store in batches, in order or shuffled, as fast as memory allows.
+"""The bulk readers: images in batches, in order or shuffled, as fast as memory allows.
 
-Chunks are read directly and decoded off the interpreter's lock. Shuffled images wait in a pool, one bit a
+Chunks of a store are read directly and decoded off the interpreter's lock. Shuffled images wait in a pool, one bit a
 pixel, and become uint8 only when a batch is made.
 """
 
@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +26,10 @@ from pricepix.moments import as_time
 from pricepix.render import widen
 
 if TYPE_CHECKING:
+    from pricepix.images import ImageSet
     from pricepix.store import ImageStore
 
-__all__ = ["Batch", "BatchReader", "select"]
+__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
 _EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
@@ -35,7 +37,7 @@ _TABLE: Final = np.ascontiguousarray(_EIGHT_PIXELS).view(np.uint64).ravel()
 
 
 class Batch(NamedTuple):
-    """Images (b, height, width) uint8 of 0 and 255, and their positions in the store, int64 (b,)."""
+    """Images (b, height, width) uint8 of 0 and 255, and their positions in the set, int64 (b,)."""
 
     images: NDArray[np.uint8]
     index: NDArray[np.int64]  # type: ignore[assignment]
@@ -50,7 +52,7 @@ class _Part(NamedTuple):
 
 
 def select(
-    store: ImageStore,
+    store: ImageSet,
     *,
     time: tuple[Any, Any] | None = None,
     instruments: Sequence[str] | None = None,
@@ -60,7 +62,7 @@ def select(
 
     Parameters
     ----------
-    store : ImageStore
+    store : ImageSet
     time : (start, end), optional
         First and last time of the windows' last bars, both included, or None for an open end. A day, month
         or year stands for all of it; times without a zone are read in the panel's.
@@ -87,7 +89,7 @@ def select(
         known = {str(name): i for i, name in enumerate(store.instruments)}
         if unknown := [name for name in wanted if name not in known]:
             raise KeyError(
-                f"no instrument {unknown[0]!r} in store {store.location}, which has {len(known)} others"
+                f"no instrument {unknown[0]!r} in {store.kind} {store.location}, which has {len(known)} others"
             )
         codes = np.zeros(len(known), bool)
         codes[[known[name] for name in wanted]] = True
@@ -116,21 +118,21 @@ def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
     return chosen
 
 
-class BatchReader:
-    """Batches of a store's images, every chosen image once an epoch.
+class EpochReader(ABC):
+    """Batches of images, every chosen image once an epoch.
 
     Parameters
     ----------
-    store : ImageStore
+    images : ImageSet
     selection : numpy.ndarray, optional
-        Positions, int (m,), or a mask, bool (n,): the images to read. Chunks without any are never touched.
-        All by default. `select` finds positions by time and instrument.
+        Positions, int (m,), or a mask, bool (n,): the images to read. All by default. `select` finds
+        positions by time and instrument.
     batch_size : int
     shuffle : bool
-        In store order, or shuffled anew each epoch.
+        In order, or shuffled anew each epoch.
     seed : int
-        The order depends on (`seed`, epoch, `rank`, `worker`) and on `pool_bytes`, and on nothing else:
-        not on threads, time or machine.
+        The order depends on (`seed`, epoch, `rank`, `worker`), for `BatchReader` on `pool_bytes` too, and on
+        nothing else: not on threads, time or machine.
     rank, ranks : int
         This process among those that share an epoch. Every image goes to one of them; all of them get the
         same number of batches.
@@ -138,30 +140,23 @@ class BatchReader:
         The same within a rank, for data-loading worker processes.
     drop_last : bool
         Leave out the images that fill no whole batch (at most a batch a part), rather than give a short one.
-    pool_bytes : int
-        Memory for the pool. If all chosen images fit in it at one bit a pixel, they are read once, stay
-        there over the epochs, and an epoch is a full permutation. Otherwise images pass through the pool:
-        each emitted one is a random one of those in it, and the next of a shuffled sequence of chunks takes
-        its place. Then a pool of 0.52 of the images gives 0.9 of the mixing of a full permutation, measured
-        as the mean distance in the epoch of images that are neighbours in the store (0.25 of them gives
-        0.59, 0.1 gives 0.28). The default of 2 GiB holds 4.4 million images of 64x60.
     threads : int, optional
-        Threads that read and decode chunks. By default the CPUs this process may use, at most 4.
+        Threads that read and decode chunks, or draw. By default the CPUs this process may use, at most 4.
     prefetch : int
         Batches made ahead in a thread of their own; 0 makes each when it is asked for.
 
     Notes
     -----
     Iterating gives the epoch set by ``set_epoch`` (0 at first) and leaves it set; `epoch` gives any epoch,
-    from any batch on, without decoding what lies before. Memory is bounded: the pool, `threads` + 2 chunks
-    and `prefetch` + 2 batches. Nothing runs between epochs, so a reader may be forked or pickled.
+    from any batch on, without making what lies before. Nothing runs between epochs, so a reader may be forked
+    or pickled.
 
     A batch's array is used again once nobody holds it or a view of it.
     """
 
     def __init__(
         self,
-        store: ImageStore,
+        images: ImageSet,
         selection: NDArray[Any] | None = None,
         *,
         batch_size: int = 256,
@@ -172,7 +167,6 @@ class BatchReader:
         worker: int = 0,
         workers: int = 1,
         drop_last: bool = False,
-        pool_bytes: int = DEFAULT_POOL_BYTES,
         threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
@@ -185,33 +179,19 @@ class BatchReader:
             raise ValueError(f"threads is {threads}; give at least 1")
         if prefetch < 0 or seed < 0:
             raise ValueError(f"prefetch is {prefetch} and seed is {seed}; neither may be negative")
-        self.store = store
-        n = len(store)
+        n = len(images)
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
         self.threads = threads if threads is not None else min(4, _usable_cpus())
         self.prefetch = prefetch
-        self.pool_bytes = pool_bytes
         if len(self.positions) < self.parts:
             raise ValueError(
                 f"{len(self.positions)} images are chosen for {self.parts} ranks and workers; "
                 "choose at least one for each"
             )
-        height, width = store.spec.shape
-        self._shape = (height, width)
-        self._pixels = height * width
-        self._packed = (self._pixels + 7) // 8
-        self._columns_first = store.chunk_format.columns_first
-        self.resident = shuffle and len(self.positions) * self._packed <= pool_bytes
-        self._capacity = max(pool_bytes // self._packed, batch_size)
-        self._chunk = store.chunk_format.windows
-        self._pool: NDArray[np.uint8] | None = None
+        self._shape = images.spec.shape
         self._epoch = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The pool is read again where the reader goes.
-        return self.__dict__ | {"_pool": None}
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every rank and worker."""
@@ -253,13 +233,125 @@ class BatchReader:
         """Iterate over the batches of an epoch, from batch `start` on."""
         if not 0 <= start <= len(self):
             raise ValueError(f"start is {start}; the epoch has {len(self)} batches")
-        if not self.shuffle:
-            batches = self._in_order(start)
-        elif self.resident:
-            batches = self._from_memory(epoch, start)
-        else:
-            batches = self._through_pool(epoch, start)
+        batches = self._batches(epoch, start)
         return _ahead(batches, self.prefetch) if self.prefetch else batches
+
+    @abstractmethod
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Make the batches of an epoch from `start` on, in this thread."""
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        """This part's share of one permutation of all chosen images: which of `positions`, in which order."""
+        return self._generator(epoch).permutation(len(self.positions))[self._share()]
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
+
+
+class DirectReader(EpochReader):
+    """Batches of images of which any costs the same: held in memory, or drawn when they are asked for.
+
+    An epoch is a full permutation, the one that a `BatchReader` gives whose pool holds all images. Parameters
+    are those of `EpochReader`; `pool_bytes` is taken and not needed.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        selection: NDArray[Any] | None = None,
+        *,
+        pool_bytes: int | None = None,
+        threads: int | None = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(images, selection, threads=threads, **options)
+        self.images = images
+
+    def _indices(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
+        """Yield the positions of each batch from `start` on."""
+        share = self._share()
+        order = self._permutation(epoch) if self.shuffle else np.arange(share.start, share.stop)
+        sizes = self._sizes()
+        at = sum(sizes[:start])
+        for size in sizes[start:]:
+            yield self.positions[order[at : at + size]]
+            at += size
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        buffers = _Buffers(self._shape)
+        if self.threads == 1:
+            for index in self._indices(epoch, start):
+                yield self._made(epoch, index, buffers.take(len(index)))
+            return
+        ahead: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="pricepix-batch") as pool:
+            try:
+                for index in self._indices(epoch, start):
+                    ahead.append(pool.submit(self._made, epoch, index, buffers.take(len(index))))
+                    if len(ahead) > self.threads:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
+        self.images._read(index, images)
+        return Batch(images, index)
+
+
+class BatchReader(EpochReader):
+    """Batches of a store's images, every chosen image once an epoch.
+
+    Parameters
+    ----------
+    store : ImageStore
+    selection : numpy.ndarray, optional
+        Positions or a mask. Chunks without any are never touched.
+    pool_bytes : int
+        Memory for the pool. If all chosen images fit in it at one bit a pixel, they are read once, stay
+        there over the epochs, and an epoch is a full permutation. Otherwise images pass through the pool:
+        each emitted one is a random one of those in it, and the next of a shuffled sequence of chunks takes
+        its place. Then a pool of 0.52 of the images gives 0.9 of the mixing of a full permutation, measured
+        as the mean distance in the epoch of images that are neighbours in the store (0.25 of them gives
+        0.59, 0.1 gives 0.28). The default of 2 GiB holds 4.4 million images of 64x60.
+    **options
+        Of `EpochReader`.
+
+    Notes
+    -----
+    Memory is bounded: the pool, `threads` + 2 chunks and `prefetch` + 2 batches.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        selection: NDArray[Any] | None = None,
+        *,
+        pool_bytes: int = DEFAULT_POOL_BYTES,
+        **options: Any,
+    ) -> None:
+        super().__init__(store, selection, **options)
+        self.store = store
+        self.pool_bytes = pool_bytes
+        height, width = self._shape
+        self._pixels = height * width
+        self._packed = (self._pixels + 7) // 8
+        self._columns_first = store.chunk_format.columns_first
+        self.resident = self.shuffle and len(self.positions) * self._packed <= pool_bytes
+        self._capacity = max(pool_bytes // self._packed, self.batch_size)
+        self._chunk = store.chunk_format.windows
+        self._pool: NDArray[np.uint8] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The pool is read again where the reader goes.
+        return self.__dict__ | {"_pool": None}
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        if not self.shuffle:
+            return self._in_order(start)
+        return self._from_memory(epoch, start) if self.resident else self._through_pool(epoch, start)
 
     # In store order: no pool, images go from the decoded chunk straight into the batch.
 
@@ -285,7 +377,7 @@ class BatchReader:
     # Everything in memory: an epoch is one permutation of all chosen images, cut among ranks and workers.
 
     def _from_memory(self, epoch: int, start: int) -> Iterator[Batch]:
-        order = self._generator(epoch).permutation(len(self.positions))[self._share()]
+        order = self._permutation(epoch)
         pool = self._loaded()
         buffers = _Buffers(self._shape)
         sizes = self._sizes()
@@ -392,9 +484,6 @@ class BatchReader:
             for a, b in itertools.pairwise(starts)
             if a < b
         ]
-
-    def _generator(self, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
 
     def _decode(self, part: _Part) -> NDArray[np.uint8]:
         """Wanted images of a chunk: packed, or as pixels where a uint8 store is read in order."""
