@@ -108,7 +108,11 @@ class Image(Section):
 
 
 class Store(Section):
-    """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`."""
+    """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`.
+
+    The store of a market cache is built a stretch of days at a time, in about `memory`; see
+    ``pricepix.sources.build_market_store``.
+    """
 
     path: str | None = None
     horizons: list[int] = Field(default_factory=lambda: [5, 20, 60])
@@ -124,6 +128,7 @@ class Store(Section):
     chunk: int | None = None
     shard: int | str | None = None
     workers: int | None = None
+    memory: int | str | None = None
 
 
 class Train(Section):
@@ -192,6 +197,24 @@ class Config(Section):
     train: Train | None = None
     score: Score | None = None
     evaluate: Evaluate | None = None
+
+    @model_validator(mode="after")
+    def _of_the_source(self) -> Config:
+        store = self.store
+        if self.data.market_cache is None:
+            if store.memory is not None:
+                raise ValueError(
+                    "store.memory is for a market_cache, which is read a stretch of days at a time"
+                )
+            return self
+        if store.price == "total_return":
+            raise ValueError("store.price: a market_cache has no total returns; leave it out")
+        if not isinstance(store.every, str) or isinstance(store.shard, str):
+            raise ValueError(
+                "a market_cache is read a stretch of days at a time: give store.every as bar, day, week, month "
+                "or quarter, and store.shard as a number of windows"
+            )
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> Config:

@@ -6,18 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.config import Config, Train
+from pricepix.config import Config, Store, Train
+from pricepix.document import INDEX_CHUNK
 from pricepix.moments import as_time
 from pricepix.panel import Panel
+from pricepix.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from pricepix.store import ImageStore
 
 __all__ = ["run"]
 
-_RECORD = "pipeline.json"
+_RECORD: Final = "pipeline.json"
+_DAY: Final = 86_400_000_000_000
 
 
 def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> Path:
@@ -50,9 +56,10 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     record = _Record(out)
 
-    panel = _panel(config, progress)
-    echo(f"data      {panel!r}")
-    store, path = _build(config, panel, out, echo, progress)
+    bars: _Table | _MarketCache
+    bars = _Table(config, progress) if config.data.market_cache is None else _MarketCache(config)
+    echo(f"data      {bars.name}")
+    store, path = _build(config, bars, out, echo, progress)
     if config.train is None:
         return path
     model = out / "run"
@@ -63,7 +70,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         from pricepix.train import fit
 
         train = config.train
-        fit(store, **train.arguments("settings", "sample"), **train.settings, panel=panel, out=model,
+        fit(store, **train.arguments("settings", "sample"), **train.settings, panel=bars.of_training(), out=model,
             mask=_sampled(store, train),
             resume=record.started("train", digest, model), progress=progress)  # fmt: skip
         record.finish("train", digest)
@@ -80,7 +87,9 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         cache = open_cache(factor)
     else:
         record.started("score", digest, factor)
-        cache = score(store, model, factor, panel=panel, progress=progress, **config.score.arguments())
+        cache = score(
+            store, model, factor, panel=bars.of_scoring(), progress=progress, **config.score.arguments()
+        )
         record.finish("score", digest)
         echo(f"score     {cache!r}")
     if config.evaluate is None:
@@ -94,7 +103,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         echo(f"evaluate  up to date: {report}")
     else:
         record.started("evaluate", digest, None)
-        found = evaluate(cache, panel, progress=progress, **settings)
+        found = evaluate(cache, bars.of_evaluation(settings, store), progress=progress, **settings)
         found.report(report, store=store, model=model)
         record.finish("evaluate", digest)
         echo(f"evaluate  {found!r}: {report}")
@@ -136,26 +145,97 @@ class _Record:
         partial.replace(self._path)
 
 
-def _panel(config: Config, progress: bool) -> Panel:
-    data = config.data
-    if data.market_cache is not None:
+class _Table:
+    """Bars of a table or a sample: one panel serves every step."""
+
+    def __init__(self, config: Config, progress: bool) -> None:
+        data = config.data
+        table: Any = data.source
+        if data.sample is not None:
+            from pricepix import samples
+
+            table = samples.stocks() if data.sample == "stocks" else samples.simulate(**data.simulate)
+        reading = data.arguments("source", "sample", "simulate")
+        self._panel = Panel.from_table(table, progress=progress, **reading)
+        self.name = repr(self._panel)
+
+    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
+        from pricepix.build import render_universe
+
+        return render_universe(self._panel, spec, path, **store.arguments("path"), **options)
+
+    def of_training(self) -> Panel:
+        return self._panel
+
+    def of_scoring(self) -> Panel:
+        return self._panel
+
+    def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
+        return self._panel
+
+
+class _MarketCache:
+    """Bars of a market cache, which may be larger than memory: each step reads what it needs of them.
+
+    The build reads a stretch of days at a time, scoring none but their times, and the evaluation the days
+    that are judged with what the horizons and the baselines look at around them. Networks learn from the
+    store alone; baselines on the numbers behind the images need all bars.
+    """
+
+    def __init__(self, config: Config) -> None:
         from pricepix.sources import MarketCache
 
-        cache = MarketCache(data.market_cache, data.files, session=data.session or "ashare")
-        reading = data.arguments("market_cache", "files", "session", "adjust", "on_bad")
-        return cache.panel(**reading, adjust=data.adjust is not None, on_bad=data.on_bad)
-    table: Any = data.source
-    if data.sample is not None:
-        from pricepix import samples
+        data = config.data
+        self._cache = MarketCache(data.market_cache or "", data.files, session=data.session or "ashare")
+        self._day = self._cache.day_range(data.days)
+        self._reading = {
+            **data.arguments("market_cache", "files", "session", "adjust", "days"),
+            "adjust": data.adjust is not None,
+            "on_bad": data.on_bad,
+        }
+        self._learns_series = config.train is not None and config.train.model.startswith(
+            ("cnn1d", "logistic")
+        )
+        self.name = repr(self._cache)
 
-        table = samples.stocks() if data.sample == "stocks" else samples.simulate(**data.simulate)
-    return Panel.from_table(table, progress=progress, **data.arguments("source", "sample", "simulate"))
+    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
+        from pricepix.sources import build_market_store
+
+        return build_market_store(
+            self._cache, spec, path, days=self._day, threads=store.workers or None, **self._reading,
+            **store.arguments("path", "workers", "price"), **options,
+        )  # fmt: skip
+
+    def of_training(self) -> Panel | None:
+        return self._cache.panel(self._day, **self._reading) if self._learns_series else None
+
+    def of_scoring(self) -> Any:
+        kind = {name: value for name, value in self._reading.items() if name == "no_trade"}
+        return self._cache.calendar(self._day, **kind)
+
+    def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
+        """The days from `start` to `end`, or to the last one with an image, and those around them."""
+        from pricepix.factor.evaluation import reach
+
+        cache, all_days = self._cache, self._day
+        per_year = 252.0 * cache.intervals if cache.session.periods is not None else 365.0 * cache.intervals
+        before, after = reach(**{"per_year": per_year, **settings})
+        edge = -(-len(store) // INDEX_CHUNK)
+        head, tail = store.column("time", 0, 1), store.column("time", edge - 1, edge)
+        shown = cache.days[all_days].astype("datetime64[ns]").astype(np.int64)
+        first = int(head[0]) if settings.get("start") is None else as_time(settings["start"], store.tz)
+        last = int(tail[-1]) if settings.get("end") is None else as_time(settings["end"], store.tz, end=True)
+        # Days are those of the market's clock, at most one off from those of the world's.
+        a, b = (int(np.searchsorted(shown, moment)) for moment in (first - _DAY, last + _DAY))
+        a -= -(-(before + store.spec.lookback) // cache.intervals) + 1
+        b += -(-after // cache.intervals) + 1
+        days = slice(all_days.start + max(a, 0), min(all_days.start + b, all_days.stop))
+        return cache.panel(days, **self._reading)
 
 
 def _build(
-    config: Config, panel: Panel, out: Path, echo: Callable[[str], Any], progress: bool
-) -> tuple[Any, Path]:
-    from pricepix.build import render_universe
+    config: Config, bars: _Table | _MarketCache, out: Path, echo: Callable[[str], Any], progress: bool
+) -> tuple[ImageStore, Path]:
     from pricepix.store import open_store
 
     path = Path(config.store.path or out / "store.zarr")
@@ -167,10 +247,8 @@ def _build(
         except ValueError:
             finished = False
     # Resuming compares the plan with the one that the store was made from, and does only what is left.
-    store = render_universe(
-        panel, config.image.spec(), path, mode="resume" if path.exists() else "create", progress=progress,
-        **config.store.arguments("path"),
-    )  # fmt: skip
+    mode = "resume" if path.exists() else "create"
+    store = bars.build(config.image.spec(), path, config.store, mode=mode, progress=progress)
     echo(f"build     {'up to date' if finished else repr(store)}: {path}")
     return store, path
 

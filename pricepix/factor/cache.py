@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import polars
     import xarray
 
+    from pricepix.images import ImageSet
     from pricepix.panel import Panel
-    from pricepix.store import ImageStore
 
 __all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
 
@@ -132,7 +132,7 @@ class FactorCache:
         array = self._members.get(name)
         if array is None:
             raise ValueError(f"cache {self.location} holds no {name!r}: score an ensemble with spread=True")
-        _, instruments, intervals = self.shape
+        instruments = self.shape[1]
         wanted = self.time != NO_TIME
         if first is not None:
             wanted &= self.time >= first
@@ -145,7 +145,7 @@ class FactorCache:
         known = wanted[day].reshape(-1) & ~np.isnan(block).all(axis=1)
         return time[known], block[known]
 
-    def of_windows(self, store: ImageStore) -> NDArray[np.float32]:
+    def of_windows(self, store: ImageSet) -> NDArray[np.float32]:
         """Return the value of each window of the store, float32 (n,); NaN where there is none."""
         calendar = np.sort(self.time[self.time != NO_TIME])
         time, values = self.matrix()

@@ -40,7 +40,7 @@ from pricepix.moments import to_series
 from pricepix.panel import Panel
 
 if TYPE_CHECKING:
-    from pricepix.store import ImageStore
+    from pricepix.images import ImageSet
 
 __all__ = ["Evaluation", "evaluate", "reach"]
 
@@ -92,7 +92,7 @@ class Evaluation:
         self,
         path: str | PathLike[str],
         *,
-        store: ImageStore | None = None,
+        store: ImageSet | None = None,
         model: Any = None,
         **options: Any,
     ) -> Path:
@@ -261,7 +261,7 @@ def reach(
     # Portfolios by quarter are always looked at, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
     after = delay + max((0, *delays)) + max_wait + max(longest, period) + 1
-    return max((1, *(history(name, per_year) for name in baselines))), after
+    return max((1, *(history(name, per_year) for name in baselines if name in BASELINES))), after
 
 
 @dataclass(frozen=True)

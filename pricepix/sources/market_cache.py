@@ -104,6 +104,15 @@ def file_name(stem: str, dtype: Any, stocks: int | None = None, intervals: int |
     return f"{stem}.N{shape}{_LETTERS[dtype]}"
 
 
+@dataclass(frozen=True)
+class MarketCalendar:
+    """When a market's bars end: all of a panel that scoring asks for."""
+
+    calendar: NDArray[np.int64]
+    """int64 (times,): nanoseconds, ascending."""
+    tz: str | None
+
+
 class MarketCache:
     """A folder of raw arrays of a market: (day, stock, interval) bars and (day, stock) facts.
 
@@ -469,6 +478,22 @@ class MarketCache:
                     "adjust=False"
                 )
         panel_kernels.fill_bars(o, h, lo, c, v, has_volume, first, stop, dest, False, bars, counts)
+
+    def calendar(
+        self,
+        days: Range = None,
+        stocks: slice | Sequence[str] | str | None = None,
+        *,
+        no_trade: NoTrade = "missing",
+    ) -> MarketCalendar:
+        """Return the times of the bars that `panel` has there, without reading their prices."""
+        day, stock = self.day_range(days), self.stock_range(stocks)
+        stamps, zone = self.times(day)
+        first, stop = self.bar_range(day, stock, no_trade)
+        change = np.zeros(len(stamps) + 1, np.int64)
+        np.add.at(change, first, 1)
+        np.add.at(change, stop, -1)
+        return MarketCalendar(stamps[np.cumsum(change)[:-1] > 0], zone)
 
     def times(self, day: slice) -> tuple[NDArray[np.int64], str | None]:
         """Times of all bars of some days, int64 (bars,), and their zone."""

@@ -79,7 +79,9 @@ def build_market_store(
     store : str, path or zarr store
         Where to write.
     mode : {"create", "resume", "overwrite"}
-        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done.
+        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done. A
+        finished store is left as it is, if it was made from the same bars and arguments: the bars are read
+        to tell.
     days, stocks, adjust, no_trade, filtered, decimals, on_bad
         What to read, and how: see `MarketCache.panel`.
     shard : int, optional
@@ -97,7 +99,8 @@ def build_market_store(
     Raises
     ------
     ValueError
-        An argument that cannot be used, bars with faults, or no window that survives.
+        An argument that cannot be used, bars with faults, no window that survives, or a store to resume
+        that was made from something else.
     FileExistsError
         The location exists and `mode` is ``create``, or it holds something else.
     """
@@ -118,7 +121,9 @@ def build_market_store(
     )
     chunk = chunk or default_chunk(*spec.shape, layout)
     if shard is not None and (not isinstance(shard, int) or shard < chunk or shard % chunk):
-        raise ValueError(f"shard={shard!r} is no multiple of the {chunk} windows of a chunk")
+        raise ValueError(
+            f"shard={shard!r} is no multiple of the {chunk} windows of a chunk: give such a number"
+        )
     horizons, delay = _checked_horizons(horizons), checked_bars("delay", delay, 0)
     budget = parse_size(memory) if isinstance(memory, str) else int(memory)
     # What is drawn and what waits to be written take their part of it.
@@ -155,7 +160,17 @@ def build_market_store(
     writer = StoreWriter(where, form, horizons, identity, threads)
     _check_location(where, mode)
     if mode == "resume" and _state(where) == "finished":
-        return open_store(where)
+        there = open_store(where)
+        _check_finished(
+            there,
+            {
+                "spec_digest": spec.digest, "layout": layout, "chunk": chunk, "shard": shard or 0,
+                "horizons": list(horizons), "delay": delay, "schedule": schedule,
+            },
+            market,
+            progress,
+        )  # fmt: skip
+        return there
     with WriteLock(where) as lock:
         writer.state = {"counts": {}, "candidates": 0, "lanes": market.lanes()}
         writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()})
@@ -208,6 +223,26 @@ def build_market_store(
     return open_store(where)
 
 
+def _check_finished(store: ImageStore, asked: Mapping[str, Any], market: _Market, progress: bool) -> None:
+    """Refuse to take another store for the one that this build would give."""
+    attrs = store.attrs
+    differences = [
+        f"{name} is {mine} here, {theirs} there"
+        for name, mine in asked.items()
+        if (theirs := attrs.get(name, 0 if name == "shard" else None)) != mine
+    ]
+    if not differences:
+        digest = market.digest(progress)
+        if digest != attrs["panel_digest"]:
+            differences = [f"the bars have the digest {digest} here, {attrs['panel_digest']} there"]
+    if differences:
+        raise ValueError(
+            f"store {store.location} is finished, and was not made from this: {'; '.join(differences)}. Give "
+            "another path; pricepix.append(store, cache.panel(...)) adds later bars; mode='overwrite' builds "
+            "it anew"
+        )
+
+
 @dataclass
 class _Market:
     """A cache in stretches of days: what is read for each, which windows end in it, what its digest is."""
@@ -252,8 +287,7 @@ class _Market:
     def write(self, writer: StoreWriter, part: slice, delay: int) -> None:
         """Draw and label the windows that end in a stretch of days."""
         wide = slice(max(self.day.start, part.start - self.lead), min(self.day.stop, part.stop + self.tail))
-        kind = self.reading["no_trade"]
-        first, stop = self.cache.bar_range(wide, self.stock, kind)
+        first, stop = self.cache.bar_range(wide, self.stock, self.reading["no_trade"])
         if not (stop > first).any():
             return
         panel = self.cache.panel(wide, self.stock, **self.reading)
@@ -324,6 +358,20 @@ class _Market:
             kernels.hash_rows(panel.bars.view(np.uint64), panel.time.view(np.uint64), low, high, lanes)
             for k, name in enumerate(panel.fields):
                 kernels.hash_field(panel.fields[name].view(np.uint8), low, high, lanes[:, 6 + k])
+
+    def digest(self, progress: bool) -> str:
+        """Digest of the whole panel, by reading it a stretch at a time."""
+        lanes, kind = self.lanes(), self.reading["no_trade"]
+        with tqdm(
+            total=self.day.stop - self.day.start, desc="compare bars", unit="day", disable=not progress
+        ) as bar:
+            for part in self.stretches():
+                first, stop = self.cache.bar_range(part, self.stock, kind)
+                if (stop > first).any():
+                    panel = self.cache.panel(part, self.stock, **self.reading)
+                    self._digest(lanes, panel, part, part, first, stop)
+                bar.update(part.stop - part.start)
+        return self.facts(lanes).digest
 
     def facts(self, lanes: NDArray[np.uint64]) -> PanelFacts:
         """Return what the store says of the whole panel."""
