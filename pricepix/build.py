@@ -15,7 +15,7 @@ from tqdm import tqdm
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size, seal
+from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, default_chunk, parse_size, seal
 from pricepix.commit import settle
 from pricepix.document import (
     CHECKSUMS,
@@ -143,6 +143,12 @@ def render_universe(
     chunk = _count(
         "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
     )
+    height, width = spec.shape
+    if chunk is not None and chunk * height * width > MAX_CHUNK_BYTES:
+        raise ValueError(
+            f"chunk={chunk} images of {height}x{width} are {chunk * height * width / 1e9:.1f} GB of pixels, more "
+            f"than the codec takes at once: give at most {MAX_CHUNK_BYTES // (height * width)}"
+        )
     horizons = _checked_horizons(horizons)
     delay = checked_bars("delay", delay, 0)
     where = None if store is None else Location.of(store, storage_options)

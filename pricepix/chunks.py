@@ -36,6 +36,9 @@ _UNITS: Final = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Mi
 
 Content = bytes | bytearray | memoryview
 
+MAX_CHUNK_BYTES: Final = (1 << 31) - 17
+"""What Blosc takes at once, and so the most pixels that a chunk may hold."""
+
 # What a chunk of layout uint8 is cut into for compression; see ChunkFormat.
 _BLOCK_BYTES: Final = 1 << 20
 # Blosc's header of such a chunk: format 2, zstd's format 1, not split | zstd | bitshuffle, bytes a value.

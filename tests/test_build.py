@@ -247,6 +247,7 @@ def test_spec_may_be_a_name_or_a_dict(build):
         ({"chunk": 0}, ValueError, "chunk=0 is not a number of windows: give a whole number of at least 1"),
         ({"chunk": True}, ValueError, "chunk=True is not a number of windows"),
         ({"chunk": "32"}, ValueError, "chunk='32' is not a number of windows"),
+        ({"chunk": 10**9}, ValueError, r"chunk=1000000000 images of .* GB of pixels, .*: give at most \d+"),
         ({"price": "adjusted"}, ValueError, "price='adjusted' is not known: choose one of 'auto', 'close'"),
         ({"price": "total_return"}, ValueError, "needs total returns, which the panel does not have"),
         ({"every": "fortnight"}, ValueError, "every='fortnight' is not a schedule"),
