@@ -16,7 +16,7 @@ import pytest
 import pricepix as pp
 
 DRIVER = Path(__file__).with_name("scale_driver.py")
-KILLS = int(os.environ.get("PRICEPIX_KILLS", "4"))
+KILLS = int(os.environ.get("PRICEPIX_KILLS", "50"))
 
 
 def drive(what: str, folder: Path, *arguments: str) -> dict[str, Any]:
