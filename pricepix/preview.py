@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.images import ImageSet
 from pricepix.moments import to_series
 from pricepix.render.api import render_rows
-from pricepix.store import ImageStore, open_store
+from pricepix.store import open_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ _DAY: Final = 86_400_000_000_000
 
 
 def contact_sheet(
-    store: ImageStore | str | os.PathLike[str],
+    store: ImageSet | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
     *,
     instrument: str | Sequence[str] | None = None,
@@ -55,7 +56,7 @@ def contact_sheet(
 
     Parameters
     ----------
-    store : ImageStore or path
+    store : ImageSet or path
         A store, on disk or in memory, or where it lies.
     path : path, optional
         PNG file to write, replaced if it exists; ``contact_sheet.png`` in the current folder by default.
@@ -111,7 +112,7 @@ def contact_sheet(
 
 
 def enlarge(
-    source: ImageStore | str | os.PathLike[str] | NDArray[np.uint8],
+    source: ImageSet | str | os.PathLike[str] | NDArray[np.uint8],
     instrument: str,
     time: Any,
     path: str | os.PathLike[str],
@@ -124,7 +125,7 @@ def enlarge(
 
     Parameters
     ----------
-    source : ImageStore, path, or numpy.ndarray of uint8 (height, width)
+    source : ImageSet, path, or numpy.ndarray of uint8 (height, width)
         The store that holds the image, or an image.
     instrument : str
     time : str, date, datetime or int
@@ -150,7 +151,7 @@ def enlarge(
         If the folder to write to does not exist.
     """
     target = _png(path)
-    store: ImageStore | None = None
+    store: ImageSet | None = None
     if isinstance(source, np.ndarray):
         image = source
         if image.ndim != 2 or image.dtype != np.uint8 or image.shape[1] % 3 or 0 in image.shape:
@@ -186,12 +187,10 @@ def enlarge(
 # ---- what to show
 
 
-def _opened(store: ImageStore | str | os.PathLike[str]) -> ImageStore:
-    if isinstance(store, ImageStore):
-        return store
-    if isinstance(store, (str, os.PathLike)):
-        return open_store(store)
-    raise TypeError(f"store must be an ImageStore or its path, not {type(store).__name__}")
+def _opened(store: ImageSet | str | os.PathLike[str]) -> ImageSet:
+    if isinstance(store, (ImageSet, str, os.PathLike)):
+        return open_images(store)
+    raise TypeError(f"store must be an ImageSet, such as an ImageStore, or its path, not {type(store).__name__}")
 
 
 def _png(path: str | os.PathLike[str]) -> Path:
@@ -207,7 +206,7 @@ def _png(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _windows_of(store: ImageStore, instrument: str | Sequence[str] | None) -> NDArray[np.int64]:
+def _windows_of(store: ImageSet, instrument: str | Sequence[str] | None) -> NDArray[np.int64]:
     """Positions of the windows of some instruments, ascending."""
     if instrument is None:
         if len(store) == 0:
@@ -227,7 +226,7 @@ def _windows_of(store: ImageStore, instrument: str | Sequence[str] | None) -> ND
     return np.unique(np.concatenate(found))
 
 
-def _known_horizons(store: ImageStore, horizon: int | Sequence[int] | None) -> tuple[int, ...]:
+def _known_horizons(store: ImageSet, horizon: int | Sequence[int] | None) -> tuple[int, ...]:
     if horizon is None:
         return store.horizons
     wanted = tuple(horizon) if isinstance(horizon, Sequence) else (horizon,)
@@ -251,7 +250,7 @@ def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[n
     return positions[np.random.default_rng(seed).integers(edges[:-1], edges[1:])]
 
 
-def _captions(store: ImageStore, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
+def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
     """Lines to print under images: instrument, time of the last bar, a forward return a line."""
     times = _stamps(store.time[positions], store.tz)
     names = store.instruments[store.instrument_index[positions]]
@@ -276,7 +275,7 @@ def _percent(value: float) -> str:
     return "n/a" if np.isnan(value) else f"{100.0 * float(value):+.2f}%"
 
 
-def _name(store: ImageStore) -> str:
+def _name(store: ImageSet) -> str:
     return (
         "in memory"
         if store.location == "memory"
@@ -301,7 +300,7 @@ class _Window(NamedTuple):
     """The image that the panel gives, where the spec is known."""
 
 
-def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: ImageStore | None) -> _Window:
+def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: ImageSet | None) -> _Window:
     row = panel.locate(instrument, time)
     first = int(panel.rows_of(instrument).start)
     start = row - lookback + 1

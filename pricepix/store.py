@@ -455,6 +455,11 @@ class ImageStore(ImageSet):
         return verify(self, panel, sample, seed, depth=depth, workers=workers, progress=progress)
 
 
+def open_images(source: ImageSet | StoreLike) -> ImageSet:
+    """Return `source` if it is a set of images, else the store that lies there."""
+    return source if isinstance(source, ImageSet) else open_store(source)
+
+
 def open_store(
     location: StoreLike | Location, storage_options: Mapping[str, Any] | None = None
 ) -> ImageStore:

@@ -368,7 +368,7 @@ def test_workers_of_a_cluster_score_the_same(store, networks, tmp_path):
     ):
         warnings.simplefilter("ignore")
         there = score(store, networks[0], tmp_path / "there.zarr", client=client, progress=False)
-        with pytest.raises(ValueError, match="cannot open a store in memory"):
+        with pytest.raises(ValueError, match="cannot open store memory, which lives in this process"):
             score(store_of(panel_of(2, 30)), ink, tmp_path / "x.zarr", client=client)
     assert np.allclose(here.factor[:], there.factor[:], atol=1e-6, equal_nan=True)
 

@@ -279,7 +279,7 @@ def test_paths_that_cannot_be_written(store, tmp_path):
 
 
 def test_what_is_no_store(tmp_path):
-    with pytest.raises(TypeError, match="must be an ImageStore or its path, not list"):
+    with pytest.raises(TypeError, match="must be an ImageSet, such as an ImageStore, or its path, not list"):
         contact_sheet([1, 2], tmp_path / "a.png")
     with pytest.raises(FileNotFoundError, match="no store at"):
         contact_sheet(tmp_path / "none.zarr", tmp_path / "a.png")

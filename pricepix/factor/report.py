@@ -21,7 +21,7 @@ from pricepix.moments import to_series
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pricepix.store import ImageStore
+    from pricepix.images import ImageSet
 
 __all__ = ["write_report"]
 
@@ -53,7 +53,7 @@ def write_report(
     evaluation: Evaluation,
     path: str | PathLike[str],
     *,
-    store: ImageStore | None = None,
+    store: ImageSet | None = None,
     model: Any = None,
     title: str = "Factor report",
     sheet: int = 24,
@@ -68,7 +68,7 @@ def write_report(
     path : str or path
         The HTML file. Pictures go to a folder beside it, ``<name>_figures``, and everything machine-readable
         to ``<name>.json``.
-    store : ImageStore, optional
+    store : ImageSet, optional
         The store that was scored; with it the report shows the images with the highest and lowest scores.
     model : checkpoint, run folder, PriceCNN or Ensemble, optional
         With it, and `store`, the report maps where the network looks: of an ensemble, its first member. Needs
@@ -575,7 +575,7 @@ def _delays(evaluation: Evaluation) -> Made:
 # ------------------------------------------------------------------------------------------- pictures
 
 
-def _check_store(evaluation: Evaluation, store: ImageStore) -> None:
+def _check_store(evaluation: Evaluation, store: ImageSet) -> None:
     scored = evaluation.cache.attrs["store_digest"]
     if store.digest != scored:
         raise ValueError(
@@ -586,7 +586,7 @@ def _check_store(evaluation: Evaluation, store: ImageStore) -> None:
 
 
 def _pictures(
-    evaluation: Evaluation, store: ImageStore, model: Any, sheet: int, per_quantile: int, seed: int
+    evaluation: Evaluation, store: ImageSet, model: Any, sheet: int, per_quantile: int, seed: int
 ) -> list[Made]:
     values = evaluation.cache.of_windows(store)
     order = np.argsort(values, kind="stable")
@@ -641,7 +641,7 @@ def _pictures(
     return made
 
 
-def _sheet(store: ImageStore, chosen: NDArray[np.int64], values: NDArray[np.float32]) -> Figure:
+def _sheet(store: ImageSet, chosen: NDArray[np.int64], values: NDArray[np.float32]) -> Figure:
     from matplotlib.figure import Figure
 
     height, width = store.spec.shape

@@ -31,8 +31,9 @@ from pricepix.factor.cache import (
 )
 from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
+from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
-from pricepix.store import ImageStore, open_store
+from pricepix.store import ImageStore, open_images, open_store
 
 __all__ = ["score"]
 
@@ -43,7 +44,7 @@ Times = NDArray[np.int64]
 
 
 def score(
-    store: ImageStore | CacheLike,
+    store: ImageSet | CacheLike,
     model: Any,
     location: CacheLike | None,
     *,
@@ -66,7 +67,8 @@ def score(
 
     Parameters
     ----------
-    store : ImageStore, str or path
+    store : ImageSet, str or path
+        A store, a loaded one, or panel images, which are drawn as they are scored.
     model : path, PriceCNN, Ensemble, result of fit, or callable
         A checkpoint or the folder of a run; a network; or a function from images, uint8 (n, height, width),
         to the probability of a rise, (n,), NaN where it knows none. An ensemble gives the mean of its
@@ -113,7 +115,7 @@ def score(
     FileExistsError
         A location that holds something else.
     """
-    store = store if isinstance(store, ImageStore) else open_store(store)
+    store = open_images(store)
     if isinstance(shift, bool) or not hasattr(shift, "__index__") or int(shift) < 0:
         raise ValueError(f"shift={shift!r}: give a number of bars, 0 or more; values never move back in time")
     if values not in (None, "probability", "score"):
@@ -122,9 +124,10 @@ def score(
     scorer.check(store.spec, store.location)
     if spread and len(scorer.members) < 2:
         raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
-    if client is not None and store.location == "memory":
+    if client is not None and (not isinstance(store, ImageStore) or store.location == "memory"):
         raise ValueError(
-            "workers cannot open a store in memory: build it at a location that all of them reach"
+            f"workers cannot open {store.kind} {store.location}, which lives in this process: give a store at a "
+            "location that all of them reach"
         )
     kind = values or ("probability" if scorer.is_probability else "score")
     windows = _Windows(store)
@@ -149,7 +152,7 @@ def score(
 class _Windows:
     """Times and names of a store's windows, read in blocks: a store may have more than memory likes."""
 
-    store: ImageStore
+    store: ImageSet
     count: int = 0
     time: Times = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (times,): distinct times of windows, ascending."""
@@ -245,7 +248,7 @@ class _Plan:
         return cls(days, intervals, time, day_at[target], interval_at[target], placed)
 
 
-def _attributes(store: ImageStore, scorer: Scorer, shift: int, kind: str) -> dict[str, Any]:
+def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[str, Any]:
     from pricepix import __version__
 
     versions = {"pricepix": __version__, "python": platform.python_version()}
@@ -415,7 +418,7 @@ def _ahead(windows: _Windows, scorer: Scorer) -> Results:
 
     def run(first: int, last: int) -> Iterator[Scored]:
         store = windows.store
-        size = store.chunk_format.windows
+        size = store.chunk
         waiting: deque[Any] = deque()
         with ThreadPoolExecutor(1, "pricepix-score") as pool:
             chunks = iter(range(first // size, -(-last // size)))
@@ -435,7 +438,7 @@ def _ahead(windows: _Windows, scorer: Scorer) -> Results:
 
 def _scored(windows: _Windows, scorer: Scorer, job: Any, first: int, last: int) -> Scored:
     chunk, future = job
-    size = windows.store.chunk_format.windows
+    size = windows.store.chunk
     a, b = max(first, chunk * size), min(last, (chunk + 1) * size)
     images = future.result()[a - chunk * size : b - chunk * size]
     return (a, *scorer(images, windows.column("time", a, b)))
@@ -446,7 +449,7 @@ def _spread_out(client: Any, windows: _Windows, scorer: Scorer) -> Results:
 
     def run(first: int, last: int) -> Iterator[Scored]:
         store = windows.store
-        size = store.chunk_format.windows
+        size = store.chunk
         model = client.scatter(scorer, broadcast=True)
         most = 2 * max(1, sum(client.nthreads().values()))
         waiting: deque[Any] = deque()
@@ -469,7 +472,7 @@ def _score_chunk(
     store = open_store(location)
     if store.digest != digest:
         raise ValueError(f"the worker finds another store at {location}: all workers must see the same files")
-    first = a - chunk * store.chunk_format.windows
+    first = a - chunk * store.chunk
     return (a, *scorer(store.read_chunk(chunk)[first : first + len(time)], time))
 
 

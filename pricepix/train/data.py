@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pricepix.reader import Batch, BatchReader
+from pricepix.reader import Batch
 
 if TYPE_CHECKING:
-    from pricepix.store import ImageStore
+    from pricepix.images import ImageSet
 
 __all__ = ["ArrayReader", "Loader", "Reader", "StoreDataset", "TrainBatch"]
 
@@ -24,7 +24,7 @@ TrainBatch = tuple[Tensor, Tensor, tuple[int, int]]
 
 
 class Reader(Protocol):
-    """What a loader reads from: `pricepix.reader.BatchReader` or `ArrayReader`."""
+    """What a loader reads from: a `pricepix.reader.EpochReader` or an `ArrayReader`."""
 
     def __len__(self) -> int: ...
 
@@ -105,22 +105,23 @@ class Loader:
 
 
 class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):
-    """A store as a torch dataset of whole batches: images uint8 (b, height, width) and positions int64 (b,).
+    """Images as a torch dataset of whole batches: images uint8 (b, height, width) and positions int64 (b,).
 
     For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``: workers
     share an epoch between them. Call ``set_epoch`` before each epoch.
 
     Parameters
     ----------
-    store : ImageStore
+    store : ImageSet
+        A store, a loaded one or panel images.
     selection : numpy.ndarray, optional
     **options
-        As in `pricepix.reader.BatchReader`, but `worker` and `workers`, which come from torch.
+        As in `pricepix.reader.EpochReader`, but `worker` and `workers`, which come from torch.
     """
 
-    def __init__(self, store: ImageStore, selection: NDArray[Any] | None = None, **options: Any) -> None:
+    def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
         self._store, self._selection, self._options = store, selection, options
-        self._reader = BatchReader(store, selection, **options)
+        self._reader = store.batches(mask=selection, **options)
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -131,6 +132,6 @@ class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):
         info, reader = get_worker_info(), self._reader
         if info is not None:
             options = self._options | {"worker": info.id, "workers": info.num_workers}
-            reader = BatchReader(self._store, self._selection, **options)
+            reader = self._store.batches(mask=self._selection, **options)
         for images, index in reader.epoch(self._epoch):
             yield torch.from_numpy(images), torch.from_numpy(index)

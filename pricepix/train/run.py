@@ -14,7 +14,8 @@ import yaml
 from numpy.typing import NDArray
 
 from pricepix import __version__
-from pricepix.reader import DEFAULT_POOL_BYTES, BatchReader, select
+from pricepix.reader import DEFAULT_POOL_BYTES, select
+from pricepix.store import open_images
 from pricepix.train.baselines import store_rows, window_series
 from pricepix.train.config import Hyper
 from pricepix.train.data import ArrayReader, Reader
@@ -32,7 +33,7 @@ from pricepix.train.splits import Fold, Period, RandomSplit, Samples, Split, Tim
 from pricepix.train.targets import Targets, balanced, class_weights, make_targets
 
 if TYPE_CHECKING:
-    from pricepix.store import ImageStore
+    from pricepix.images import ImageSet
 
 __all__ = ["FitResult", "FoldResult", "fit"]
 
@@ -91,7 +92,7 @@ class FitResult:
 
 
 def fit(
-    store: ImageStore | str | os.PathLike[str],
+    store: ImageSet | str | os.PathLike[str],
     model: str | CNNSpec | SeriesSpec = "jkx20",
     horizon: int | None = None,
     *,
@@ -126,7 +127,8 @@ def fit(
 
     Parameters
     ----------
-    store : ImageStore, str or path
+    store : ImageSet, str or path
+        A store, a loaded one, or panel images, which are drawn while training.
     model : str, CNNSpec or SeriesSpec
         A preset (``jkx20``), or a spec of one's own. ``cnn1d`` and ``logistic`` are the baselines on the
         numbers behind the images, of the store's lookback; they need `panel`.
@@ -193,7 +195,7 @@ def fit(
     from pricepix.train.loop import Device, Interrupted, train_member
 
     settings = Hyper.of(hyper, **changes)
-    store = _opened(store)
+    store = open_images(store)
     horizon = _horizon(store, horizon)
     spec = _model(model, store)
     if ensemble < 1:
@@ -297,8 +299,8 @@ def fit(
                         rank=rank,
                         ranks=ranks,
                     )
-                return BatchReader(
-                    store, index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
+                return store.batches(
+                    mask=index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
                     pool_bytes=pool_bytes, threads=threads,
                 )  # fmt: skip
 
@@ -327,13 +329,7 @@ def fit(
     return result
 
 
-def _opened(store: Any) -> ImageStore:
-    from pricepix.store import ImageStore, open_store
-
-    return store if isinstance(store, ImageStore) else open_store(store)
-
-
-def _horizon(store: ImageStore, horizon: int | None) -> int:
+def _horizon(store: ImageSet, horizon: int | None) -> int:
     known = store.horizons
     if horizon is None:
         if len(known) == 1:
@@ -353,7 +349,7 @@ def _horizon(store: ImageStore, horizon: int | None) -> int:
     return horizon
 
 
-def _model(model: str | CNNSpec | SeriesSpec, store: ImageStore) -> CNNSpec | SeriesSpec:
+def _model(model: str | CNNSpec | SeriesSpec, store: ImageSet) -> CNNSpec | SeriesSpec:
     spec: CNNSpec | SeriesSpec
     lookback, shape = store.spec.lookback, store.spec.shape
     if isinstance(model, str):
@@ -466,7 +462,7 @@ def _is_first_rank() -> bool:
 
 
 def _statistics(
-    store: ImageStore,
+    store: ImageSet,
     series: NDArray[np.float32] | None,
     index: NDArray[np.int64],
     seed: int,
@@ -477,12 +473,12 @@ def _statistics(
         own = series[index]
         mean, std = np.nanmean(own, axis=(0, 2)), np.nanstd(own, axis=(0, 2))
         return mean, np.where(std > 0, std, 1.0)
-    chunk = index // store.chunk_format.windows
+    chunk = index // store.chunk
     order = np.random.default_rng(seed).permutation(np.unique(chunk))
     counts = np.bincount(chunk)[order]
     enough = order[: int(np.searchsorted(np.cumsum(counts), _STATISTICS_IMAGES)) + 1]
-    reader = BatchReader(
-        store, index[np.isin(chunk, enough)], shuffle=False, batch_size=1024, threads=threads, prefetch=0
+    reader = store.batches(
+        mask=index[np.isin(chunk, enough)], shuffle=False, batch_size=1024, threads=threads, prefetch=0
     )
     lit = total = 0
     for images, _ in reader:
@@ -516,7 +512,7 @@ def _new_network(
 
 def _predict(
     model: PriceCNN | SeriesCNN | Ensemble,
-    store: ImageStore,
+    store: ImageSet,
     series: NDArray[np.float32] | None,
     index: NDArray[np.int64],
     threads: int | None,
@@ -530,7 +526,7 @@ def _predict(
     try:
         if series is not None:
             return np.asarray(score(series[index]))
-        reader = BatchReader(store, index, shuffle=False, batch_size=1024, threads=threads)
+        reader = store.batches(mask=index, shuffle=False, batch_size=1024, threads=threads)
         return np.concatenate([score(images) for images, _ in reader])
     finally:
         model.cpu()
@@ -539,7 +535,7 @@ def _predict(
 def _evaluate(
     model: PriceCNN | SeriesCNN | Ensemble,
     predictions: NDArray[np.float32],
-    store: ImageStore,
+    store: ImageSet,
     series: NDArray[np.float32] | None,
     index: NDArray[np.int64],
     targets: Targets,

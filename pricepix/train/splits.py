@@ -19,8 +19,8 @@ from pricepix.train.baselines import store_rows
 from pricepix.windows import duration_ns
 
 if TYPE_CHECKING:
+    from pricepix.images import ImageSet
     from pricepix.panel import Panel
-    from pricepix.store import ImageStore
 
 __all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
 
@@ -57,7 +57,7 @@ class Samples:
 
     @classmethod
     def from_store(
-        cls, store: ImageStore, horizon: int, usable: NDArray[np.bool_], panel: Panel | None = None
+        cls, store: ImageSet, horizon: int, usable: NDArray[np.bool_], panel: Panel | None = None
     ) -> Samples:
         """Take them from a store.
 
