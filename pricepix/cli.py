@@ -201,7 +201,11 @@ PROGRESS = click.option("--progress/--no-progress", default=True, help="Show pro
     help="resume: go on with a build that was stopped.",
 )
 @click.option("--chunk", type=int, help="Windows a chunk.")
-@click.option("--shard", type=int, help="Windows a shard (one object of several chunks), for object stores.")
+@click.option(
+    "--shard",
+    callback=_number_or_text,
+    help="Windows of an object of several chunks, or its size such as 256MB.",
+)
 @click.option("--workers", type=int, help="Threads that draw, compress and write; all by default.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers build the store.")
 @PROGRESS

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import difflib
+import fnmatch
 import glob
 import gzip
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -344,22 +345,23 @@ def _expand(source: str | Path) -> list[str]:
     """Return the files that a path, a glob, a folder or a URL stands for."""
     text = str(source)
     if "://" in text:
-        return [text]
+        from pricepix.location import Location
+
+        if text.endswith("/"):
+            base = text.rstrip("/")
+            return _folder(text, (f"{base}/{key}" for key in Location.of(base).list()))
+        # A question mark in a URL begins a query.
+        if "*" not in text:
+            return [text]
+        base = text[: text.index("*")].rpartition("/")[0]
+        files = sorted(f"{base}/{key}" for key in Location.of(base).list())
+        files = [file for file in files if fnmatch.fnmatchcase(file, text)]
+        if not files:
+            raise FileNotFoundError(f"{text}: no object matches")
+        return files
     path = Path(text).expanduser()
     if path.is_dir():
-        files = sorted(
-            str(p)
-            for p in path.rglob("*")
-            if p.is_file() and _kind(str(p)) and not p.name.startswith((".", "_"))
-        )
-        if not files:
-            raise FileNotFoundError(f"{text}: the folder holds no {', '.join(SUFFIXES)} file")
-        kinds = sorted({str(_kind(f)) for f in files})
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{text}: the folder holds files of several kinds ({', '.join(kinds)}); give a glob"
-            )
-        return files
+        return _folder(text, (str(p) for p in path.rglob("*") if p.is_file()))
     if path.exists():
         return [str(path)]
     if any(c in text for c in "*?["):
@@ -368,6 +370,17 @@ def _expand(source: str | Path) -> list[str]:
             raise FileNotFoundError(f"{text}: no file matches")
         return files
     raise FileNotFoundError(f"{text}: no such file or folder")
+
+
+def _folder(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the tables among the files of a folder."""
+    files = sorted(p for p in paths if _kind(p) and not Path(p).name.startswith((".", "_")))
+    if not files:
+        raise FileNotFoundError(f"{name}: the folder holds no {', '.join(SUFFIXES)} file")
+    kinds = sorted({str(_kind(f)) for f in files})
+    if len(kinds) > 1:
+        raise ValueError(f"{name}: the folder holds files of several kinds ({', '.join(kinds)}); give a glob")
+    return files
 
 
 def _kind(path: str) -> str | None:
@@ -421,6 +434,11 @@ def _header(path: str) -> tuple[str, tuple]:
             line = file.readline()
     except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path}: not a readable {kind} file: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        if "://" not in path:
+            raise
+        # The other side's own words run over several lines, of XML for instance.
+        raise type(error)(f"{path}: can not be read: {str(error).splitlines()[0]}") from error
     if not line.strip():
         raise ValueError(f"{path}: the file is empty; expected a header line and rows")
     separator = max(",;\t|", key=line.count)

@@ -42,7 +42,7 @@ ONLY = {
     "spec": set(),
     "location": set(),
     "samples": set(),
-    "tables": {"moments"},
+    "tables": {"location", "moments"},
     "arrays": {"moments", "tables"},
     "panel": {"_panel_kernels", "arrays", "moments", "tables"},
     "render": {"render", "spec"},

@@ -77,6 +77,38 @@ def test_build_append_read_verify(
         pp.render_universe(panel, "jkx5", url, storage_options=access, **OPTIONS)
 
 
+def test_tables_in_a_bucket(access: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Access comes from the environment, as for every other program that reads a bucket."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": access["endpoint"],
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bars = pp.samples.simulate(5, 80, seed=1)
+    where = Location.of("s3://bucket/tables", access)
+    for name, part in bars.partition_by("instrument", as_dict=True).items():
+        part.write_parquet(tmp_path / "part.parquet")
+        where.put(f"daily/{name[0]}.parquet", (tmp_path / "part.parquet").read_bytes())
+    where.put("daily/_done", b"")
+    where.put("bars.csv", bars.write_csv().encode())
+    expected = pp.Panel.from_table(bars, progress=False).digest
+    for url in ("daily/", "daily/*.parquet", "*.parquet", "bars.csv"):
+        panel = pp.Panel.from_table(f"s3://bucket/tables/{url}", progress=False)
+        assert panel.digest == expected, url
+    for url, error, says in (
+        ("nothing/", FileNotFoundError, "nothing/: the folder holds no "),
+        ("daily/*.csv", FileNotFoundError, "no object matches"),
+        ("none.parquet", FileNotFoundError, r"s3://bucket/tables/none.parquet: can not be read: "),
+        ("", ValueError, "files of several kinds"),
+    ):
+        with pytest.raises(error, match=says) as caught:
+            pp.Panel.from_table(f"s3://bucket/tables/{url}", progress=False)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_missing_and_a_swapped_object(access: dict[str, Any], panel: pp.Panel) -> None:
     url = "s3://bucket/damaged"
     store = pp.render_universe(panel, "jkx5", url, storage_options=access, **OPTIONS)
