@@ -24,6 +24,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the output, `head` for instance, has enough: click ends quietly.
+            raise
         except CLEAN_ERRORS as error:
             if ctx.params.get("traceback"):
                 raise

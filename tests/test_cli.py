@@ -1,6 +1,9 @@
 """The command line over the real library, on a small simulated market."""
 
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -160,3 +163,13 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         command = cli.main.commands[name]
         options = {p.name for p in command.params if isinstance(p, click.Parameter)}
         assert options <= known, f"{name}: {sorted(options - known)}"
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As with ``| head``: no message, whenever the pipe closes."""
+    command = [sys.executable, "-c", "from pricepix.cli import main; main()", "presets"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
