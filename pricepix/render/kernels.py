@@ -1,4 +1,7 @@
-"""All plain compiled code: prepare one window, draw one window, and two drivers over many.
+"""All plain compiled code: the drawing rules, prepare one window, draw one window, and two drivers over many.
+
+The rules are small functions of numbers. ``cuda.py`` compiles them for the GPU as well, where ``math.isnan`` and
+``round`` exist in every release of Numba, and their NumPy namesakes do not.
 
 Nothing here checks its input or allocates per image; what a kernel needs comes in as arrays and scalars.
 Rows of an image count from the top, price levels `y` from the bottom of the price area.
@@ -9,6 +12,7 @@ real prices lie on a tick grid, so exact ties are common and one rounding more o
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numba
@@ -54,47 +58,192 @@ class Drawing(NamedTuple):
     partial_ma: int
 
 
+# ---- the rules: from prices to rows of pixels, one number at a time
+
+
 @jit
-def draw_segment(image: Any, column: int, y0: int, y1: int, bottom: int) -> None:
-    """Draw the line from (column, y0) to (column + 3, y1); level 0 lies in row `bottom`.
+def joint_scale(
+    prices: int, lowest: float, highest: float, largest: float, drawing: Drawing, up: bool, down: bool
+) -> tuple[int, float, int]:
+    """Reason code, pixels a price unit and lowest level of a window with one price scale.
+
+    `prices` counts the prices that are there; `lowest` and `highest` are over all of them and the averages;
+    `largest` is the largest volume, NaN if there is none or none is drawn.
+    """
+    if prices == 0:
+        return NO_PRICE, 0.0, 0
+    if math.isinf(lowest) or math.isinf(highest) or math.isinf(largest):
+        return INFINITE, 0.0, 0
+    ppu = (drawing.price_height - 1.0) / (highest - lowest)
+    # A range so small that its inverse overflows can not be drawn either.
+    if highest == lowest or math.isinf(ppu):
+        if drawing.style != IMAGE_TRADING or not (up or down):
+            return FLAT, 0.0, 0
+        return VALID, 0.0, limit_level(drawing.price_height - 1, up)
+    return VALID, ppu, 0
+
+
+@jit
+def price_level(price: float, lowest: float, ppu: float) -> int:
+    """Subtract, then multiply, then round half to even."""
+    return round((price - lowest) * ppu)
+
+
+@jit
+def limit_level(bottom: int, up: bool) -> int:
+    """Level of a flat window: three quarters up the image at an up-limit, one quarter at a down-limit."""
+    return (bottom * 3) // 4 if up else bottom // 4
+
+
+@jit
+def volume_scale(volume_height: int, largest: float) -> float:
+    """Pixels a unit of volume; NaN where no volume can be drawn."""
+    scale = volume_height / largest
+    return np.nan if math.isinf(scale) else scale
+
+
+@jit
+def volume_rows(volume: float, scale: float) -> int:
+    """Height of a volume bar."""
+    tall = volume * scale
+    if math.isnan(tall) or volume == 0.0:
+        return 0
+    # A traded volume stays visible however small it is.
+    return max(1, round(tall))
+
+
+@jit
+def segment_offsets(rise: int, column: int) -> tuple[int, int]:
+    """First and last level, counted from its start, of a line in column 0..3, which climbs `rise` levels by 3.
 
     The closed form equals Pillow's ``ImageDraw.line(width=1)`` drawn from left to right.
     """
+    if rise < 3:
+        level = (2 * rise * column + 3) // 6
+        return level, level
+    # -(-n // 6) is the ceiling of n / 6.
+    start = 0 if column == 0 else -((-(2 * column - 1) * rise) // 6)
+    end = rise if column == 3 else -((-(2 * column + 1) * rise) // 6) - 1
+    return start, end
+
+
+@jit
+def per_field_reason(prices: int, infinite: bool, flat: int, drawing: Drawing, up: bool, down: bool) -> int:
+    """Reason code in ImageTrading's own scale; `flat` counts the fields whose prices are all the same."""
+    if infinite:
+        return INFINITE
+    if prices == 0:
+        return NO_PRICE
+    if prices < 4 * drawing.bars:
+        return MISSING_PRICE
+    if flat == 4:
+        return VALID if up or down else FLAT
+    return FLAT_FIELD if flat > 0 else VALID
+
+
+@jit
+def field_level(price: float, lowest: float, highest: float, bottom: int) -> int:
+    """Level of a price in ImageTrading's own scale, truncated."""
+    return int((price - lowest) / (highest - lowest) * bottom)
+
+
+@jit
+def cnn_for_trading_reason(
+    prices: int,
+    lowest: float,
+    highest: float,
+    volumes: int,
+    smallest: float,
+    largest: float,
+    drawing: Drawing,
+) -> int:
+    """Reason code in CNN-for-Trading's style, before its odd bars are counted; `prices`, `volumes` are counts."""
+    if prices == 0:
+        return NO_PRICE
+    if math.isinf(lowest) or math.isinf(highest):
+        return INFINITE
+    if prices < 4 * drawing.bars:
+        return MISSING_PRICE
+    if drawing.volume:
+        if volumes < drawing.bars:
+            return CONSTANT_VOLUME
+        if math.isinf(largest) or math.isinf(smallest):
+            return INFINITE
+        if smallest == largest:
+            return CONSTANT_VOLUME
+    return FLAT if highest == lowest else VALID
+
+
+@jit
+def is_odd_bar(open_: float, high: float, low: float, close: float) -> bool:
+    """Whether CNN-for-Trading takes the bar for a flat one."""
+    return (open_ + high + low + close) / open_ == 4.0
+
+
+@jit
+def odd_bars_reason(odd_bars: int, drawing: Drawing) -> int:
+    """Reason code of a window that has nothing else against it."""
+    return FLAT_BARS if odd_bars > drawing.bars // 5 else VALID
+
+
+@jit
+def truncation(drawing: Drawing) -> tuple[float, float]:
+    """Levels from the lowest to the highest price in CNN-for-Trading's style, and the level of the lowest."""
+    if not drawing.volume:
+        return drawing.height - 1.0, 0.0
+    if drawing.height == 32:
+        return 24.0, 7.0
+    return 50.0, 13.0
+
+
+@jit
+def truncated_level(price: float, lowest: float, highest: float, span: float, base: float) -> int:
+    """Level of a price in CNN-for-Trading's style."""
+    level = (price - lowest) / (highest - lowest) * span
+    # The comparison changes no number. It stands between the product and the sum so that no compiler for a GPU
+    # makes one operation of them, with one rounding less.
+    return int((level if level > 0.0 else 0.0) + base)
+
+
+@jit
+def truncated_volume_rows(volume: float, smallest: float, largest: float, volume_height: int) -> int:
+    """Height of a volume bar in CNN-for-Trading's style."""
+    return int((volume - smallest) / (largest - smallest) * volume_height)
+
+
+# ---- one window, pixel by pixel
+
+
+@jit
+def draw_segment(image: Any, column: int, y0: int, y1: int, bottom: int) -> None:
+    """Draw the line from (column, y0) to (column + 3, y1); level 0 lies in row `bottom`."""
     rise = abs(y1 - y0)
     sign = 1 if y1 >= y0 else -1
     for c in range(4):
-        if rise < 3:
-            start = end = (2 * rise * c + 3) // 6
-        else:
-            # -(-n // 6) is the ceiling of n / 6.
-            start = 0 if c == 0 else -((-(2 * c - 1) * rise) // 6)
-            end = rise if c == 3 else -((-(2 * c + 1) * rise) // 6) - 1
+        start, end = segment_offsets(rise, c)
         for offset in range(start, end + 1):
             image[bottom - (y0 + sign * offset), column + c] = INK
 
 
 @jit
-def _extremes(bars: Any, ma: Any, count: int) -> tuple[float, float, int, bool]:
-    """Lowest and highest price of the window, averages included; how many prices there are; any infinite?"""
+def _extremes(bars: Any, ma: Any, count: int) -> tuple[float, float, int]:
+    """Lowest and highest price of the window, averages included, and how many prices there are."""
     lowest, highest = np.inf, -np.inf
     prices = 0
-    infinite = False
     for field in range(4):
         for d in range(count):
             p = bars[field, d]
             if not np.isnan(p):
                 prices += 1
-                infinite |= np.isinf(p)
                 lowest = min(lowest, p)
                 highest = max(highest, p)
     for k in range(ma.shape[0]):
         for d in range(count):
             p = ma[k, d]
             if not np.isnan(p):
-                infinite |= np.isinf(p)
                 lowest = min(lowest, p)
                 highest = max(highest, p)
-    return lowest, highest, prices, infinite
+    return lowest, highest, prices
 
 
 @jit
@@ -111,18 +260,15 @@ def _largest_volume(bars: Any, count: int) -> float:
 @jit
 def _draw_volume(bars: Any, drawing: Drawing, largest: float, image: Any) -> None:
     """Volume panel of the styles jkx and image_trading."""
-    scale = drawing.volume_height / largest
-    if np.isnan(scale) or np.isinf(scale):
+    scale = volume_scale(drawing.volume_height, largest)
+    if np.isnan(scale):
         return
     for d in range(drawing.bars):
-        v = bars[VOLUME, d]
-        if np.isnan(v) or v == 0.0:
-            continue
-        # A traded volume stays visible however small it is.
-        tall = max(1, int(np.rint(v * scale)))
+        tall = volume_rows(bars[VOLUME, d], scale)
         top = drawing.height - tall
         if drawing.pixel_chart:
-            image[top, 3 * d + 1] = INK
+            if tall > 0:
+                image[top, 3 * d + 1] = INK
         else:
             for row in range(top, drawing.height):
                 image[row, 3 * d + 1] = INK
@@ -132,57 +278,44 @@ def _draw_volume(bars: Any, drawing: Drawing, largest: float, image: Any) -> Non
 def _draw_joint(bars: Any, ma: Any, drawing: Drawing, up: bool, down: bool, dry: bool, image: Any) -> int:
     """Styles jkx and image_trading with one price scale."""
     count = drawing.bars
-    lowest, highest, prices, infinite = _extremes(bars, ma, count)
-    if prices == 0:
-        return NO_PRICE
-    if infinite:
-        return INFINITE
+    lowest, highest, prices = _extremes(bars, ma, count)
     largest = _largest_volume(bars, count) if drawing.volume else np.nan
-    if np.isinf(largest):
-        return INFINITE
+    reason, ppu, base = joint_scale(prices, lowest, highest, largest, drawing, up, down)
+    if reason != VALID or dry:
+        return reason
     bottom = drawing.price_height - 1
-    ppu = (drawing.price_height - 1.0) / (highest - lowest)
-    base = 0
-    # A range so small that its inverse overflows can not be drawn either.
-    if highest == lowest or np.isinf(ppu):
-        if drawing.style != IMAGE_TRADING or not (up or down):
-            return FLAT
-        # All levels are one: three quarters up the image at an up-limit, one quarter at a down-limit.
-        ppu = 0.0
-        base = (bottom * 3) // 4 if up else bottom // 4
-    if dry:
-        return VALID
+    floor = bottom - base
     open_columns = 2 if drawing.style == JKX else 1
     for d in range(count):
         high, low = bars[HIGH, d], bars[LOW, d]
         if np.isnan(high) or np.isnan(low):
             continue
-        y_high = base + int(np.rint((high - lowest) * ppu))
-        y_low = base + int(np.rint((low - lowest) * ppu))
+        y_high = price_level(high, lowest, ppu)
+        y_low = price_level(low, lowest, ppu)
         if drawing.pixel_chart:
-            image[bottom - y_high, 3 * d + 1] = INK
-            image[bottom - y_low, 3 * d + 1] = INK
+            image[floor - y_high, 3 * d + 1] = INK
+            image[floor - y_low, 3 * d + 1] = INK
         else:
             for y in range(y_low, y_high + 1):
-                image[bottom - y, 3 * d + 1] = INK
+                image[floor - y, 3 * d + 1] = INK
         price = bars[OPEN, d]
         if not np.isnan(price):
-            row = bottom - base - int(np.rint((price - lowest) * ppu))
+            row = floor - price_level(price, lowest, ppu)
             for column in range(3 * d, 3 * d + open_columns):
                 image[row, column] = INK
         price = bars[CLOSE, d]
         if not np.isnan(price):
-            image[bottom - base - int(np.rint((price - lowest) * ppu)), 3 * d + 2] = INK
+            image[floor - price_level(price, lowest, ppu), 3 * d + 2] = INK
     for k in range(ma.shape[0]):
         for d in range(count):
             if np.isnan(ma[k, d]):
                 continue
-            y0 = base + int(np.rint((ma[k, d] - lowest) * ppu))
+            y0 = price_level(ma[k, d], lowest, ppu)
             if d == count - 1 or drawing.pixel_chart:
-                image[bottom - y0, 3 * d + 1] = INK
+                image[floor - y0, 3 * d + 1] = INK
             elif not np.isnan(ma[k, d + 1]):
-                y1 = base + int(np.rint((ma[k, d + 1] - lowest) * ppu))
-                draw_segment(image, 3 * d + 1, y0, y1, bottom)
+                y1 = price_level(ma[k, d + 1], lowest, ppu)
+                draw_segment(image, 3 * d + 1, y0, y1, floor)
     if drawing.volume:
         _draw_volume(bars, drawing, largest, image)
     return VALID
@@ -195,33 +328,24 @@ def _draw_per_field(bars: Any, drawing: Drawing, up: bool, down: bool, dry: bool
     bottom = drawing.height - 1
     prices = 0
     flat = 0
+    infinite = False
     for field in range(4):
         lowest, highest = np.inf, -np.inf
         for d in range(count):
             p = bars[field, d]
-            if np.isinf(p):
-                return INFINITE
             if not np.isnan(p):
                 prices += 1
+                infinite |= np.isinf(p)
                 lowest = min(lowest, p)
                 highest = max(highest, p)
         flat += highest == lowest
-    if prices == 0:
-        return NO_PRICE
-    if prices < 4 * count:
-        return MISSING_PRICE
+    reason = per_field_reason(prices, infinite, flat, drawing, up, down)
+    if reason != VALID or dry:
+        return reason
     if flat == 4:
-        if not (up or down):
-            return FLAT
-        if dry:
-            return VALID
-        level = (bottom * 3) // 4 if up else bottom // 4
+        level = limit_level(bottom, up)
         for column in range(drawing.width):
             image[bottom - level, column] = INK
-        return VALID
-    if flat > 0:
-        return FLAT_FIELD
-    if dry:
         return VALID
     # Levels replace the prices, which nothing needs any more.
     for field in range(4):
@@ -230,7 +354,7 @@ def _draw_per_field(bars: Any, drawing: Drawing, up: bool, down: bool, dry: bool
             lowest = min(lowest, bars[field, d])
             highest = max(highest, bars[field, d])
         for d in range(count):
-            bars[field, d] = np.floor((bars[field, d] - lowest) / (highest - lowest) * bottom)
+            bars[field, d] = field_level(bars[field, d], lowest, highest, bottom)
     for d in range(count):
         image[bottom - int(bars[OPEN, d]), 3 * d] = INK
         for y in range(int(bars[LOW, d]), int(bars[HIGH, d]) + 1):
@@ -244,55 +368,40 @@ def _draw_cnn_for_trading(bars: Any, ma: Any, drawing: Drawing, dry: bool, image
     """CNN-for-Trading's picture: truncated levels, the average as a dash of two pixels."""
     count = drawing.bars
     bottom = drawing.height - 1
-    lowest, highest, prices, infinite = _extremes(bars, ma, count)
-    if prices == 0:
-        return NO_PRICE
-    if infinite:
-        return INFINITE
-    if prices < 4 * count:
-        return MISSING_PRICE
+    lowest, highest, prices = _extremes(bars, ma, count)
     smallest, largest = np.inf, -np.inf
+    volumes = 0
     if drawing.volume:
         for d in range(count):
             v = bars[VOLUME, d]
-            if np.isnan(v):
-                return CONSTANT_VOLUME
-            smallest = min(smallest, v)
-            largest = max(largest, v)
-        if np.isinf(largest) or np.isinf(smallest):
-            return INFINITE
-        if smallest == largest:
-            return CONSTANT_VOLUME
-    if highest == lowest:
-        return FLAT
+            if not np.isnan(v):
+                volumes += 1
+                smallest = min(smallest, v)
+                largest = max(largest, v)
+    reason = cnn_for_trading_reason(prices, lowest, highest, volumes, smallest, largest, drawing)
+    if reason != VALID:
+        return reason
     odd_bars = 0
     for d in range(count):
-        total = bars[OPEN, d] + bars[HIGH, d] + bars[LOW, d] + bars[CLOSE, d]
-        odd_bars += total / bars[OPEN, d] == 4.0
-    if odd_bars > count // 5:
-        return FLAT_BARS
-    if dry:
-        return VALID
-    if not drawing.volume:
-        span, base = float(drawing.height - 1), 0.0
-    elif drawing.height == 32:
-        span, base = 24.0, 7.0
-    else:
-        span, base = 50.0, 13.0
+        odd_bars += is_odd_bar(bars[OPEN, d], bars[HIGH, d], bars[LOW, d], bars[CLOSE, d])
+    reason = odd_bars_reason(odd_bars, drawing)
+    if reason != VALID or dry:
+        return reason
+    span, base = truncation(drawing)
     for d in range(count):
-        image[bottom - int((bars[OPEN, d] - lowest) / (highest - lowest) * span + base), 3 * d] = INK
-        y_low = int((bars[LOW, d] - lowest) / (highest - lowest) * span + base)
-        y_high = int((bars[HIGH, d] - lowest) / (highest - lowest) * span + base)
+        image[bottom - truncated_level(bars[OPEN, d], lowest, highest, span, base), 3 * d] = INK
+        y_low = truncated_level(bars[LOW, d], lowest, highest, span, base)
+        y_high = truncated_level(bars[HIGH, d], lowest, highest, span, base)
         for y in range(y_low, y_high + 1):
             image[bottom - y, 3 * d + 1] = INK
-        image[bottom - int((bars[CLOSE, d] - lowest) / (highest - lowest) * span + base), 3 * d + 2] = INK
+        image[bottom - truncated_level(bars[CLOSE, d], lowest, highest, span, base), 3 * d + 2] = INK
         for k in range(ma.shape[0]):
             if not np.isnan(ma[k, d]):
-                row = bottom - int((ma[k, d] - lowest) / (highest - lowest) * span + base)
+                row = bottom - truncated_level(ma[k, d], lowest, highest, span, base)
                 image[row, 3 * d] = INK
                 image[row, 3 * d + 1] = INK
         if drawing.volume:
-            tall = int((bars[VOLUME, d] - smallest) / (largest - smallest) * drawing.volume_height)
+            tall = truncated_volume_rows(bars[VOLUME, d], smallest, largest, drawing.volume_height)
             for row in range(drawing.height - tall, drawing.height):
                 image[row, 3 * d + 1] = INK
     return VALID
@@ -399,25 +508,32 @@ def _rebuild_from_returns(panel: Any, total_return: Any, first: int, last: int, 
 
 
 @jit
-def _merge(prices: Any, count: int, k: int) -> None:
-    """Merge every `k` of the first ``count * k`` bars into one, in place.
+def _merged_bar(prices: Any, start: int, k: int) -> tuple[float, float, float, float, float]:
+    """Merge the bars start..start + k - 1 into one.
 
     Open of the first and close of the last as they are; highest high, lowest low and the sum of the volumes
     over the bars that have them.
     """
+    high, low, volume = np.nan, np.nan, np.nan
+    for i in range(start, start + k):
+        if not np.isnan(prices[HIGH, i]) and not prices[HIGH, i] <= high:
+            high = prices[HIGH, i]
+        if not np.isnan(prices[LOW, i]) and not prices[LOW, i] >= low:
+            low = prices[LOW, i]
+        if not np.isnan(prices[VOLUME, i]):
+            volume = prices[VOLUME, i] if np.isnan(volume) else volume + prices[VOLUME, i]
+    return prices[OPEN, start], high, low, prices[CLOSE, start + k - 1], volume
+
+
+@jit
+def _merge(prices: Any, count: int, k: int) -> None:
+    """Merge every `k` of the first ``count * k`` bars into one, in place."""
     for d in range(count):
-        high, low, volume = np.nan, np.nan, np.nan
-        for i in range(d * k, d * k + k):
-            if not np.isnan(prices[HIGH, i]) and not prices[HIGH, i] <= high:
-                high = prices[HIGH, i]
-            if not np.isnan(prices[LOW, i]) and not prices[LOW, i] >= low:
-                low = prices[LOW, i]
-            if not np.isnan(prices[VOLUME, i]):
-                volume = prices[VOLUME, i] if np.isnan(volume) else volume + prices[VOLUME, i]
-        prices[OPEN, d] = prices[OPEN, d * k]
+        open_, high, low, close, volume = _merged_bar(prices, d * k, k)
+        prices[OPEN, d] = open_
         prices[HIGH, d] = high
         prices[LOW, d] = low
-        prices[CLOSE, d] = prices[CLOSE, d * k + k - 1]
+        prices[CLOSE, d] = close
         prices[VOLUME, d] = volume
 
 
@@ -514,6 +630,64 @@ def render_task(
             reason[dest[w]] = draw_window(prices, ma, drawing, at_up, at_down, mode == DRY, image)
             if mode == BITS:
                 pack_image(image, out[dest[w], :, 0])
+
+
+@jit
+def tabulate(panel: Any, offsets: Any, given_ma: Any, windows: Any, drawing: Drawing, table: Any) -> None:
+    """Write what a window draws of each panel row, whatever the window: for renderers that keep it.
+
+    ``table[row]`` is open, high, low and close of the drawn bar that ends at `row`, its volume if the spec draws
+    any, and the moving averages; the window that ends at `row` draws every ``aggregate``-th row up to it. Not
+    for rebuilt prices, which depend on the window.
+    """
+    k = drawing.aggregate
+    for instrument in range(offsets.shape[0] - 1):
+        first, count = offsets[instrument], offsets[instrument + 1] - offsets[instrument]
+        prices = np.empty((5, count))
+        averages = np.empty(count)
+        for i in range(count):
+            for field in range(5):
+                prices[field, i] = abs(panel[first + i, field])
+        for i in range(count):
+            if i < k - 1:
+                table[first + i, :] = np.nan
+                continue
+            open_, high, low, close, volume = _merged_bar(prices, i - k + 1, k)
+            table[first + i, OPEN] = open_
+            table[first + i, HIGH] = high
+            table[first + i, LOW] = low
+            table[first + i, CLOSE] = close
+            if drawing.volume:
+                table[first + i, VOLUME] = volume
+        for n in range(windows.shape[0]):
+            if given_ma.shape[0] > 0:
+                for i in range(count):
+                    averages[i] = abs(given_ma[first + i, n])
+            else:
+                moving_average(prices[CLOSE], 0, windows[n], k, drawing.partial_ma, averages)
+            for i in range(count):
+                table[first + i, 4 + drawing.volume + n] = averages[i]
+
+
+@jit
+def tabulate_rebuilt(
+    panel: Any, total_return: Any, first: Any, rows: Any, windows: Any, drawing: Drawing, table: Any
+) -> None:
+    """Write the rows of ``tabulate``, one a drawn bar, of the windows that end at panel rows `rows`.
+
+    ``first[i]`` is the first row of window i's instrument. Prices are rebuilt from total returns.
+    """
+    scratch = np.empty((6, drawing.lookback + drawing.history))
+    prices = np.empty((5, drawing.bars))
+    ma = np.empty((windows.shape[0], drawing.bars))
+    for w in range(rows.shape[0]):
+        _prepare_rebuilt(panel, total_return, first[w], rows[w], windows, drawing, scratch, prices, ma)
+        for d in range(drawing.bars):
+            row = w * drawing.bars + d
+            for field in range(4 + drawing.volume):
+                table[row, field] = prices[field, d]
+            for n in range(windows.shape[0]):
+                table[row, 4 + drawing.volume + n] = ma[n, d]
 
 
 @jit
