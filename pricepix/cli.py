@@ -428,6 +428,9 @@ def train(store: str, validation: str, embargo: str, settings: dict[str, Any], *
 @click.option("--spread", is_flag=True, help="Keep the spread over an ensemble's members.")
 @click.option("--batch", type=int, default=256, show_default=True, help="Images a forward pass.")
 @click.option("--device", help="cpu or cuda.")
+@click.option("--precision", default="32-true", show_default=True, help="e.g. bf16-mixed.")
+@click.option("--start", help="First time of the images to score.")
+@click.option("--end", help="Last time of the images to score.")
 @click.option(
     "--panel", metavar="TABLE", help="Bars whose calendar the cache takes; the store's times by default."
 )

@@ -134,7 +134,7 @@ class Store(Section):
 class Train(Section):
     """The networks. See ``pricepix.train.fit``; `settings` changes single hyper-parameters.
 
-    `sample` is the share of the images before the test that are used, drawn by `seed`.
+    `sample` is the share of the images that train, validate and test, drawn by `seed`; all are scored.
     """
 
     model: str = "jkx20"
@@ -165,6 +165,9 @@ class Score(Section):
     spread: bool = False
     batch: int = 256
     device: str | None = None
+    precision: str = "32-true"
+    start: str | None = None
+    end: str | None = None
 
 
 class Evaluate(Section):

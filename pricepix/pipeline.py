@@ -253,16 +253,11 @@ def _build(
     return store, path
 
 
-def _sampled(store: Any, train: Train) -> NDArray[np.bool_] | None:
-    """A share of the windows before the test, and all of the test's; None for all of both."""
+def _sampled(store: ImageStore, train: Train) -> NDArray[np.bool_] | None:
+    """A share of the windows; None for all."""
     if train.sample is None:
         return None
-    mask = np.random.default_rng(train.seed).random(len(store)) < train.sample
-    if train.split != "walk" and train.test is not None:
-        begin = train.test.partition(":")[0]
-        if begin:
-            mask |= store.time >= as_time(begin, store.tz)
-    return np.asarray(mask)
+    return np.asarray(np.random.default_rng(train.seed).random(len(store)) < train.sample)
 
 
 def _horizon(config: Config, store: Any) -> int:

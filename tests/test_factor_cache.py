@@ -175,6 +175,45 @@ def test_a_stopped_run_goes_on_where_it_stopped(store, tmp_path):
 
 
 @pytest.mark.parametrize("shift", [0, 2])
+def test_a_period_alone_is_scored_and_may_be_scored_on(panel, store, tmp_path, shift):
+    days = np.unique(store.time)
+    first, last, later = (str(days[k].astype("M8[ns]").astype("M8[D]")) for k in (10, 20, 30))
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return ink(images)
+
+    def of(a, b):
+        options = {"shift": shift, "panel": panel, "model_id": "ink", "progress": False}
+        return score(store, counted, tmp_path / "factor.zarr", start=a, end=b, **options)
+
+    cache = of(first, last)
+    inside = (store.time >= days[10]) & (store.time <= days[20])
+    assert sum(calls) == inside.sum()
+    assert cache.attrs["complete"]
+    assert cache.attrs["unplaced"] == 0
+    calendar = panel.calendar
+    expected = {
+        (name, int(calendar[np.searchsorted(calendar, time) + shift])): value
+        for (name, time), value in expected_values(store).items()
+        if days[10] <= time <= days[30]
+    }
+    at_most = calendar[np.searchsorted(calendar, days[20]) + shift]
+    assert found_values(cache) == {key: v for key, v in expected.items() if key[1] <= at_most}
+    calls.clear()
+    assert found_values(of(first, last)) == found_values(cache)
+    assert not calls
+    assert found_values(of(first, later)) == expected
+    # The images of a day that was left open are at most scored once more.
+    assert sum(calls) <= ((store.time > days[20 - shift]) & (store.time <= days[30])).sum()
+    with pytest.raises(ValueError, match="another start"):
+        of(last, later)
+    with pytest.raises(ValueError, match=r"no image of store .* lies in the time to score: its windows go"):
+        score(store, ink, None, start="2050-01-01", progress=False)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
 def test_appending_a_day_touches_that_day_alone(panel, tmp_path, shift):
     where = tmp_path / "f.zarr"
     end = str(np.datetime64(int(panel.calendar[-2]), "ns").astype("datetime64[D]"))
@@ -266,6 +305,18 @@ def test_networks_checkpoints_and_ensembles_score_alike(store, networks, tmp_pat
         score(store, ensemble, tmp_path / "c.zarr", progress=False)
     with pytest.raises(ValueError, match="spread=True needs an ensemble"):
         score(store, net, tmp_path / "d.zarr", spread=True, progress=False)
+
+
+def test_a_lower_precision_scores_nearly_alike_and_is_not_mixed(store, networks, tmp_path):
+    exact = score(store, networks[0], None, progress=False).matrix()[1]
+    rough = score(store, networks[0], tmp_path / "f", precision="bf16-mixed", progress=False)
+    assert rough.attrs["precision"] == "bf16-mixed"
+    difference = np.abs(rough.matrix()[1] - exact)
+    assert 0 < np.nanmax(difference) < 0.02
+    with pytest.raises(ValueError, match=r"has another precision \(bf16-mixed, not 32-true\)"):
+        score(store, networks[0], tmp_path / "f", progress=False)
+    with pytest.raises(ValueError, match="precision='half': choose one of '32-true', 'bf16-mixed'"):
+        score(store, networks[0], None, precision="half", progress=False)
 
 
 def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, networks, tmp_path):

@@ -33,10 +33,13 @@ from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
 from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
+from pricepix.moments import as_time, stamp
 from pricepix.store import ImageStore, open_images, open_store
 
 __all__ = ["score"]
 
+# What caches were scored with that do not say it.
+_BEFORE: Final = {"precision": "32-true"}
 # Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
 _AHEAD: Final = 2
 
@@ -52,6 +55,9 @@ def score(
     spread: bool = False,
     batch: int = 256,
     device: str | None = None,
+    precision: str = "32-true",
+    start: Any = None,
+    end: Any = None,
     append: bool = False,
     panel: Calendar | None = None,
     values: str | None = None,
@@ -86,6 +92,12 @@ def score(
         Images a forward pass.
     device : str, optional
         ``"cuda"`` where there is one, else ``"cpu"``.
+    precision : {"32-true", "bf16-mixed", "16-mixed"}
+        What networks compute in, by the names that training has for them. A lower one is several times as
+        fast where the hardware has it, and moves scores by some thousandths.
+    start, end : str, date or datetime, optional
+        First and last time of the images that are scored, both included; all by default. The others' values
+        are NaN. A cache that was scored to an end can be scored on to a later one.
     append : bool
         Add the windows that the store has gained since the cache was made. Days before are not touched, apart
         from those of the last `shift` bars.
@@ -120,7 +132,9 @@ def score(
         raise ValueError(f"shift={shift!r}: give a number of bars, 0 or more; values never move back in time")
     if values not in (None, "probability", "score"):
         raise ValueError(f"values={values!r}: choose 'probability' or 'score'")
-    scorer = Scorer(model, model_id=model_id, batch=batch, device=device, tz=store.tz)
+    scorer = Scorer(model, model_id=model_id, batch=batch, device=device, precision=precision, tz=store.tz)
+    first = None if start is None else as_time(start, store.tz)
+    last = None if end is None else as_time(end, store.tz, end=True)
     scorer.check(store.spec, store.location)
     if spread and len(scorer.members) < 2:
         raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
@@ -131,18 +145,24 @@ def score(
         )
     kind = values or ("probability" if scorer.is_probability else "score")
     windows = _Windows(store)
-    plan = _Plan.of(windows, int(shift), panel)
+    plan = _Plan.of(windows, int(shift), panel, first, last)
     attrs = _attributes(store, scorer, int(shift), kind)
+    attrs["start"] = None if first is None else stamp(first, store.tz)
     group, done = _prepared(location, attrs, plan, windows, spread, append, scorer)
     if done is None:
         assert location is not None
         return open_cache(location)
     results = _spread_out(client, windows, scorer) if client is not None else _ahead(windows, scorer)
     with tqdm(
-        total=plan.windows, initial=done, desc="score", unit="img", unit_scale=True, disable=not progress
+        total=plan.windows - plan.skipped,
+        initial=done - plan.skipped,
+        desc="score",
+        unit="img",
+        unit_scale=True,
+        disable=not progress,
     ) as bar:
         _write(group, plan, windows, done, results, bar.update, kind, scorer.name)
-    group.attrs.update({"complete": True, "unplaced": windows.count - plan.windows})
+    group.attrs.update({"complete": True, "unplaced": plan.unplaced})
     return FactorCache(
         zarr.open_group(group.store, mode="r", zarr_format=3), "memory" if location is None else str(location)
     )
@@ -206,11 +226,17 @@ class _Plan:
     to_day: Times
     to_interval: Times
     """int64 (times placed,): where the values of each of the store's times go."""
+    skipped: int
+    """Windows before those to score."""
     windows: int
-    """Windows whose place the calendar reaches."""
+    """Windows up to the last to score, whose place the calendar reaches."""
+    unplaced: int
+    """Windows to score whose place the calendar does not reach yet."""
 
     @classmethod
-    def of(cls, windows: _Windows, shift: int, panel: Calendar | None) -> _Plan:
+    def of(
+        cls, windows: _Windows, shift: int, panel: Calendar | None, first: int | None, last: int | None
+    ) -> _Plan:
         store, calendar = windows.store, windows.time
         if panel is not None:
             if panel.tz != store.tz:
@@ -242,10 +268,20 @@ class _Plan:
                 "where clocks go "
                 "back: read the panel with tz='UTC'"
             )
-        target = np.searchsorted(calendar, windows.time) + shift
+        a = 0 if first is None else int(np.searchsorted(windows.time, first))
+        b = len(windows.time) if last is None else int(np.searchsorted(windows.time, last, side="right"))
+        if a >= b:
+            raise ValueError(
+                f"no image of store {store.location} lies in the time to score: its windows go from "
+                f"{stamps(windows.time[:1], store.tz)} to {stamps(windows.time[-1:], store.tz)}"
+            )
+        target = np.searchsorted(calendar, windows.time[:b]) + shift
         target = target[target < len(calendar)]
-        placed = int(windows.end[len(target) - 1]) if len(target) else 0
-        return cls(days, intervals, time, day_at[target], interval_at[target], placed)
+        ends = np.append(0, windows.end)
+        skipped, placed = int(ends[min(a, len(target))]), int(ends[len(target)])
+        return cls(
+            days, intervals, time, day_at[target], interval_at[target], skipped, placed, int(ends[b]) - placed
+        )
 
 
 def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[str, Any]:
@@ -271,6 +307,7 @@ def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[
         "horizon": scorer.horizon,
         "delay": store.delay,
         "shift": shift,
+        "precision": scorer.precision,
         "tz": store.tz,
         "versions": versions,
         "windows": 0,
@@ -298,7 +335,7 @@ def _prepared(
     if not exists:
         group = create(location, attrs, windows.names, intervals, spread)
         extend(group, plan.day, plan.time, windows.names)
-        return group, 0
+        return group, plan.skipped
     assert location is not None
     group = _group_of_ours(location)
     cache = FactorCache(group, str(location))
@@ -323,8 +360,9 @@ def _prepared(
             "changed or "
             "removed; score it to a new location"
         )
-    if held["complete"] and done == plan.windows and not grown:
+    if held["complete"] and done >= plan.windows and not grown:
         return group, None
+    done = max(done, plan.skipped)
     old_names, old_days = cache.instruments.tolist(), cache.days.astype(np.int64)
     if not np.array_equal(plan.day[: len(old_days)], old_days):
         raise ValueError(
@@ -388,9 +426,11 @@ def _check_same(
         "delay": "delay",
         "tz": "zone",
         "values": "values",
+        "precision": "precision",
+        "start": "start",
     }
     for name, what in named.items():
-        if held.get(name) != attrs[name]:
+        if held.get(name, _BEFORE.get(name)) != attrs[name]:
             raise ValueError(
                 f"cache {location} has another {what} ({held.get(name)}, not {attrs[name]}): give another "
                 "location"

@@ -374,7 +374,8 @@ class _Network(nn.Module):
         if self.spec.outputs == 1:
             return outputs.float()[:, 0] * self.scale
         classes = torch.linspace(0, 1, self.spec.outputs, device=outputs.device)
-        return outputs.float().softmax(1) @ classes
+        # Not a matrix product: under autocast that would be rounded.
+        return (outputs.float().softmax(1) * classes).sum(1)
 
     def _in_batches(self, inputs: np.ndarray | Tensor, batch_size: int, final: Any) -> np.ndarray:
         was_training = self.training
