@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pricepix.labels import forward_returns
     from pricepix.lookahead import audit
     from pricepix.panel import Panel
+    from pricepix.panel_images import PanelImages
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
     from pricepix.spec import ImageSpec
@@ -26,6 +27,7 @@ _HOME = {
     "ImageSpec": "pricepix.spec",
     "ImageStore": "pricepix.store",
     "Panel": "pricepix.panel",
+    "PanelImages": "pricepix.panel_images",
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
     "WindowIndex": "pricepix.windows",
@@ -46,6 +48,7 @@ __all__ = [
     "ImageSpec",
     "ImageStore",
     "Panel",
+    "PanelImages",
     "RenderResult",
     "WindowIndex",
     "__version__",

@@ -163,24 +163,10 @@ def render_universe(
                 f"workers of a cluster can not reach {where.name}: give a path or URL that all of them see"
             )
     panel = Panel.of(panel)
-    windows = WindowIndex.from_panel(
-        panel,
-        spec,
-        every,
-        start=start,
-        end=end,
-        mask=mask,
-        sample=sample,
-        seed=seed,
-        max_gap=max_gap,
+    windows = find_windows(
+        panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,
         threads=threads,
-    )
-    if len(windows) == 0:
-        dropped = ", ".join(f"{name} {count}" for name, count in windows.counts.items())
-        raise ValueError(
-            f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a "
-            "shorter lookback, ma_warmup='omit', other dates or another mask"
-        )
+    )  # fmt: skip
     chunk = chunk or default_chunk(*spec.shape, layout)
     attributes = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
     if where is None:
@@ -226,6 +212,18 @@ def render_universe(
             lock.check()
             finish(where, frozen.geometry, attributes, panel, _checksums(frozen, where))
     return open_store(where)
+
+
+def find_windows(panel: Panel, spec: ImageSpec, every: str | int, **choice: Any) -> WindowIndex:
+    """Return ``WindowIndex.from_panel`` of these arguments; ValueError if no window can be drawn."""
+    windows = WindowIndex.from_panel(panel, spec, every, **choice)
+    if len(windows) == 0:
+        dropped = ", ".join(f"{name} {count}" for name, count in windows.counts.items())
+        raise ValueError(
+            f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a "
+            "shorter lookback, ma_warmup='omit', other dates or another mask"
+        )
+    return windows
 
 
 def _checked_horizons(horizons: Any) -> tuple[int, ...]:

@@ -183,7 +183,7 @@ class EpochReader(ABC):
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
-        self.threads = threads if threads is not None else min(4, _usable_cpus())
+        self.threads = usual_threads() if threads is None else threads
         self.prefetch = prefetch
         if len(self.positions) < self.parts:
             raise ValueError(
@@ -633,5 +633,7 @@ def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
         thread.join()
 
 
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usual_threads() -> int:
+    """Threads that read and decode where nothing else is said: the CPUs this process may use, at most 4."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cpus)

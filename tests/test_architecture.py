@@ -23,15 +23,15 @@ PACKAGE = ROOT / "pricepix"
 LAYERS = [
     {"spec", "moments", "location", "samples"},
     {"_panel_kernels", "_index_kernels", "_store_kernels"},
-    {"tables", "lock"},
+    {"tables", "lock", "sharing"},
     {"arrays"},
     {"panel"},
     {"render"},
     {"windows", "labels", "_reader_kernels"},
     {"chunks", "document", "commit"},
-    {"images", "store", "verify", "reader"},
+    {"images", "store", "verify", "reader", "loaded"},
     {"preview"},
-    {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor"},
+    {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor", "panel_images"},
     {"lookahead"},
     {"config", "pipeline", "foreign", "demo", "cli"},
 ]

@@ -1,0 +1,111 @@
+"""A whole store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.images import ImageSet
+from pricepix.reader import DirectReader, EpochReader, usual_threads
+from pricepix.render import widen
+from pricepix.sharing import SharedArrays
+from pricepix.store import ImageStore
+
+__all__ = ["LoadedImages", "load"]
+
+_BITS, _PIXELS = "bits", "pixels"
+
+
+class LoadedImages(ImageSet):
+    """The images of a store in memory, with its index and forward returns. Made by ``ImageStore.load``.
+
+    Its digest is the store's: what was trained or scored from one goes on from the other. A pickle names a file
+    that holds the images, which all processes of the machine map; see ``pricepix.sharing``.
+    """
+
+    kind = "loaded store"
+
+    def __init__(self, store: ImageStore, images: SharedArrays) -> None:
+        self.store = store
+        """The store that the images were read from; index and forward returns are read from it."""
+        self._images = images
+        self.spec, self.horizons, self.location = store.spec, store.horizons, store.location
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LoadedImages, (self.store, self._images)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        return self._repr(f"{self.nbytes / 1e6:,.1f} MB in memory")
+
+    @property
+    def packed(self) -> bool:
+        """Whether a pixel is a bit, not a byte."""
+        return _BITS in set(self._images)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images in memory: packed ``len(self) * ceil(height * width / 8)``."""
+        return self._held.nbytes
+
+    @property
+    def _held(self) -> NDArray[np.uint8]:
+        return self._images[_BITS if self.packed else _PIXELS]
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """The store's attributes."""
+        return self.store.attrs
+
+    @property
+    def digest(self) -> str:
+        """The store's digest."""
+        return self.store.digest
+
+    @property
+    def chunk(self) -> int:
+        """Images a chunk of the store."""
+        return self.store.chunk
+
+    @property
+    def instruments(self) -> NDArray[np.str_]:
+        """Names of the panel's instruments; ``instrument_index`` points into them."""
+        return self.store.instruments
+
+    def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        return self.store.column(name, first, last)
+
+    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        if self.packed:
+            # Mode clip spares numpy a second buffer; every position is inside.
+            widen(self._held.take(positions, 0, mode="clip"), *self.spec.shape, out)
+        elif out.flags.c_contiguous:
+            self._held.take(positions, 0, out, "clip")
+        else:
+            out[:] = self._held[positions]
+
+    def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
+        return DirectReader(self, selection, **options)
+
+
+def load(store: ImageStore, packed: bool, threads: int | None) -> LoadedImages:
+    """Read a whole store into memory; see ``ImageStore.load``."""
+    shape = (len(store), store.spec.packed_bytes) if packed else (len(store), *store.spec.shape)
+    held = np.empty(shape, np.uint8)
+
+    def read(chunk: int) -> None:
+        a = chunk * store.chunk
+        held[a : a + store.chunk_windows(chunk)] = (
+            store.read_chunk_bits(chunk) if packed else store.read_chunk(chunk)
+        )
+
+    with ThreadPoolExecutor(usual_threads() if threads is None else threads, "pricepix-load") as pool:
+        for _ in pool.map(read, range(store.chunk_format.chunks(len(store)))):
+            pass
+    return LoadedImages(store, SharedArrays({_BITS if packed else _PIXELS: held}))

@@ -1,0 +1,255 @@
+"""Images that are drawn from the panel when they are asked for, and never stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.build import _checked_horizons, _count, find_windows, lineage
+from pricepix.chunks import default_chunk
+from pricepix.document import INDEX_CHUNK
+from pricepix.images import ImageSet
+from pricepix.labels import ForwardReturn, checked_bars, forward_returns, label_price
+from pricepix.panel import Panel
+from pricepix.plan import windows_digest
+from pricepix.reader import Batch, DirectReader, EpochReader
+from pricepix.render.api import render_rows
+from pricepix.render.reasons import REASONS
+from pricepix.sharing import SharedArrays
+from pricepix.spec import ImageSpec
+from pricepix.windows import WindowIndex
+
+__all__ = ["PanelImages"]
+
+_FIELD: Final = "field-"
+
+
+class PanelImages(ImageSet):
+    """The images of a panel's windows, drawn when they are asked for: a store with nothing on disk.
+
+    Index, forward returns and images are those of the store that ``render_universe`` makes of the same
+    arguments, pixel by pixel. Memory is the panel and 12 bytes a window, and a forward return once it is
+    asked for. Training, scoring and evaluation take it in place of a store.
+
+    Parameters
+    ----------
+    panel : Panel or anything ``Panel.from_table`` takes
+        The bars: a panel, a data frame, or the path of a CSV, Parquet or Feather file.
+    spec : ImageSpec, str or dict
+        What to draw, or the name of a preset.
+    horizons : sequence of int
+        Horizons, in bars, of the forward returns.
+    delay : int
+        Bars from a window's last bar to the entry of its forward returns.
+    every, start, end, mask, sample, seed, max_gap
+        Which windows to draw: see ``WindowIndex.from_panel``.
+    price : {"auto", "close", "total_return"}
+        What forward returns are computed from: see ``forward_returns``.
+    threads : int, optional
+        Threads to find the windows with, and to draw large reads; all by default.
+
+    Raises
+    ------
+    ValueError
+        If an argument can not be used, the panel has bad bars, or no window survives.
+
+    Notes
+    -----
+    A pickle is small: it names files that hold the panel and the windows, which all processes of the machine
+    map; see ``pricepix.sharing``. They live as long as the panel and this object, or their process.
+
+    Examples
+    --------
+    >>> from pricepix import PanelImages, samples
+    >>> images = PanelImages(samples.simulate(3, 60), "jkx20", horizons=(5,))
+    >>> images.read([0, 1]).shape
+    (2, 64, 60)
+    """
+
+    kind = "panel images"
+
+    def __init__(
+        self,
+        panel: Any,
+        spec: ImageSpec | str | Mapping[str, Any],
+        horizons: Sequence[int] = (5, 20, 60),
+        *,
+        delay: int = 0,
+        every: str | int = "bar",
+        price: str = "auto",
+        start: Any = None,
+        end: Any = None,
+        mask: NDArray[np.bool_] | None = None,
+        sample: float | None = None,
+        seed: int = 0,
+        max_gap: Any = None,
+        threads: int | None = None,
+    ) -> None:
+        spec = ImageSpec.of(spec)
+        threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all")
+        horizons = _checked_horizons(horizons)
+        delay = checked_bars("delay", delay, 0)
+        panel = Panel.of(panel)
+        windows = find_windows(
+            panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,
+            threads=threads,
+        )  # fmt: skip
+        self._take(panel, windows, horizons, delay, label_price(panel, price), threads)
+
+    def _take(
+        self,
+        panel: Panel,
+        windows: WindowIndex,
+        horizons: tuple[int, ...],
+        delay: int,
+        price: str,
+        threads: int | None,
+    ) -> None:
+        self.panel = panel
+        """The bars."""
+        self.windows = windows
+        """The windows, in the order of the images."""
+        self.spec, self.horizons = windows.spec, horizons
+        self._delay, self._price, self._threads = delay, price, threads
+        self._labels: dict[int, ForwardReturn] = {}
+        self.location = f"of {panel.n_instruments:,} instruments"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        panel, windows = self.panel, self.windows
+        if "shared" not in panel._cache:
+            # Kept with the panel, so that images of several specs share it once.
+            panel._cache["shared"] = SharedArrays(
+                {
+                    **{"bars": panel.bars, "offsets": panel.offsets, "time": panel.time},
+                    "instruments": panel.instruments,
+                    **{_FIELD + name: values for name, values in panel.fields.items()},
+                }
+            )
+        rest = (
+            panel.tz, panel.digest, self.spec.to_dict(), dict(windows.counts), dict(windows.schedule),
+            self.horizons, self._delay, self._price, self._threads,
+        )  # fmt: skip
+        return _restore, (panel._cache["shared"], self._shared, rest)
+
+    @cached_property
+    def _shared(self) -> SharedArrays:
+        return SharedArrays({"row": self.windows.row, "instrument": self.windows.instrument})
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __repr__(self) -> str:
+        return self._repr()
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """What the images are made from, as in the attributes of a store."""
+        found = lineage(
+            self.panel, self.windows, self.horizons, self._delay, self._price, "drawn", self.chunk
+        )
+        del found["format_version"], found["complete"]
+        return {**found, "panel_digest": self.panel.digest}
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits for what the images are made from: spec, panel, windows, horizons."""
+        text = repr(
+            [
+                *(self.spec.digest, self.panel.digest, windows_digest(self.windows)),
+                *(self.horizons, self._delay, self._price),
+            ]
+        )
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def delay(self) -> int:
+        """Bars between a window's last bar and the entry of its forward returns."""
+        return self._delay
+
+    @property
+    def tz(self) -> str | None:
+        """Time zone of the panel; times are UTC where there is one, wall-clock times otherwise."""
+        return self.panel.tz
+
+    @property
+    def chunk(self) -> int:
+        """Images that are drawn together in a scan: 16 MB of them."""
+        return default_chunk(*self.spec.shape)
+
+    @property
+    def instruments(self) -> NDArray[np.str_]:
+        """Names of the panel's instruments; ``instrument_index`` points into them."""
+        return self.panel.instruments
+
+    def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        whole: NDArray[Any]
+        if name == "instrument_index":
+            whole = self.windows.instrument
+        elif name == "time":
+            whole = self._time
+        else:
+            kind, _, number = name.rpartition("_")
+            label = self._label(int(number))
+            whole = label.value if kind == "ret" else label.exit_time
+        return whole[first * INDEX_CHUNK : None if last is None else last * INDEX_CHUNK]
+
+    @cached_property
+    def _time(self) -> NDArray[np.int64]:
+        return self.windows.time
+
+    def _label(self, horizon: int) -> ForwardReturn:
+        self._known_horizon(horizon)
+        if horizon not in self._labels:
+            self._labels[horizon] = forward_returns(
+                self.panel, self.windows, horizon, self._delay, self._price
+            )
+        return self._labels[horizon]
+
+    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        if out.flags.c_contiguous:
+            self._draw(positions, out, self._threads)
+        else:
+            out[:] = self.read(positions)
+
+    def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8], threads: int | None) -> None:
+        reason = np.empty(len(positions), np.uint8)
+        render_rows(self.panel, self.windows.row[positions], self.spec, out, reason=reason, threads=threads)
+        if reason.any():
+            bad = int(np.flatnonzero(reason)[0])
+            raise ValueError(
+                f"window {int(positions[bad])} of {self.kind} {self.location} can not be drawn any more "
+                f"({REASONS[int(reason[bad])]}): the panel's bars were changed after the windows were found"
+            )
+
+    def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
+        return PanelReader(self, selection, **options)
+
+
+class PanelReader(DirectReader):
+    """Batches of panel images, drawn as they are asked for; parameters as in `pricepix.reader.EpochReader`."""
+
+    images: PanelImages
+
+    def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
+        # One thread, outside Numba's: batches are drawn beside training, and several at a time.
+        self.images._draw(index, images, 1)
+        return Batch(images, index)
+
+
+def _restore(bars: SharedArrays, index: SharedArrays, rest: tuple[Any, ...]) -> PanelImages:
+    tz, digest, spec, counts, schedule, horizons, delay, price, threads = rest
+    fields = {name.removeprefix(_FIELD): bars[name] for name in bars if name.startswith(_FIELD)}
+    panel = Panel(bars["bars"], bars["offsets"], bars["instruments"], bars["time"], tz, fields)
+    panel._cache.update({"digest": digest, "shared": bars})
+    windows = WindowIndex(
+        panel, ImageSpec.from_dict(spec), index["row"], index["instrument"], counts, schedule
+    )
+    images = PanelImages.__new__(PanelImages)
+    images._take(panel, windows, horizons, delay, price, threads)
+    images.__dict__["_shared"] = index
+    return images
