@@ -9,6 +9,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -473,14 +474,23 @@ def evaluate(
     cache: str, table_path: str, table: dict[str, Any], report: str, store: str | None, model: str | None,
     progress: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Judge the factor CACHE on the bars of TABLE and write the HTML file REPORT."""
+    """Judge the factor CACHE on the bars of TABLE and write the HTML file REPORT.
+
+    TABLE may be a store that import-jkx made: its monthly returns are the bars.
+    """
     from pricepix import Panel, open_store
     from pricepix.factor import evaluate as run
 
     for name in ("costs", "baselines"):
         if not options[name]:
             del options[name]
-    found = run(cache, Panel.from_table(table_path, progress=progress, **table), progress=progress, **options)
+    if Path(f"{table_path}.labels").is_dir() and not table:
+        from pricepix.sources import jkx_panel
+
+        bars = jkx_panel(table_path)
+    else:
+        bars = Panel.from_table(table_path, progress=progress, **table)
+    found = run(cache, bars, progress=progress, **options)
     click.echo(repr(found))
     click.echo(found.report(report, store=open_store(store) if store else None, model=model))
 

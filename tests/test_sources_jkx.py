@@ -125,6 +125,10 @@ def test_years_can_be_chosen_and_lacking_ones_are_named(dataset, tmp_path):
     assert len(store) == len(years[2000][1])
     with pytest.raises(FileNotFoundError, match=r"lacks files of 1998 \(images and labels\), 2002"):
         find_years(folder, range(1998, 2003))
+    write_set(tmp_path / "holes", years=(1993, 1996))
+    with pytest.raises(FileNotFoundError, match=r"lacks files of 1994 \(images and labels\), 1995 .*years="):
+        find_years(tmp_path / "holes")
+    assert [year.year for year in find_years(tmp_path / "holes", (1993, 1996))] == [1993, 1996]
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_years(folder / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no file of the form"):
@@ -285,3 +289,40 @@ def test_an_imported_store_is_scored_and_judged(dataset, tmp_path):
     )
     assert found.figures["horizon"] == 1
     assert found.figures["data"]["dates"] > 20
+
+
+def test_the_whole_way_on_the_command_line(dataset, tmp_path):
+    """Imported, trained on, scored and judged, as a user does it."""
+    pytest.importorskip("lightning")
+    import yaml
+    from click.testing import CliRunner
+
+    from pricepix.cli import main
+    from pricepix.factor import open_cache
+
+    def pricepix(*words):
+        result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    folder, _ = dataset
+    store, run, cache = (tmp_path / name for name in ("jkx.zarr", "run", "factor.zarr"))
+    pricepix("import-jkx", folder, store, "--month", 21, "--no-progress")
+    pricepix(
+        "train", store, "--model", "jkx20", "--horizon", 20, "--train", "1999:2000", "--test", "2001", "--out",
+        run, "--set", "epochs=1", "--set", "batch_size=32", "--set", "lr=1e-3", "--no-progress",
+    )  # fmt: skip
+    pricepix("score", store, run, cache, "--start", "2001", "--no-progress")
+    said = pricepix(
+        "evaluate", cache, store, tmp_path / "report.html", "--horizon", 1, "--quantiles", 2, "--baseline",
+        "STR", "--store", store, "--no-progress",
+    )  # fmt: skip
+    assert "Evaluation(horizon 1, " in said
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    # What has no return trains, validates and tests nothing, and is scored all the same.
+    opened = pp.open_store(store)
+    returns, config = opened.returns(20), yaml.safe_load((run / "config.yaml").read_text())
+    assert np.isnan(returns).sum() == config["folds"][0]["dropped"]["no_target"] > 0
+    later = opened.time >= np.datetime64("2001-01-01", "ns").astype(np.int64)
+    assert config["folds"][0]["test"]["images"] == np.count_nonzero(~np.isnan(returns[later]))
+    assert np.count_nonzero(~np.isnan(open_cache(cache).matrix()[1])) == later.sum()

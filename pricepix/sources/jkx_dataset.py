@@ -80,7 +80,7 @@ def import_jkx(
         Where the store goes. What stores do not hold goes into the folder ``{store}.labels`` beside one on
         disk, a Parquet file a year, in the order of the windows: see `jkx_labels`.
     years : sequence of int, optional
-        Years to take; all that are there by default.
+        Years to take; by default all from the first that is there to the last.
     month : int, optional
         Keep Ret_month, too, as the return over a horizon of so many days; 21 is the usual length of a month.
         Its exit times are the ends of the months.
@@ -194,14 +194,17 @@ def find_years(folder: str | os.PathLike[str], years: Sequence[int] | None = Non
             files.setdefault(int(match[1]), {})[match[2].partition(".")[0].partition("_")[0]] = path
     if not files:
         raise FileNotFoundError(f"{root} holds no file of the form 20d_month_has_vb_[20]_ma_1993_images.dat")
-    wanted = sorted(files) if years is None else sorted({int(year) for year in years})
+    # A year without any file is a hole, too.
+    wanted = range(min(files), max(files) + 1) if years is None else sorted({int(year) for year in years})
     lacking = [
         f"{year} ({' and '.join(kind for kind in ('images', 'labels') if kind not in files.get(year, {}))})"
         for year in wanted
         if len(files.get(year, {})) < 2
     ]
     if lacking:
-        raise FileNotFoundError(f"{root} lacks files of {', '.join(lacking)}")
+        raise FileNotFoundError(
+            f"{root} lacks files of {', '.join(lacking)}: add them, or name the years to take by years="
+        )
     return [Year(year, files[year]["images"], files[year]["labels"]) for year in wanted]
 
 
