@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,7 +33,9 @@ _TASK_WINDOWS = 256
 # its threads do not survive a fork. Whoever does not get the lock, or is a forked child, runs worker threads
 # of its own over the serial driver instead.
 _parallel_region = threading.Lock()
+# The process that first asked Numba for threads, and how many it was last allowed.
 _parallel_process: int | None = None
+_allowed_threads = 1
 
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
@@ -332,19 +335,24 @@ def _drive(
 
 
 def _usable_threads() -> int:
-    import numba
+    """Threads that Numba may use in this process, or might in the one that this was forked from.
 
-    return int(numba.get_num_threads())
+    A forked child must not even ask: Numba takes a lock between processes, and a child that was forked while
+    another thread held it never gives it back.
+    """
+    global _parallel_process, _allowed_threads  # noqa: PLW0603
+    if not _forked():
+        _parallel_process = os.getpid()
+        _allowed_threads = int(numba.get_num_threads())
+    return _allowed_threads
+
+
+def _forked() -> bool:
+    return _parallel_process not in (None, os.getpid())
 
 
 def _enter_parallel_region() -> bool:
-    global _parallel_process  # noqa: PLW0603
-    if _parallel_process not in (None, os.getpid()):
-        return False
-    if not _parallel_region.acquire(blocking=False):
-        return False
-    _parallel_process = os.getpid()
-    return True
+    return not _forked() and _parallel_region.acquire(blocking=False)
 
 
 def widen(
