@@ -1,0 +1,485 @@
+"""Rendering on a GPU: window numbers in, a torch tensor on the device out.
+
+The panel lives on the device; a call moves nothing but the windows' rows. What is drawn, and how, is
+``cuda_kernels.py``. torch and Numba's CUDA target are needed by whoever makes a ``CudaRenderer``, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.render import kernels
+from pricepix.render.api import (
+    _NO_FLAGS,
+    _NO_MA,
+    _exact_floats,
+    _given_averages,
+    _limit_flags,
+    drawing_of,
+)
+from pricepix.spec import ImageSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from pricepix.panel import Panel
+
+# Bits of a row's state.
+_UP, _DOWN, _WHOLE = 1, 2, 4
+INSTALL: Final = 'pip install "pricepix[cuda]"'
+OUTSIDE: Final = 255
+"""Reason code of a row, given on the device, that ends no window of the panel; its image is blank."""
+
+# What a block gets without asking for more, and how much of it planes may take.
+_SHARED_BYTES = 48 << 10
+_PLANE_BYTES = 16 << 10
+# Blocks for which Numba does not warn of an idle GPU; those without an image end at once.
+_FEWEST_BLOCKS = 256
+_DTYPES = ("uint8", "bfloat16", "float16", "float32")
+
+
+class CudaRenderer:
+    """Draws windows of one panel on a GPU, the same bytes as ``render_panel`` on the CPU.
+
+    Parameters
+    ----------
+    panel : Panel
+        The bars. What the spec draws of them is copied to the device once: 8 bytes a bar for each price, the
+        volume and each moving average that is drawn.
+    spec : ImageSpec, str or dict
+        What to draw, or the name of a preset.
+    device : torch.device, str or int, optional
+        Which GPU; torch's current one by default.
+
+    Attributes
+    ----------
+    spec : ImageSpec
+        What is drawn.
+    device : torch.device
+        Where.
+
+    Raises
+    ------
+    ImportError
+        If torch or Numba's CUDA target is missing; the message has the line that installs them.
+    RuntimeError
+        If there is no GPU that torch and Numba can use.
+    ValueError
+        If the spec needs fields that the panel has not, or more averages than a GPU's shared memory holds.
+
+    Notes
+    -----
+    With ``rebuild="returns"`` every window has prices of its own: these are made on the CPU, batch by batch,
+    and drawn on the GPU. Rows given on the device are then fetched, which waits for the device.
+
+    With ``NUMBA_ENABLE_CUDASIM=1`` in the environment before Numba is imported, kernels run in CUDA's simulator
+    on the CPU, thousands of times slower, and tensors are CPU tensors: for tests.
+    """
+
+    def __init__(
+        self, panel: Panel, spec: ImageSpec | str | Mapping[str, Any], *, device: Any = None
+    ) -> None:
+        spec = ImageSpec.of(spec)
+        fields = panel.fields
+        total_return = None
+        if spec.rebuild == "returns":
+            if "total_return" not in fields:
+                raise ValueError(
+                    "rebuild='returns' needs total returns, but the panel has "
+                    f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use "
+                    "rebuild=None"
+                )
+            total_return = fields["total_return"]
+        self._prepare(
+            panel.bars, panel.offsets, spec, device, total_return=total_return,
+            up=fields.get("up_limit", _NO_FLAGS), down=fields.get("down_limit", _NO_FLAGS), given=_NO_MA,
+        )  # fmt: skip
+
+    @classmethod
+    def from_windows(
+        cls,
+        ohlcv: Any,
+        spec: ImageSpec | str | Mapping[str, Any],
+        ma: Any = None,
+        at_limit: Any = None,
+        *,
+        device: Any = None,
+    ) -> CudaRenderer:
+        """Return a renderer of windows that are given bar by bar, as ``render_windows`` takes them.
+
+        Window i ends at row ``(i + 1) * spec.lookback - 1``.
+
+        Parameters
+        ----------
+        ohlcv : array_like, float64 (N, L, 5)
+            Open, high, low, close, volume of N windows of ``L = spec.lookback`` bars; NaN is missing.
+        spec : ImageSpec, str or dict
+            What to draw, or the name of a preset; without ``rebuild``.
+        ma : array_like, float64 (N, L, n) or (N, L), optional
+            The moving averages at each bar. Required exactly if the spec draws any.
+        at_limit : array_like, bool (N, 2, L), optional
+            True where a bar sits at its up-limit (0) or down-limit (1).
+        device : torch.device, str or int, optional
+            Which GPU; torch's current one by default.
+        """
+        spec = ImageSpec.of(spec)
+        if spec.rebuild is not None:
+            raise ValueError(
+                "rebuild='returns' needs the returns of a panel: use CudaRenderer(panel, spec), or "
+                "spec.replace(rebuild=None)"
+            )
+        block = _exact_floats("ohlcv", ohlcv)
+        if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
+            raise ValueError(
+                f"ohlcv has shape {block.shape}, expected (N, {spec.lookback}, 5): N windows of lookback="
+                f"{spec.lookback} bars with open, high, low, close and volume"
+            )
+        n = len(block)
+        up, down = _limit_flags(at_limit, n, spec)
+        self = cls.__new__(cls)
+        self._prepare(
+            block.reshape(-1, 5), np.arange(n + 1, dtype=np.int64) * spec.lookback, spec, device,
+            total_return=None, up=up, down=down, given=_given_averages(ma, n, spec),
+        )  # fmt: skip
+        return self
+
+    def _prepare(
+        self,
+        bars: NDArray[np.float64],
+        offsets: NDArray[np.int64],
+        spec: ImageSpec,
+        device: Any,
+        *,
+        total_return: NDArray[np.float64] | None,
+        up: NDArray[np.bool_],
+        down: NDArray[np.bool_],
+        given: NDArray[np.float64],
+    ) -> None:
+        self.spec = spec
+        self._gpu = _Gpu(device)
+        self.device: torch.device = self._gpu.device
+        self._drawing = drawing_of(spec)
+        self._threads = self._gpu.threads(self._drawing)
+        self._plan, self._shared = self._gpu.plan(self._drawing, len(spec.ma), self._threads)
+        self._averages = np.array(spec.ma, np.int64)
+        self._offsets, self._bars, self._total_return = offsets, bars, total_return
+        self._states_on_host = _states(offsets, spec, up, down)
+        self._states = self._gpu.upload(self._states_on_host)
+        table = np.zeros((0 if total_return is not None else len(bars), self._fields))
+        if total_return is None:
+            kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
+        self._table = self._gpu.upload(table)
+        self._nothing = self._gpu.torch.zeros(8, dtype=self._gpu.torch.uint8, device=self.device)
+
+    @property
+    def _fields(self) -> int:
+        return 4 + self._drawing.volume + len(self.spec.ma)
+
+    def render(
+        self,
+        rows: Any,
+        *,
+        dtype: Any = "uint8",
+        channels_last: bool = False,
+        mean: float = 0.0,
+        std: float = 1.0,
+        out: torch.Tensor | None = None,
+        reason: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draw the windows that end at panel rows `rows`, on torch's current stream, without waiting for it.
+
+        Parameters
+        ----------
+        rows : numpy.ndarray or torch.Tensor, int64 (b,)
+            Panel rows of the windows' last bars (``WindowIndex.row``), in any order. Rows that are not on the
+            device yet are checked; rows that are, are not, since that would wait for the device: one that ends
+            no window gets a blank image and the reason ``OUTSIDE``.
+        dtype : torch.dtype or str
+            ``uint8`` for pixels of 0 and 255; ``bfloat16``, ``float16`` or ``float32`` for normalised ones.
+        channels_last : bool
+            Lay floating images out in ``torch.channels_last``.
+        mean, std : float
+            A floating pixel x is ``(x / 255 - mean) / std``, computed in float64 and rounded once.
+        out : torch.Tensor, optional
+            Where to write: of the result's shape, dtype, device and memory format. Allocated when not given.
+        reason : torch.Tensor, optional
+            uint8 (b,) on the device, where the reason codes are written (see ``REASONS``).
+
+        Returns
+        -------
+        torch.Tensor
+            uint8 (b, height, width), or floating (b, 1, height, width), row 0 at the top; blank where the
+            window has no image.
+
+        Raises
+        ------
+        ValueError
+            If rows end no window of the panel, or arguments do not fit each other.
+        TypeError
+            If `rows` are not whole numbers, or `dtype` is none of the four.
+        """
+        import torch
+
+        name = str(dtype).removeprefix("torch.")
+        if name not in _DTYPES:
+            raise TypeError(f"dtype={dtype!r} cannot be rendered: choose one of {', '.join(_DTYPES)}")
+        kind: torch.dtype = getattr(torch, name)
+        floating = name != "uint8"
+        if not floating and (mean != 0.0 or std != 1.0 or channels_last):
+            raise ValueError(
+                f"mean={mean}, std={std}, channels_last={channels_last} belong to floating images: leave them "
+                "out, or give dtype='bfloat16', 'float16' or 'float32'"
+            )
+        if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
+            raise ValueError(f"mean={mean}, std={std} cannot normalise: give finite numbers, std above 0")
+        ends = self._rows(rows)
+        shape = (len(ends), 1, *self.spec.shape) if floating else (len(ends), *self.spec.shape)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        if out is None:
+            out = torch.empty(shape, dtype=kind, device=self.device, memory_format=order)
+        elif (
+            out.shape != shape
+            or out.dtype != kind
+            or out.device != self.device
+            or not out.is_contiguous(memory_format=order)
+            or out.data_ptr() % 8
+        ):
+            raise ValueError(
+                f"out is {out.dtype} {tuple(out.shape)} on {out.device}; expected {kind} {shape} on "
+                f"{self.device}, contiguous in {order}, from an address that 8 divides"
+            )
+        # The two values that a pixel can have, rounded to the type by torch.
+        values = ((torch.tensor([0.0, 255.0], dtype=torch.float64) / 255 - mean) / std).to(kind)
+        if not floating:
+            values = torch.tensor([0, 255], dtype=torch.uint8)
+        self._run(ends, reason, out, values)
+        return out
+
+    def reasons(self, rows: Any) -> torch.Tensor:
+        """Return the reason codes, uint8 (b,) on the device, of the windows that end at panel rows `rows`."""
+        import torch
+
+        ends = self._rows(rows)
+        codes = torch.empty(len(ends), dtype=torch.uint8, device=self.device)
+        self._run(ends, codes, None, torch.tensor([0, 255], dtype=torch.uint8))
+        return codes
+
+    def _rows(self, rows: Any) -> torch.Tensor:
+        """The rows on the device, int64, checked if they come from the host."""
+        import torch
+
+        if isinstance(rows, torch.Tensor):
+            if rows.device == self.device and not self._gpu.simulated:
+                if rows.dtype != torch.int64 or rows.ndim != 1:
+                    raise TypeError(f"rows are {rows.dtype} {tuple(rows.shape)}, expected int64 (b,)")
+                return rows.contiguous()
+            rows = rows.cpu().numpy()
+        array = np.asarray(rows)
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"rows are {array.dtype}, expected int64 panel rows, such as WindowIndex.row")
+        if array.ndim != 1:
+            raise ValueError(f"rows have shape {array.shape}, expected (b,)")
+        # A copy: torch takes no read-only array.
+        array = np.array(array, np.int64)
+        states = self._states_on_host
+        outside = (array < 0) | (array >= len(states))
+        outside |= states[np.where(outside, 0, array)] & _WHOLE == 0 if len(states) else True
+        if outside.any():
+            raise ValueError(
+                f"{outside.sum()} rows end no window of {self.spec.lookback} bars in this panel of "
+                f"{len(states)} rows, first {array[outside][:3].tolist()}: take them from a WindowIndex of "
+                "this panel and spec"
+            )
+        return torch.from_numpy(array).to(self.device)
+
+    def _run(
+        self, ends: torch.Tensor, reason: torch.Tensor | None, out: torch.Tensor | None, values: torch.Tensor
+    ) -> None:
+        import torch
+
+        n = len(ends)
+        if reason is None:
+            reason = torch.empty(n, dtype=torch.uint8, device=self.device)
+        elif reason.dtype != torch.uint8 or reason.shape != (n,) or reason.device != self.device:
+            raise ValueError(
+                f"reason is {reason.dtype} {tuple(reason.shape)} on {reason.device}; expected uint8 ({n},) on "
+                f"{self.device}"
+            )
+        if n == 0:
+            return
+        size = values.element_size()
+        raw = values.view(torch.uint8).numpy().tobytes()
+        paper = int.from_bytes(raw[:size] * (8 // size), "little")
+        ink = int.from_bytes(raw[size:] * (8 // size), "little")
+        per_word = 8 // size
+        row_step, column_step = divmod(per_word * self._threads, self.spec.width)
+        plan = self._plan._replace(
+            per_word=per_word,
+            row_step=row_step,
+            column_step=column_step,
+            packed=int(self.spec.rebuild is not None),
+            dry=int(out is None),
+        )
+        table = self._table
+        if plan.packed:
+            table = self._gpu.upload(self._rebuilt(ends))
+        seen = self._nothing if out is None else out
+        bytes_out = seen.numel() * seen.element_size()
+        words = self._gpu.view(seen, np.uint64, bytes_out // 8)
+        pixels = self._gpu.view(seen, f"u{size}", bytes_out // size)
+        self._gpu.launch(
+            (n, self._threads, self._shared), table, self._states, self._gpu.view(ends, np.int64, n),
+            self._drawing, plan, np.uint64(paper), np.uint64(paper ^ ink), words, pixels,
+            self._gpu.view(reason, np.uint8, n),
+        )  # fmt: skip
+
+    def _rebuilt(self, ends: torch.Tensor) -> NDArray[np.float64]:
+        """Bars of the windows, rebuilt on the CPU; of rows that end no window, whatever."""
+        rows = ends.cpu().numpy()
+        states = self._states_on_host
+        there = (rows >= 0) & (rows < len(states))
+        there[there] = states[rows[there]] & _WHOLE != 0
+        rows = rows[there]
+        first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
+        table = np.zeros((len(there), self._drawing.bars, self._fields))
+        drawn = np.empty((len(rows) * self._drawing.bars, self._fields))
+        assert self._total_return is not None
+        kernels.tabulate_rebuilt(
+            self._bars, self._total_return, first, rows, self._averages, self._drawing, drawn
+        )
+        table[there] = drawn.reshape(len(rows), self._drawing.bars, self._fields)
+        return table.reshape(-1, self._fields)
+
+
+def _states(
+    offsets: NDArray[np.int64], spec: ImageSpec, up: NDArray[np.bool_], down: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Bits of every panel row: whether a window ends there, and whether it holds limit flags that are drawn."""
+    states = np.full(offsets[-1], _WHOLE, np.uint8)
+    for first, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        states[first : min(first + spec.lookback - 1, end)] = 0
+    for flags, bit in ((up, _UP), (down, _DOWN)):
+        if len(flags) and spec.style == "image_trading":
+            count = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
+            begin = np.maximum(np.arange(1, len(flags) + 1) - spec.lookback, 0)
+            states[count[1:] > count[begin]] |= bit
+    return states
+
+
+class _View:
+    """Memory of a torch tensor as another type, which torch's own interface refuses for bfloat16."""
+
+    def __init__(self, tensor: torch.Tensor, dtype: Any, count: int) -> None:
+        self.tensor = tensor
+        self.__cuda_array_interface__ = {
+            "shape": (count,),
+            "typestr": np.dtype(dtype).str,
+            "data": (tensor.data_ptr(), False),
+            "strides": None,
+            "version": 2,
+        }
+
+
+class _Gpu:
+    """One GPU as torch and Numba see it, or CUDA's simulator."""
+
+    def __init__(self, device: Any) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError(f"CudaRenderer needs torch: {INSTALL}") from error
+        try:
+            from numba import cuda
+
+            from pricepix.render import cuda_kernels
+        except ImportError as error:
+            raise ImportError(f"CudaRenderer needs Numba's CUDA target: {INSTALL}") from error
+        self.torch, self._cuda, self._kernels = torch, cuda, cuda_kernels
+        self.simulated = cuda_kernels.SIMULATED
+        if self.simulated:
+            self.device = torch.device("cpu")
+            self._multiprocessors = 0
+            return
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"torch {torch.__version__} sees no GPU: CudaRenderer needs one, and a torch that was built for "
+                "it (https://pytorch.org/get-started); on the CPU, use render_panel"
+            )
+        wanted = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+        if wanted.type != "cuda":
+            raise ValueError(
+                f"device={device!r} is no GPU: give 'cuda', 'cuda:1' or a number, or use render_panel"
+            )
+        index = torch.cuda.current_device() if wanted.index is None else wanted.index
+        self.device = torch.device("cuda", index)
+        if not cuda.is_available():
+            raise RuntimeError(
+                f"torch sees {self.device}, but Numba's CUDA target does not: {INSTALL} (for a driver of CUDA 12, "
+                'pip install "numba-cuda[cu12]")'
+            )
+        self._multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
+
+    def threads(self, drawing: kernels.Drawing) -> int:
+        """Threads a block, a power of two: a warp where that is enough to write the image."""
+        size = drawing.height * drawing.width
+        if self.simulated:
+            return 4
+        return 32 if size <= 8 << 10 else 64 if size <= 32 << 10 else 128
+
+    def plan(self, drawing: kernels.Drawing, averages: int, threads: int) -> tuple[Any, int]:
+        """Layout of a block's shared memory, and its bytes."""
+        groups = 4 if drawing.per_field else 1 + drawing.volume
+        counts_at = 2 * groups * threads
+        rows_at = 4 * (counts_at + threads)
+        planes_at = (2 * (rows_at + (5 + averages) * drawing.bars) + 3) // 4 * 4
+        pitch = (drawing.width + 3) // 4 * 4
+        strip = (drawing.height + 31) // 32 * 32
+        while strip > 32 and (strip // 8 + 1) * pitch > _PLANE_BYTES:
+            strip -= 32
+        # The last word of a plane is read together with the one behind it.
+        shared = (planes_at + (strip // 8 + 1) * pitch + 8 + 7) // 8 * 8
+        if shared > _SHARED_BYTES:
+            raise ValueError(
+                f"{averages} moving averages over {drawing.bars} bars need {shared} bytes of a GPU's shared "
+                f"memory, which has {_SHARED_BYTES}: draw fewer, or use render_panel on the CPU"
+            )
+        size = drawing.height * drawing.width
+        return self._kernels.Plan(
+            averages=averages, counts_at=counts_at, rows_at=rows_at, planes_at=planes_at, pitch=pitch,
+            strip=strip, per_word=8, row_step=0, column_step=0,
+            aligned=int(drawing.width % 4 == 0 and size % 4 == 0), packed=0, dry=0, size=size,
+        ), shared  # fmt: skip
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        """A copy on the device, as Numba sees it."""
+        tensor = self.torch.from_numpy(array).to(self.device)
+        return self.view(tensor, array.dtype, array.size, array.shape)
+
+    def view(self, tensor: torch.Tensor, dtype: Any, count: int, shape: tuple[int, ...] | None = None) -> Any:
+        """The memory of a tensor as a Numba device array of another type."""
+        if self.simulated:
+            from numba.cuda.cudadrv.devicearray import FakeCUDAArray  # type: ignore[attr-defined]
+
+            flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+            array = flat.reshape(-1).view(self.torch.uint8).numpy()
+            typed = array[: count * np.dtype(dtype).itemsize].view(dtype)
+            return FakeCUDAArray(typed if shape is None else typed.reshape(shape))
+        with self._cuda.gpus[self.device.index]:
+            view = self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
+        return view if shape is None else view.reshape(*shape)
+
+    def launch(self, shape: tuple[int, int, int], *arguments: Any) -> None:
+        """Start the kernel over so many images, threads and bytes of shared memory, on torch's current stream."""
+        images, threads, shared = shape
+        if self.simulated:
+            self._kernels.draw[min(images, 2), threads, 0, shared](*arguments)
+            return
+        blocks = max(min(images, 32 * self._multiprocessors), _FEWEST_BLOCKS)
+        with self._cuda.gpus[self.device.index]:
+            handle = self.torch.cuda.current_stream(self.device).cuda_stream
+            stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
+            self._kernels.draw[blocks, threads, stream, shared](*arguments)
