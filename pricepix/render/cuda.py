@@ -462,7 +462,7 @@ class _Gpu:
     def view(self, tensor: torch.Tensor, dtype: Any, count: int, shape: tuple[int, ...] | None = None) -> Any:
         """The memory of a tensor as a Numba device array of another type."""
         if self.simulated:
-            from numba.cuda.cudadrv.devicearray import FakeCUDAArray  # type: ignore[attr-defined]
+            from numba.cuda.cudadrv.devicearray import FakeCUDAArray
 
             flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
             array = flat.reshape(-1).view(self.torch.uint8).numpy()

@@ -101,9 +101,21 @@ class Plan(NamedTuple):
 
 
 @jit
+def least(a: Any, b: Any) -> Any:
+    """``min``, which the CUDA target that comes with Numba 0.68 does not compile."""
+    return a if a < b else b
+
+
+@jit
+def most(a: Any, b: Any) -> Any:
+    """``max``, likewise."""
+    return a if a > b else b
+
+
+@jit
 def span_word(top: int, end: int, base: int) -> Any:
     """Bits of the rows from `top` to `end`, of the 32 rows from `base` on, the lowest bit first."""
-    first, last = max(top - base, 0), min(end - base, 31)
+    first, last = most(top - base, 0), least(end - base, 31)
     if first > last:
         return np.uint32(0)
     return np.uint32(np.uint32(np.uint32(0xFFFFFFFF) >> np.uint32(31 - (last - first))) << np.uint32(first))
@@ -184,8 +196,7 @@ def _measure(
                             found += 1
                         elif group == 1:
                             found += VOLUMES
-                        lowest = min(lowest, value)
-                        highest = max(highest, value)
+                        lowest, highest = least(lowest, value), most(highest, value)
         extremes[2 * group * threads + t] = lowest
         extremes[(2 * group + 1) * threads + t] = highest
     if drawing.style == CNN_FOR_TRADING:
@@ -200,9 +211,9 @@ def _measure(
         if t < step:
             for group in range(groups):
                 at = 2 * group * threads + t
-                extremes[at] = min(extremes[at], extremes[at + step])
+                extremes[at] = least(extremes[at], extremes[at + step])
                 at += threads
-                extremes[at] = max(extremes[at], extremes[at + step])
+                extremes[at] = most(extremes[at], extremes[at + step])
             counts[plan.counts_at + t] += counts[plan.counts_at + t + step]
         step //= 2
     cuda.syncthreads()
@@ -330,7 +341,7 @@ def _lay_planes(top: int, blank: bool, drawing: Drawing, plan: Plan, rows: Any, 
     bars = drawing.bars
     # One plane more than the strip, for words that begin in it and end behind it.
     count = plan.strip // 8 + 1
-    bands = min(plan.strip // 32 + 1, (drawing.height - top + 31) // 32)
+    bands = least(plan.strip // 32 + 1, (drawing.height - top + 31) // 32)
     for e in range(cuda.threadIdx.x, bars * bands, cuda.blockDim.x):
         band = e // bars
         d = e - band * bars
@@ -401,13 +412,13 @@ def _write(
     begin = int64(image) * plan.size
     end = begin + plan.size
     strip_begin = begin + top * width
-    strip_end = begin + min(top + plan.strip, drawing.height) * width
+    strip_end = begin + least(top + plan.strip, drawing.height) * width
     # Words that begin in the strip and end in the image, and the pixels before and after the image's words.
     first_whole, last_whole = (begin + per_word - 1) // per_word, end // per_word
     first = (strip_begin + per_word - 1) // per_word
-    last = min((strip_end + per_word - 1) // per_word, last_whole)
-    head = min(first_whole * per_word, end)
-    tail = max(last_whole * per_word, head)
+    last = least((strip_end + per_word - 1) // per_word, last_whole)
+    head = least(first_whole * per_word, end)
+    tail = most(last_whole * per_word, head)
     pixel = int(first * per_word - strip_begin) + t * per_word
     row = pixel // width
     column = pixel - row * width
@@ -426,7 +437,7 @@ def _write(
     for edge in range(2):
         a = begin if edge == 0 else tail
         b = head if edge == 0 else end
-        for at in range(max(a, strip_begin) + t, min(b, strip_end), threads):
+        for at in range(most(a, strip_begin) + t, least(b, strip_end), threads):
             pixel = int(at - strip_begin)
             row = pixel // width
             column = pixel - row * width

@@ -1,7 +1,7 @@
 """All plain compiled code: the drawing rules, prepare one window, draw one window, and two drivers over many.
 
 The rules are small functions of numbers. ``cuda.py`` compiles them for the GPU as well, where ``math.isnan`` and
-``round`` exist in every release of Numba, and their NumPy namesakes do not.
+``round`` exist in every release of Numba, and their NumPy namesakes, ``min`` and ``max`` do not.
 
 Nothing here checks its input or allocates per image; what a kernel needs comes in as arrays and scalars.
 Rows of an image count from the top, price levels `y` from the bottom of the price area.
@@ -108,8 +108,9 @@ def volume_rows(volume: float, scale: float) -> int:
     tall = volume * scale
     if math.isnan(tall) or volume == 0.0:
         return 0
+    rows = round(tall)
     # A traded volume stays visible however small it is.
-    return max(1, round(tall))
+    return rows if rows > 1 else 1
 
 
 @jit
