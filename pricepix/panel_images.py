@@ -18,7 +18,7 @@ from pricepix.labels import ForwardReturn, checked_bars, forward_returns, label_
 from pricepix.panel import Panel
 from pricepix.plan import windows_digest
 from pricepix.reader import Batch, DirectReader, EpochReader
-from pricepix.render.api import render_rows
+from pricepix.render.api import Drawer, render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.sharing import SharedArrays
 from pricepix.spec import ImageSpec
@@ -211,14 +211,25 @@ class PanelImages(ImageSet):
         return self._labels[horizon]
 
     def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        if out.flags.c_contiguous:
-            self._draw(positions, out, self._threads)
-        else:
+        if not out.flags.c_contiguous:
             out[:] = self.read(positions)
-
-    def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8], threads: int | None) -> None:
+            return
         reason = np.empty(len(positions), np.uint8)
-        render_rows(self.panel, self.windows.row[positions], self.spec, out, reason=reason, threads=threads)
+        row = self.windows.row[positions]
+        render_rows(self.panel, row, self.spec, out, reason=reason, threads=self._threads)
+        self._check(positions, reason)
+
+    def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Draw a batch in this thread, without the interpreter's lock."""
+        row = self.windows.row[positions]
+        first = self.panel.offsets[self.windows.instrument[positions]]
+        self._check(positions, self._drawer.draw(row, first, out))
+
+    @cached_property
+    def _drawer(self) -> Drawer:
+        return Drawer(self.panel, self.spec)
+
+    def _check(self, positions: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         if reason.any():
             bad = int(np.flatnonzero(reason)[0])
             raise ValueError(
@@ -236,8 +247,7 @@ class PanelReader(DirectReader):
     images: PanelImages
 
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
-        # One thread, outside Numba's: batches are drawn beside training, and several at a time.
-        self.images._draw(index, images, 1)
+        self.images._draw(index, images)
         return Batch(images, index)
 
 

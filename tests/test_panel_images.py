@@ -108,6 +108,19 @@ class TestSameAsAStore:
         images.read(chosen, out)
         np.testing.assert_array_equal(out, whole[chosen])
 
+    @pytest.mark.parametrize("spec", [*SPECS, "two", "three", "seven"])
+    def test_windows_alone_and_among_others(self, panel: pp.Panel, spec: str) -> None:
+        """Windows that share bars are drawn together, those of a shuffled batch one by one."""
+        lookback = {"two": 2, "three": 3, "seven": 7}.get(spec)
+        drawn = SPECS[spec] if lookback is None else pp.ImageSpec(lookback, height=40, volume=True)
+        images = pp.PanelImages(panel, drawn)
+        whole = images.read()
+        seen = 0
+        for batch in images.batches(batch_size=3, prefetch=0, seed=1):
+            np.testing.assert_array_equal(batch.images, whole[batch.index])
+            seen += len(batch.index)
+        assert seen == len(images)
+
     def test_the_rest_of_the_face(self, panel: pp.Panel, tmp_path: Path) -> None:
         store = pp.render_universe(panel, "jkx5", tmp_path / "s", chunk=64, progress=False)
         images = pp.PanelImages(panel, "jkx5")

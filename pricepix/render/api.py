@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -225,6 +226,70 @@ def render_rows(
         raise ValueError(
             f"a window is shorter than lookback={spec.lookback}: make the index with WindowIndex.from_panel"
         )
+    if out is None:
+        mode, target = kernels.DRY, np.empty((0, 0, 0), np.uint8)
+    elif bits:
+        mode, target = kernels.BITS, out[:, :, None]
+    else:
+        mode, target = kernels.PIXELS, out
+    run(
+        panel.bars, *_fields_of(panel, spec), _NO_MA, spec, first=first, row=row, dest=dest, out=target,
+        mode=mode, reason=reason, threads=threads,
+    )  # fmt: skip
+
+
+class Drawer:
+    """Draws windows of one panel by one spec, a batch at a time and one thread a call.
+
+    What does not depend on the windows is found once: for 256 images that is a third of the time.
+
+    Parameters
+    ----------
+    panel : Panel
+    spec : ImageSpec
+    """
+
+    def __init__(self, panel: Panel, spec: ImageSpec) -> None:
+        self._bars, self._spec = panel.bars, spec
+        self._fields = _fields_of(panel, spec)
+        _, up, down = self._fields
+        self._fast = (
+            fast.arguments_of(panel.bars, _NO_MA, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
+        )
+
+        self._tasks = lru_cache(fast.plan_tasks)
+
+    def draw(self, row: NDArray[np.int64], first: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[Any]:
+        """Draw the windows that end at panel rows `row`, in any order, into `out`; return their reasons.
+
+        ``first[i]`` is the first row of window i's instrument; `out` is C-contiguous uint8 (n, height, width).
+        Nothing is checked.
+        """
+        dest = np.argsort(row)
+        row, first = row[dest], first[dest]
+        reason = np.empty(len(row), np.uint8)
+        if self._fast is not None and len(row):
+            driver: Any = fast.render_serial
+            driver(
+                *self._fast, self._tasks(len(row)), first, row, dest, out.reshape(-1), kernels.PIXELS,
+                fast.streams(out), reason,
+            )  # fmt: skip
+            if not reason.any():
+                return reason
+            left = np.flatnonzero(reason[dest] == fast.DEFERRED)
+            first, row, dest = first[left], row[left], dest[left]
+        if len(row):
+            _run_plain(
+                self._bars, self._fields, _NO_MA, self._spec, first, row, dest, out, kernels.PIXELS, reason,
+                1, False,
+            )  # fmt: skip
+        return reason
+
+
+def _fields_of(
+    panel: Panel, spec: ImageSpec
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Total returns, if the spec draws from them, and the flags of up-limit and down-limit."""
     fields = panel.fields
     total_return = _NO_VALUES
     if spec.rebuild == "returns":
@@ -235,16 +300,7 @@ def render_rows(
                 "rebuild=None"
             )
         total_return = fields["total_return"]
-    if out is None:
-        mode, target = kernels.DRY, np.empty((0, 0, 0), np.uint8)
-    elif bits:
-        mode, target = kernels.BITS, out[:, :, None]
-    else:
-        mode, target = kernels.PIXELS, out
-    run(
-        panel.bars, total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS),
-        _NO_MA, spec, first=first, row=row, dest=dest, out=target, mode=mode, reason=reason, threads=threads,
-    )  # fmt: skip
+    return total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS)
 
 
 def _ascending(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -301,12 +357,29 @@ def run(
         if len(left) == 0:
             return
         first, row, dest = first[left], row[left], dest[left]
+    fields = (total_return, up, down)
+    _run_plain(bars, fields, given_ma, spec, first, row, dest, out, mode, reason, wanted, alone)
+
+
+def _run_plain(
+    bars: NDArray[np.float64],
+    fields: tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]],
+    given_ma: NDArray[np.float64],
+    spec: ImageSpec,
+    first: NDArray[np.int64],
+    row: NDArray[np.int64],
+    dest: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    mode: int,
+    reason: NDArray[np.uint8],
+    threads: int,
+    alone: bool,
+) -> None:
+    """Draw with the plain kernels, which take every spec."""
     starts = np.empty(len(row) + 1, np.int64)
     tasks = kernels.plan_tasks(row, first, spec.lookback, _TASK_WINDOWS, starts)
-    arguments = (
-        bars, total_return, up, down, given_ma, np.array(spec.ma, np.int64), drawing_of(spec),
-    )  # fmt: skip
-    _drive(kernels, arguments, starts[: tasks + 1], (first, row, dest, out, mode, reason), wanted, alone)
+    arguments = (bars, *fields, given_ma, np.array(spec.ma, np.int64), drawing_of(spec))
+    _drive(kernels, arguments, starts[: tasks + 1], (first, row, dest, out, mode, reason), threads, alone)
 
 
 def _drive(

@@ -46,6 +46,7 @@ from pricepix.render.simd import (
     load_word,
     lower_of,
     pointer,
+    prefetch,
     shift_down,
     shift_up,
     splat,
@@ -76,6 +77,9 @@ TASK_WINDOWS: Final = 256
 # From here on stores go past the caches. Through them, every line is first read from memory only to be replaced,
 # which cost a third of the speed; but a small output is wanted in the cache by whoever asked for it.
 STREAM_BYTES: Final = 32 << 20
+# Windows between the fetch of a window's bars and their use. In a shuffled batch, where nothing leads up to them,
+# that saves a tenth of the time and more if the panel is larger than the caches.
+_AHEAD: Final = 3
 MAX_LOOKBACK: Final = 512
 MAX_AVERAGE: Final = 512
 MAX_HEIGHT: Final = 512
@@ -371,13 +375,17 @@ def _prepare(
             store(f, LOWEST + i, lower_of(m, load_f(f, LOWEST + i)))
             store(f, HIGHEST + i, higher_of(m, load_f(f, HIGHEST + i)))
             store(f, AVERAGE + i, where_nan(m, infinite, m))
-    # Rolling extremes over 1, 2, 4, 8 ... rows, and once more overlapping for the rest.
-    width = 1
-    while 2 * width <= lookback:
-        _roll(f, width, count - 2 * width + 1, sketch)
-        width *= 2
-    if width < lookback:
-        _roll(f, lookback - width, count - lookback + 1, sketch)
+    if count == lookback and count >= 4 and sketch.style != CNN_FOR_TRADING:
+        # A window that shares no bar with another, as in a shuffled batch.
+        _join_all(f, count, sketch)
+    else:
+        # Rolling extremes over 1, 2, 4, 8 ... rows, and once more overlapping for the rest.
+        width = 1
+        while 2 * width <= lookback:
+            _roll(f, width, count - 2 * width + 1, sketch)
+            width *= 2
+        if width < lookback:
+            _roll(f, lookback - width, count - lookback + 1, sketch)
     windows = count - lookback + 1
     if sketch.style == CNN_FOR_TRADING:
         for i in range(0, windows, 4):
@@ -394,20 +402,23 @@ def _prepare(
 
 @jit
 def _mean(f: Any, window: int, count: int) -> None:
-    """Means of `window` closes, the oldest added first: 16 at a time, since each addition waits for the last."""
+    """Means of `window` closes, the oldest added first: 20 at a time, since each addition waits for the last."""
     n = splat_f(np.float64(window))
-    for i in range(0, count, 16):
+    for i in range(0, count, 20):
         h = HISTORY + i
         a, b, c, d = load_f(f, h), load_f(f, h + 4), load_f(f, h + 8), load_f(f, h + 12)
+        e = load_f(f, h + 16)
         for k in range(1, window):
             a = a + load_f(f, h + k)
             b = b + load_f(f, h + k + 4)
             c = c + load_f(f, h + k + 8)
             d = d + load_f(f, h + k + 12)
+            e = e + load_f(f, h + k + 16)
         store(f, AVERAGE + i, a / n)
         store(f, AVERAGE + i + 4, b / n)
         store(f, AVERAGE + i + 8, c / n)
         store(f, AVERAGE + i + 12, d / n)
+        store(f, AVERAGE + i + 16, e / n)
 
 
 @jit
@@ -435,6 +446,30 @@ def _roll(f: Any, step: int, count: int, sketch: Sketch) -> None:
         if sketch.style == CNN_FOR_TRADING:
             for i in range(0, count, 4):
                 store(f, LEAST + i, lower_of(load_f(f, LEAST + i), load_f(f, LEAST + i + step)))
+
+
+@jit
+def _join_all(f: Any, count: int, sketch: Sketch) -> None:
+    """Join the extremes of all rows, at least four of them, into those of the first."""
+    low, high, most = load_f(f, LOWEST), load_f(f, HIGHEST), load_f(f, MOST)
+    whole = count & -4
+    for i in range(4, whole, 4):
+        low = lower_of(low, load_f(f, LOWEST + i))
+        high = higher_of(high, load_f(f, HIGHEST + i))
+        most = higher_of(most, load_f(f, MOST + i))
+    store(f, LOWEST, low)
+    store(f, HIGHEST, high)
+    lowest = min(f[LOWEST], f[LOWEST + 1], f[LOWEST + 2], f[LOWEST + 3])
+    highest = max(f[HIGHEST], f[HIGHEST + 1], f[HIGHEST + 2], f[HIGHEST + 3])
+    for i in range(whole, count):
+        lowest, highest = min(lowest, f[LOWEST + i]), max(highest, f[HIGHEST + i])
+    f[LOWEST], f[HIGHEST] = lowest, highest
+    if sketch.volume:
+        store(f, MOST, most)
+        largest = max(f[MOST], f[MOST + 1], f[MOST + 2], f[MOST + 3])
+        for i in range(whole, count):
+            largest = max(largest, f[MOST + i])
+        f[MOST] = largest
 
 
 @jit
@@ -747,10 +782,16 @@ def render_task(
     packed = (size + 7) // 8
     base, volume_base = 64 - sketch.price_height, 64 - height
 
+    reach = lookback + (sketch.average - 1 if sketch.average and given.shape[0] == 0 else 0)
     run_first = run_end = 0
     joined = False
     for now in range(0, n + 2 * batch, batch):
         for i in range(now, min(now + batch, n)):
+            soon = i + _AHEAD
+            if soon < n and row[soon] - row[soon - 1] >= lookback:
+                # Bars that nothing leads up to, as in a shuffled batch, lie anywhere in memory.
+                for k in range(5 * max(first[soon], row[soon] - reach), 5 * row[soon] + 5, 8):
+                    prefetch(bars, k)
             if i == run_end:
                 run_first = row[i] - lookback + 1
                 run_end += 1

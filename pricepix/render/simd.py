@@ -223,6 +223,19 @@ def stream(array: Any, i: int, vector: Any) -> None:
     array[i : i + len(vector)] = vector
 
 
+def _build_prefetch(builder: Any, array: Any, i: Any, scope: Any) -> None:
+    address = _address(builder, scope, array, i, _I8)
+    kind = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+    wanted = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+    # To read, in all caches, data.
+    builder.call(wanted, [address, _I32(0), _I32(3), _I32(1)])
+
+
+@_instruction(lambda array, i: types.void(array, types.intp), _build_prefetch)
+def prefetch(array: Any, i: int) -> None:
+    """Let the CPU fetch element i, which will be read soon; outside the array it does nothing."""
+
+
 @_instruction(types.void(), lambda builder: builder.fence("seq_cst") and None)
 def fence() -> None:
     """Let every store before come before everything after, in the eyes of other threads too."""
