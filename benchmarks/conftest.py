@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,9 +26,16 @@ class Size(NamedTuple):
     images: int
     """Images of a rendering benchmark: enough that overhead vanishes, few enough for plain Python."""
     chunk: int
+    buffer: int
+    """Bytes of images that drawing is compared with ``fill`` on: more than the caches hold."""
+    universe: tuple[int, int]
+    """Instruments and bars of what ``render_universe`` is measured on."""
 
 
-SIZES = {"tiny": Size(3, 160, 20, 16), "usual": Size(100, 2500, 2048, 4096)}
+SIZES = {
+    "tiny": Size(3, 160, 20, 16, 1 << 17, (3, 160)),
+    "usual": Size(100, 2500, 2048, 4096, 300_000_000, (500, 4000)),
+}
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +87,38 @@ def per_second(benchmark):
     if benchmark.stats is not None:
         for what, number in noted:
             benchmark.extra_info[f"{what} a second"] = round(number / benchmark.stats.stats.min)
+
+
+class Compared:
+    """Times by name, and the table of ratios that is printed of them at the end."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.table: tuple[Any, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the rows of the table whose times are known."""
+        lines = []
+        for what, *names, target in self.table:
+            if all(name in self.seconds for name in names):
+                first, *other = (self.seconds[name] for name in names)
+                # Ratios are to reach the target, times to stay below it.
+                value, bound = (other[0] / first, "at least") if other else (first, "at most")
+                lines.append(f"{what:<48} {value:8.2f}   {bound} {target:.2f}")
+        return lines
+
+
+_COMPARED = Compared()
+
+
+@pytest.fixture(scope="session")
+def compared() -> Compared:
+    return _COMPARED
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = _COMPARED.lines()
+    if lines:
+        terminalreporter.section("speed of rendering, ratios and targets")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,0 +1,285 @@
+"""How near drawing comes to ``ndarray.fill(255)`` on the same memory, and what stands around it.
+
+A group is a row of the table that is printed at the end: each ratio beside its target. Buffers are warm and
+larger than the caches; windows are consecutive, of a simulated market on a cent grid, unless told otherwise.
+
+    pytest benchmarks/test_render_speed.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
+from pricepix.render import fast, widen
+from pricepix.render.api import render_rows
+
+PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
+OUTSIDE = {
+    "per_field": ImageSpec(49, style="image_trading", scale="per_field"),
+    "pixel chart": ImageSpec.preset("jkx20").replace(chart="pixel"),
+    "two averages": ImageSpec.preset("jkx20").replace(ma=(5, 20)),
+}
+BATCH = 256
+BATCHES = 100
+HORIZONS = (5, 20, 60)
+
+
+class Row(NamedTuple):
+    """A line of the table: how many times faster `fast` is than `slow`, each by its name in ``seconds``."""
+
+    what: str
+    fast: str
+    slow: str
+    target: float
+
+
+class Limit(NamedTuple):
+    """A line of the table in seconds."""
+
+    what: str
+    name: str
+    target: float
+
+
+TABLE = (
+    *(
+        Row(f"{name} images, of fill", f"{name} images", f"{name} fill", target)
+        for name, target in zip(PRESETS, (0.85, 0.88, 0.88, 0.45), strict=True)
+    ),
+    Row("jkx20 column bits, of fill's images", "jkx20 bits", "jkx20 fill", 1.8),
+    Row("column bits to images 64x60, of fill", "jkx20 widen", "jkx20 fill", 0.85),
+    Row("jkx20 random batches of 256, of consecutive", "jkx20 random", "jkx20 images", 0.5),
+    Row("jkx5 random batches of 256, of consecutive", "jkx5 random", "jkx5 images", 0.5),
+    *(Row(f"{n} over the plain kernel", f"{n} images", f"{n} plain", 4.0) for n in PRESETS),
+    *(Row(f"{n} over the plain kernel", f"{n} few", f"{n} plain", 4.0) for n in ("it9", "cnnft5", "cnnft20")),
+    *(Row(f"{n}, of the plain kernel", f"{n} images", f"{n} plain", 1.0) for n in OUTSIDE),
+    Row("jkx20 images, two threads over one", "jkx20 images two", "jkx20 images", 1.8),
+    Row("jkx20 column bits, two threads over one", "jkx20 bits two", "jkx20 bits", 1.8),
+    Row("render_universe in memory, of its kernel", "universe", "universe kernel", 1 / 1.35),
+    Row("Panel.from_table of Parquet, of polars' sort", "ingest", "ingest polars", 0.5),
+    Limit("first image, nothing compiled, s", "first image cold", 15.0),
+    Limit("first image, compiled before, s", "first image warm", 1.0),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table_of_ratios(request, compared):
+    compared.table = TABLE
+
+
+@pytest.fixture(scope="module")
+def market(size):
+    """Enough bars for a buffer of images of the smallest preset."""
+    bars = 2500 if size.buffer > 1 << 24 else size.bars
+    least = size.buffer // np.prod(ImageSpec.preset("jkx5").shape)
+    table = samples.simulate(
+        int(least // (bars - 10)) + 2, bars, halt_rate=0, split_rate=0, delist_rate=0, list_late=0, seed=1
+    )
+    return Panel.from_table(table, progress=False)
+
+
+@pytest.fixture(scope="module")
+def memory(size):
+    """The one warm buffer that all images are written to."""
+    return np.full(size.buffer, 1, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scene(market, memory):
+    """Function from a spec to its consecutive windows, instrument by instrument, and memory for their images."""
+    kept = {}
+
+    def find(spec, most=1 << 62):
+        if spec not in kept:
+            found = WindowIndex.from_panel(market, spec)
+            kept[spec] = found[np.argsort(found.row)]
+        n = min(len(memory) // (spec.height * spec.width), len(kept[spec]), most)
+        return kept[spec][:n], memory[: n * spec.height * spec.width].reshape(n, *spec.shape)
+
+    return find
+
+
+@pytest.fixture
+def measure(benchmark, compared):
+    """Function that measures a call under a name, for a row of the table; `things` is what it makes."""
+
+    def run(group, name, things, function, *args, rounds=7, warmup=2, **options):
+        benchmark.group = group
+        benchmark.pedantic(function, args, options, rounds=rounds, warmup_rounds=warmup)
+        if benchmark.stats is not None:
+            best = benchmark.stats.stats.min
+            compared.seconds[name] = best / things
+            benchmark.extra_info["a second"] = round(things / best)
+
+    return run
+
+
+# ---- images against fill
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fill(measure, scene, preset):
+    _, out = scene(ImageSpec.preset(preset))
+    measure(f"speed {preset}", f"{preset} fill", len(out), out.fill, 255)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_images(measure, market, scene, preset):
+    windows, out = scene(ImageSpec.preset(preset))
+    measure(
+        f"speed {preset}", f"{preset} images", len(out), render_panel, market, windows, out=out, threads=1
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits(measure, market, scene, threads):
+    """Straight to column bits, which is a seventh of the memory traffic of the images."""
+    windows, _ = scene(ImageSpec.preset("jkx20"))
+    bits = np.ones((len(windows), windows.spec.packed_bytes), np.uint8)
+    name = "jkx20 bits" if threads == 1 else "jkx20 bits two"
+    measure(
+        "speed jkx20", name, len(bits), render_panel, market, windows, out=bits, bits=True, threads=threads
+    )
+
+
+def test_images_of_two_threads(measure, market, scene):
+    windows, out = scene(ImageSpec.preset("jkx20"))
+    measure("speed jkx20", "jkx20 images two", len(out), render_panel, market, windows, out=out, threads=2)
+
+
+def test_widen(measure, market, scene):
+    windows, out = scene(ImageSpec.preset("jkx20"))
+    bits = render_panel(market, windows, bits=True)
+    measure("speed jkx20", "jkx20 widen", len(out), widen, bits, *windows.spec.shape, out)
+
+
+@pytest.mark.parametrize("preset", ["jkx20", "jkx5"])
+def test_random_batches(measure, market, scene, preset):
+    """Batches of windows from anywhere in the panel, as training on the fly asks for them."""
+    spec = ImageSpec.preset(preset)
+    windows, out = scene(spec)
+    rng = np.random.default_rng(0)
+    batches = [windows.row[rng.integers(0, len(windows), BATCH)] for _ in range(BATCHES)]
+    out = out[:BATCH] if len(out) >= BATCH else np.ones((BATCH, *spec.shape), np.uint8)
+    reason = np.empty(BATCH, np.uint8)
+
+    def draw():
+        for row in batches:
+            render_rows(market, row, spec, out, reason=reason, threads=1)
+
+    measure(f"speed {preset}", f"{preset} random", BATCH * BATCHES, draw)
+
+
+# ---- against the plain kernel, and specs that it draws
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "it9", "cnnft5", "cnnft20"])
+def test_plain(measure, market, scene, preset, monkeypatch):
+    windows, out = scene(ImageSpec.preset(preset), 10_000)
+    monkeypatch.setattr(fast, "takes", lambda spec: False)
+    measure(
+        f"speed {preset}", f"{preset} plain", len(out), render_panel, market, windows, out=out, threads=1,
+        rounds=3, warmup=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["it9", "cnnft5", "cnnft20"])
+def test_few_images(measure, market, scene, preset):
+    windows, out = scene(ImageSpec.preset(preset), 50_000)
+    measure(f"speed {preset}", f"{preset} few", len(out), render_panel, market, windows, out=out, threads=1)
+
+
+@pytest.mark.parametrize("path", ["images", "plain"])
+@pytest.mark.parametrize("spec", list(OUTSIDE))
+def test_outside_the_fast_path(measure, market, scene, monkeypatch, spec, path):
+    windows, out = scene(OUTSIDE[spec], 10_000)
+    if path == "plain":
+        monkeypatch.setattr(fast, "takes", lambda spec: False)
+    measure(
+        f"speed {spec}", f"{spec} {path}", len(out), render_panel, market, windows, out=out, threads=1,
+        rounds=3, warmup=1,
+    )  # fmt: skip
+
+
+# ---- around the kernel
+
+
+@pytest.fixture(scope="module")
+def universe(size):
+    return samples.simulate(
+        *size.universe, halt_rate=0, split_rate=0, delist_rate=0, list_late=0, seed=2
+    ).drop("adjustment_factor")
+
+
+def test_universe(measure, universe):
+    """From a data frame to a store in memory with index and labels, on one thread."""
+    measure(
+        "speed universe", "universe", universe.height, render_universe, universe, "jkx20", None,
+        horizons=HORIZONS, layout="bits", threads=1, progress=False, rounds=2, warmup=1,
+    )  # fmt: skip
+
+
+def test_universe_kernel(measure, universe):
+    """Its images alone, in its order."""
+    panel = Panel.from_table(universe, progress=False)
+    windows = WindowIndex.from_panel(panel, "jkx20")
+    measure(
+        "speed universe", "universe kernel", universe.height, render_panel, panel, windows,
+        bits=True, threads=1, rounds=2, warmup=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parquet(universe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("speed") / "bars.parquet"
+    universe.write_parquet(path)
+    return path
+
+
+def test_ingest(measure, parquet, universe):
+    measure("speed ingest", "ingest", universe.height, Panel.from_table, parquet, progress=False, rounds=3)
+
+
+def test_ingest_polars(measure, parquet, universe):
+    def read():
+        return pl.read_parquet(parquet).sort("instrument", "time")
+
+    measure("speed ingest", "ingest polars", universe.height, read, rounds=3)
+
+
+# ---- the first image of a process
+
+FIRST = """
+import numpy as np
+from pricepix import render_windows
+
+close = 5000 + np.cumsum(np.random.default_rng(0).integers(-9, 10, (1, 20)), axis=1)
+bars = np.stack([close, close + 3, close - 3, close, close], axis=2) / 100
+render_windows(bars, "jkx20", ma=bars[:, :, 3])
+"""
+
+
+def _first_image(environment):
+    subprocess.run([sys.executable, "-c", FIRST], check=True, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="module")
+def cache(size, tmp_path_factory):
+    """Environment with an empty folder for compiled code; the usual one where all is only to be seen to run."""
+    return {} if size.buffer < 1 << 24 else {"NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+
+
+def test_first_image_cold(measure, cache):
+    measure("speed first image", "first image cold", 1, _first_image, cache, rounds=1, warmup=0)
+
+
+def test_first_image_warm(measure, cache):
+    measure("speed first image", "first image warm", 1, _first_image, cache, rounds=3, warmup=1)
