@@ -34,9 +34,10 @@ INSTALL: Final = 'pip install "pricepix[cuda]"'
 OUTSIDE: Final = 255
 """Reason code of a row, given on the device, that ends no window of the panel; its image is blank."""
 
-# What a block gets without asking for more, and how much of it planes may take.
-_SHARED_BYTES = 48 << 10
-_PLANE_BYTES = 16 << 10
+# Bytes of shared memory that an image may take at once, and a strip of one that is larger: a block gets 48 kB
+# without asking for more, and small blocks leave room for others beside them.
+_LARGEST_WHOLE = 24 << 10
+_STRIP_BYTES = 16 << 10
 # Blocks for which Numba does not warn of an idle GPU; those without an image end at once.
 _FEWEST_BLOCKS = 256
 _DTYPES = ("uint8", "bfloat16", "float16", "float32")
@@ -69,7 +70,7 @@ class CudaRenderer:
     RuntimeError
         If there is no GPU that torch and Numba can use.
     ValueError
-        If the spec needs fields that the panel has not, or more averages than a GPU's shared memory holds.
+        If the spec needs fields that the panel has not.
 
     Notes
     -----
@@ -315,12 +316,8 @@ class CudaRenderer:
         raw = values.view(torch.uint8).numpy().tobytes()
         paper = int.from_bytes(raw[:size] * (8 // size), "little")
         ink = int.from_bytes(raw[size:] * (8 // size), "little")
-        per_word = 8 // size
-        row_step, column_step = divmod(per_word * self._threads, self.spec.width)
         plan = self._plan._replace(
-            per_word=per_word,
-            row_step=row_step,
-            column_step=column_step,
+            word_shift=3 - size.bit_length() + 1,
             packed=int(self.spec.rebuild is not None),
             dry=int(out is None),
         )
@@ -434,25 +431,12 @@ class _Gpu:
         """Layout of a block's shared memory, and its bytes."""
         groups = 4 if drawing.per_field else 1 + drawing.volume
         counts_at = 2 * groups * threads
-        rows_at = 4 * (counts_at + threads)
-        planes_at = (2 * (rows_at + (5 + averages) * drawing.bars) + 3) // 4 * 4
-        pitch = (drawing.width + 3) // 4 * 4
-        strip = (drawing.height + 31) // 32 * 32
-        while strip > 32 and (strip // 8 + 1) * pitch > _PLANE_BYTES:
-            strip -= 32
-        # The last word of a plane is read together with the one behind it.
-        shared = (planes_at + (strip // 8 + 1) * pitch + 8 + 7) // 8 * 8
-        if shared > _SHARED_BYTES:
-            raise ValueError(
-                f"{averages} moving averages over {drawing.bars} bars need {shared} bytes of a GPU's shared "
-                f"memory, which has {_SHARED_BYTES}: draw fewer, or use render_panel on the CPU"
-            )
-        size = drawing.height * drawing.width
-        return self._kernels.Plan(
-            averages=averages, counts_at=counts_at, rows_at=rows_at, planes_at=planes_at, pitch=pitch,
-            strip=strip, per_word=8, row_step=0, column_step=0,
-            aligned=int(drawing.width % 4 == 0 and size % 4 == 0), packed=0, dry=0, size=size,
-        ), shared  # fmt: skip
+        image_at = counts_at + threads
+        strip = drawing.height
+        if strip * drawing.width > _LARGEST_WHOLE:
+            strip = _STRIP_BYTES // drawing.width
+        shared = 8 * (image_at + (strip * drawing.width + 7 + 7) // 8)
+        return self._kernels.Plan(averages, counts_at, image_at, strip, word_shift=3, packed=0, dry=0), shared
 
     def upload(self, array: NDArray[Any]) -> Any:
         """A copy on the device, as Numba sees it."""

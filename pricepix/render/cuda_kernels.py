@@ -5,12 +5,11 @@ the CPU and for the GPU, and CUDA's simulator calls the CPU's. What is written h
 
 1.  A window's bars lie in a table on the device, prepared by ``kernels.tabulate``. Each thread takes every
     `threads`-th bar, the block finds the window's extremes and with them its reason and scale.
-2.  Each bar becomes rows of pixels: the tick's row, the first and last row of the stem, and so on.
-3.  A thread turns a bar and 32 rows into three columns of 32 bits, and lays their bytes into PLANES: a plane is 8
-    rows of the image, a byte a column. Tall images do this in strips of rows that fit shared memory.
-4.  The block writes the image as a flat run of 8-byte words. Four pixels of a row are four bytes of a plane,
-    tested for one bit. Where an image does not begin or end with a word of memory, its edges are written pixel by
-    pixel, so that nobody writes what belongs to a neighbour.
+2.  The image is drawn in shared memory, a byte a pixel, each thread its bars; threads that draw the same pixel
+    write the same byte. Tall images are drawn in strips of rows that fit.
+3.  The block copies it out as a flat run of 8-byte words, each thread every `threads`-th. The image lies in
+    shared memory as it will lie in memory, relative to a word; where it does not begin or end with a word, its
+    edges are written pixel by pixel, so that nobody writes what belongs to a neighbour.
 
 Every pixel is decided in float64 by operations that round on their own; ``kernels.truncated_level`` says what
 keeps a product and a sum apart.
@@ -23,12 +22,13 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import cuda, float64, int16, int64, uint8, uint32
+from numba import cuda, float64, int64, uint8, uint16, uint32, uint64
 
 from pricepix.render.kernels import (
     CLOSE,
     CNN_FOR_TRADING,
     HIGH,
+    INK,
     JKX,
     LOW,
     OPEN,
@@ -60,41 +60,45 @@ OUTSIDE = 255
 UP, DOWN, WHOLE = 1, 2, 4
 """Bits of a row's state: some bar of its window is at the up-limit, at the down-limit; there is a window."""
 
-# Row of what is not drawn: below every image.
-NOTHING = 1 << 14
-# Rows of a bar in shared memory, `bars` apart: those of its prices, the first one of its volume, its averages.
-AVERAGE = 5
 # How the counts of prices, volumes and odd bars share one number.
 ODD, VOLUMES = 1 << 40, 1 << 20
 
 
 class Plan(NamedTuple):
-    """Where things lie in shared memory, and how the pixels go into words."""
+    """Where things lie in shared memory, how pixels become words, and what is asked for."""
 
     averages: int
     counts_at: int
-    """int64 index behind the extremes."""
-    rows_at: int
-    """int16 index of the bars' rows."""
-    planes_at: int
-    """Byte where the planes begin, a multiple of 4."""
-    pitch: int
-    """Bytes of a plane, a multiple of 4, at least 4 more than the image is wide."""
+    """int64 index of the counts, behind the extremes."""
+    image_at: int
+    """int64 index of the strip's pixels, behind the counts."""
     strip: int
-    """Rows of a strip, a multiple of 32; its planes are one more than it needs."""
-    per_word: int
-    """Pixels in 8 bytes: 8, 4 or 2."""
-    row_step: int
-    """Rows and columns from a thread's word to its next."""
-    column_step: int
-    aligned: int
-    """Whether four pixels that begin a word never cross the end of a row."""
+    """Rows of the image that are drawn at a time."""
+    word_shift: int
+    """Two to its power are the pixels in 8 bytes: 3 for bytes, 2, or 1."""
     packed: int
     """Whether the table holds the bars of the windows asked for, one window after the other."""
     dry: int
     """Whether reasons alone are asked for."""
-    size: int
-    """Pixels of an image."""
+
+
+class Scale(NamedTuple):
+    """How prices and volumes become levels in this window."""
+
+    lowest: float
+    ppu: float
+    base: int
+    largest: float
+    flat: int
+
+
+class Strip(NamedTuple):
+    """Rows top..end - 1 of an image, in shared memory from byte `at` on."""
+
+    at: int
+    top: int
+    end: int
+    width: int
 
 
 # ---- numbers: the same function on CPU, GPU and in the simulator
@@ -113,58 +117,24 @@ def most(a: Any, b: Any) -> Any:
 
 
 @jit
-def span_word(top: int, end: int, base: int) -> Any:
-    """Bits of the rows from `top` to `end`, of the 32 rows from `base` on, the lowest bit first."""
-    first, last = most(top - base, 0), least(end - base, 31)
-    if first > last:
-        return np.uint32(0)
-    return np.uint32(np.uint32(np.uint32(0xFFFFFFFF) >> np.uint32(31 - (last - first))) << np.uint32(first))
-
-
-@jit
-def segment_word(here: int, there: int, column: int, base: int) -> Any:
-    """Bits of a line from row `here` to row `there` in its column 0..3."""
-    start, end = segment_offsets(abs(there - here), column)
-    if there <= here:
-        return span_word(here - end, here - start, base)
-    return span_word(here + start, here + end, base)
-
-
-@jit
-def cut_four(low: Any, high: Any, skip: int, bit: int) -> Any:
-    """Four bytes of 0 or 1: bit `bit` of the four bytes that follow the first `skip` of two words."""
-    both = np.uint64(low) | np.uint64(np.uint64(high) << np.uint64(32))
-    return np.uint32(np.uint32(both >> np.uint64(8 * skip + bit)) & np.uint32(0x01010101))
-
-
-@jit
-def join_four(before: Any, after: Any, left: int) -> Any:
-    """The first `left` bytes of `before`, then those of `after`."""
-    shift = np.uint32(8 * left)
-    keep = np.uint32(np.uint32(1 << shift) - np.uint32(1))
-    return np.uint32(np.uint32(before & keep) | np.uint32(after << shift))
-
-
-@jit
-def ink_word(four: Any, next_four: Any, per_word: int, paper: Any, flip: Any) -> Any:
-    """Eight bytes of pixels: `paper` where a byte is 0, and `flip` changes it to ink where it is 1."""
-    bits = np.uint64(four)
-    if per_word == 8:
-        mask = (bits | (np.uint64(next_four) << np.uint64(32))) * np.uint64(0xFF)
-    elif per_word == 4:
-        bits = (bits | (bits << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
-        bits = (bits | (bits << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
-        mask = bits * np.uint64(0xFFFF)
-    else:
-        mask = ((bits & np.uint64(1)) | ((bits & np.uint64(0x100)) << np.uint64(24))) * np.uint64(0xFFFFFFFF)
+def ink_word(pixels: Any, word_shift: int, paper: Any, flip: Any) -> Any:
+    """Eight bytes of output from 8, 4 or 2 bytes of 0 or 255: `paper`, which `flip` changes to ink."""
+    mask = np.uint64(pixels)
+    if word_shift == 2:
+        mask = (mask | (mask << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+        mask = ((mask | (mask << np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)) * np.uint64(0x0101)
+    elif word_shift == 1:
+        mask = ((mask & np.uint64(0xFF)) | ((mask & np.uint64(0xFF00)) << np.uint64(24))) * np.uint64(
+            0x01010101
+        )
     return np.uint64(paper ^ (mask & flip))
 
 
 @jit
-def ink_pixel(bit: int, per_word: int, paper: Any, flip: Any) -> Any:
+def ink_pixel(pixel: int, word_shift: int, paper: Any, flip: Any) -> Any:
     """One pixel of such a word."""
-    word = np.uint64(paper ^ flip) if bit else np.uint64(paper)
-    return np.uint64(word & np.uint64(np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 64 // per_word)))
+    word = np.uint64(paper ^ flip) if pixel else np.uint64(paper)
+    return np.uint64(word & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - (64 >> word_shift))))
 
 
 # ---- a block's work on one image
@@ -220,102 +190,134 @@ def _measure(
 
 
 @cuda.jit(device=True)
-def _place_joint(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, lowest: float, ppu: float, base: int,
-    largest: float, rows: Any,
-) -> None:  # fmt: skip
-    """Rows of every bar in the styles jkx and image_trading."""
+def _column(image: Any, column: int, top: int, end: int, strip: Strip) -> None:
+    """Ink the rows from `top` to `end` of a column, as far as they lie in the strip."""
+    at = strip.at + column - strip.top * strip.width
+    for row in range(most(top, strip.top), least(end, strip.end - 1) + 1):
+        image[at + row * strip.width] = INK
+
+
+@cuda.jit(device=True)
+def _draw_joint(
+    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, scale: Scale, image: Any, strip: Strip
+) -> None:
+    """Draw the styles jkx and image_trading."""
     bars = drawing.bars
     first = last - (bars - 1) * stride
-    floor = drawing.price_height - 1 - base
-    scale = volume_scale(drawing.volume_height, largest)
+    floor, lowest, ppu = drawing.price_height - 1 - scale.base, scale.lowest, scale.ppu
+    volume_ppu = volume_scale(drawing.volume_height, scale.largest)
     for d in range(cuda.threadIdx.x, bars, cuda.blockDim.x):
-        row, at = first + d * stride, plan.rows_at + d
+        row, column = first + d * stride, 3 * d
         high, low = table[row, HIGH], table[row, LOW]
-        open_, close = table[row, OPEN], table[row, CLOSE]
-        whole = not (math.isnan(high) or math.isnan(low))
-        rows[at + HIGH * bars] = floor - price_level(high, lowest, ppu) if whole else NOTHING
-        rows[at + LOW * bars] = floor - price_level(low, lowest, ppu) if whole else NOTHING
-        rows[at] = floor - price_level(open_, lowest, ppu) if whole and not math.isnan(open_) else NOTHING
-        tick = floor - price_level(close, lowest, ppu) if whole and not math.isnan(close) else NOTHING
-        rows[at + CLOSE * bars] = tick
+        if not (math.isnan(high) or math.isnan(low)):
+            top, end = floor - price_level(high, lowest, ppu), floor - price_level(low, lowest, ppu)
+            if drawing.pixel_chart:
+                _column(image, column + 1, top, top, strip)
+                _column(image, column + 1, end, end, strip)
+            else:
+                _column(image, column + 1, top, end, strip)
+            price = table[row, OPEN]
+            if not math.isnan(price):
+                top = floor - price_level(price, lowest, ppu)
+                _column(image, column, top, top, strip)
+                if drawing.style == JKX:
+                    _column(image, column + 1, top, top, strip)
+            price = table[row, CLOSE]
+            if not math.isnan(price):
+                top = floor - price_level(price, lowest, ppu)
+                _column(image, column + 2, top, top, strip)
         if drawing.volume:
-            tall = volume_rows(table[row, VOLUME], scale)
-            rows[at + VOLUME * bars] = drawing.height - tall if tall > 0 else NOTHING
-        for n in range(plan.averages):
-            average = table[row, 4 + drawing.volume + n]
-            level = floor - price_level(average, lowest, ppu) if not math.isnan(average) else NOTHING
-            rows[at + (AVERAGE + n) * bars] = level
+            tall = volume_rows(table[row, VOLUME], volume_ppu)
+            if tall > 0:
+                top = drawing.height - tall
+                _column(image, column + 1, top, top if drawing.pixel_chart else drawing.height - 1, strip)
+        for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+            if math.isnan(table[row, n]):
+                continue
+            here = floor - price_level(table[row, n], lowest, ppu)
+            if d == bars - 1 or drawing.pixel_chart:
+                _column(image, column + 1, here, here, strip)
+            elif not math.isnan(table[row + stride, n]):
+                there = floor - price_level(table[row + stride, n], lowest, ppu)
+                rise = abs(there - here)
+                for c in range(4):
+                    start, end = segment_offsets(rise, c)
+                    if there <= here:
+                        start, end = -end, -start
+                    _column(image, column + 1 + c, here + start, here + end, strip)
 
 
 @cuda.jit(device=True)
-def _place_per_field(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, flat: bool, up: bool, extremes: Any,
-    rows: Any,
+def _draw_per_field(
+    table: Any, last: int, stride: int, drawing: Drawing, flat: bool, up: bool, extremes: Any, image: Any,
+    strip: Strip,
 ) -> None:  # fmt: skip
-    """Rows of every bar in ImageTrading's own scale."""
+    """Draw ImageTrading's own scale."""
     bars, threads, bottom = drawing.bars, cuda.blockDim.x, drawing.height - 1
     first = last - (bars - 1) * stride
-    for field in range(4):
-        lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
-        for d in range(cuda.threadIdx.x, bars, threads):
+    for d in range(cuda.threadIdx.x, bars, threads):
+        top = 0
+        for field in range(4):
             if flat:
-                level = limit_level(bottom, up)
+                row = bottom - limit_level(bottom, up)
             else:
-                level = field_level(table[first + d * stride, field], lowest, highest, bottom)
-            rows[plan.rows_at + field * bars + d] = bottom - level
+                lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
+                row = bottom - field_level(table[first + d * stride, field], lowest, highest, bottom)
+            if field == HIGH:
+                top = row
+            elif field == LOW:
+                _column(image, 3 * d + 1, top, row, strip)
+            else:
+                _column(image, 3 * d if field == OPEN else 3 * d + 2, row, row, strip)
 
 
 @cuda.jit(device=True)
-def _place_cnn_for_trading(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, rows: Any
+def _draw_cnn_for_trading(
+    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, image: Any, strip: Strip
 ) -> None:
-    """Rows of every bar in CNN-for-Trading's style."""
+    """Draw CNN-for-Trading's style."""
     bars, threads, bottom = drawing.bars, cuda.blockDim.x, drawing.height - 1
     first = last - (bars - 1) * stride
     lowest, highest = extremes[0], extremes[threads]
     span, base = truncation(drawing)
     for d in range(cuda.threadIdx.x, bars, threads):
-        row, at = first + d * stride, plan.rows_at + d
-        rows[at] = bottom - truncated_level(table[row, OPEN], lowest, highest, span, base)
-        rows[at + HIGH * bars] = bottom - truncated_level(table[row, HIGH], lowest, highest, span, base)
-        rows[at + LOW * bars] = bottom - truncated_level(table[row, LOW], lowest, highest, span, base)
-        rows[at + CLOSE * bars] = bottom - truncated_level(table[row, CLOSE], lowest, highest, span, base)
+        row, column = first + d * stride, 3 * d
+        top = bottom - truncated_level(table[row, OPEN], lowest, highest, span, base)
+        _column(image, column, top, top, strip)
+        top = bottom - truncated_level(table[row, HIGH], lowest, highest, span, base)
+        end = bottom - truncated_level(table[row, LOW], lowest, highest, span, base)
+        _column(image, column + 1, top, end, strip)
+        top = bottom - truncated_level(table[row, CLOSE], lowest, highest, span, base)
+        _column(image, column + 2, top, top, strip)
+        for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+            if not math.isnan(table[row, n]):
+                top = bottom - truncated_level(table[row, n], lowest, highest, span, base)
+                _column(image, column, top, top, strip)
+                _column(image, column + 1, top, top, strip)
         if drawing.volume:
             smallest, largest = extremes[2 * threads], extremes[3 * threads]
             tall = truncated_volume_rows(table[row, VOLUME], smallest, largest, drawing.volume_height)
-            rows[at + VOLUME * bars] = drawing.height - tall if tall > 0 else NOTHING
-        for n in range(plan.averages):
-            average = table[row, 4 + drawing.volume + n]
-            level = NOTHING
-            if not math.isnan(average):
-                level = bottom - truncated_level(average, lowest, highest, span, base)
-            rows[at + (AVERAGE + n) * bars] = level
+            _column(image, column + 1, drawing.height - tall, drawing.height - 1, strip)
 
 
 @cuda.jit(device=True)
-def _judge(
-    table: Any, state: int, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any,
-    rows: Any,
-) -> int:  # fmt: skip
-    """Reason code of the window that was measured, and if it is valid, the rows of its bars."""
+def _judge(state: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any) -> Any:
+    """Reason code and scale of the window that was measured."""
     threads = cuda.blockDim.x
     up, down = state & UP != 0, state & DOWN != 0
     found = counts[plan.counts_at]
     prices, volumes, odd_bars = found % VOLUMES, found // VOLUMES % VOLUMES, found // ODD
     lowest, highest = extremes[0], extremes[threads]
+    smallest, largest = np.nan, np.nan
+    if volumes > 0:
+        smallest, largest = extremes[2 * threads], extremes[3 * threads]
+    ppu, base, flat = 0.0, 0, 0
     if drawing.style == CNN_FOR_TRADING:
-        smallest, largest = np.inf, -np.inf
-        if drawing.volume:
-            smallest, largest = extremes[2 * threads], extremes[3 * threads]
         reason = cnn_for_trading_reason(prices, lowest, highest, volumes, smallest, largest, drawing)
         if reason == VALID:
             reason = odd_bars_reason(odd_bars, drawing)
-        if reason == VALID and not plan.dry:
-            _place_cnn_for_trading(table, last, stride, drawing, plan, extremes, rows)
-        return reason
-    if drawing.per_field:
-        flat, infinite = 0, False
+    elif drawing.per_field:
+        infinite = False
         for field in range(4):
             lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
             if lowest == highest:
@@ -323,126 +325,35 @@ def _judge(
             if highest == np.inf or lowest == -np.inf:
                 infinite = True
         reason = per_field_reason(prices, infinite, flat, drawing, up, down)
-        if reason == VALID and not plan.dry:
-            _place_per_field(table, last, stride, drawing, plan, flat == 4, up, extremes, rows)
-        return reason
-    largest = np.nan
-    if drawing.volume and volumes > 0:
-        largest = extremes[3 * threads]
-    reason, ppu, base = joint_scale(prices, lowest, highest, largest, drawing, up, down)
-    if reason == VALID and not plan.dry:
-        _place_joint(table, last, stride, drawing, plan, lowest, ppu, base, largest, rows)
-    return reason
-
-
-@cuda.jit(device=True)
-def _lay_planes(top: int, blank: bool, drawing: Drawing, plan: Plan, rows: Any, planes: Any) -> None:
-    """Planes of the strip that begins at row `top`, from the rows of the bars."""
-    bars = drawing.bars
-    # One plane more than the strip, for words that begin in it and end behind it.
-    count = plan.strip // 8 + 1
-    bands = least(plan.strip // 32 + 1, (drawing.height - top + 31) // 32)
-    for e in range(cuda.threadIdx.x, bars * bands, cuda.blockDim.x):
-        band = e // bars
-        d = e - band * bars
-        base = top + 32 * band
-        left, middle, right = np.uint32(0), np.uint32(0), np.uint32(0)
-        if not blank:
-            at = plan.rows_at + d
-            left = span_word(rows[at], rows[at], base)
-            right = span_word(rows[at + CLOSE * bars], rows[at + CLOSE * bars], base)
-            stem, foot = rows[at + HIGH * bars], rows[at + LOW * bars]
-            if drawing.pixel_chart:
-                middle = span_word(stem, stem, base) | span_word(foot, foot, base)
-            else:
-                middle = span_word(stem, foot, base)
-            if drawing.style == JKX:
-                middle = middle | left
-            if drawing.volume:
-                tall = rows[at + VOLUME * bars]
-                middle = middle | span_word(tall, tall if drawing.pixel_chart else drawing.height - 1, base)
-            for n in range(plan.averages):
-                at = plan.rows_at + (AVERAGE + n) * bars + d
-                here = rows[at]
-                if drawing.style == CNN_FOR_TRADING:
-                    dash = span_word(here, here, base)
-                    left, middle = left | dash, middle | dash
-                    continue
-                if drawing.pixel_chart or d == bars - 1:
-                    middle = middle | span_word(here, here, base)
-                elif here != NOTHING and rows[at + 1] != NOTHING:
-                    middle = middle | segment_word(here, rows[at + 1], 0, base)
-                    right = right | segment_word(here, rows[at + 1], 1, base)
-                if d > 0 and not drawing.pixel_chart and here != NOTHING and rows[at - 1] != NOTHING:
-                    left = left | segment_word(rows[at - 1], here, 2, base)
-                    middle = middle | segment_word(rows[at - 1], here, 3, base)
-        for part in range(4):
-            plane = 4 * band + part
-            if plane < count:
-                at = plan.planes_at + plane * plan.pitch + 3 * d
-                planes[at] = (left >> np.uint32(8 * part)) & np.uint32(0xFF)
-                planes[at + 1] = (middle >> np.uint32(8 * part)) & np.uint32(0xFF)
-                planes[at + 2] = (right >> np.uint32(8 * part)) & np.uint32(0xFF)
-
-
-@cuda.jit(device=True)
-def _four(planes: Any, row: int, column: int, width: int, plan: Plan) -> Any:
-    """The four pixels from (row, column) of the strip on, in reading order, as bytes of 0 or 1."""
-    at = plan.planes_at + (row >> 3) * plan.pitch + column
-    if plan.aligned:
-        return cut_four(planes[at >> 2], 0, at & 3, row & 7)
-    four = cut_four(planes[at >> 2], planes[(at >> 2) + 1], at & 3, row & 7)
-    left = width - column
-    while left < 4:
-        row += 1
-        at = (plan.planes_at + (row >> 3) * plan.pitch) >> 2
-        four = join_four(four, cut_four(planes[at], 0, 0, row & 7), left)
-        left += width
-    return four
+    else:
+        reason, ppu, base = joint_scale(prices, lowest, highest, largest, drawing, up, down)
+    return reason, Scale(lowest, ppu, base, largest, flat)
 
 
 @cuda.jit(device=True)
 def _write(
-    top: int, image: int, drawing: Drawing, plan: Plan, planes: Any, groups: Any, words: Any, pixels: Any,
+    begin: int, end: int, plan: Plan, bytes_: Any, pairs: Any, fours: Any, eights: Any, words: Any, pixels: Any,
     paper: Any, flip: Any,
 ) -> None:  # fmt: skip
-    """Write the pixels of the strip that begins at row `top`."""
-    t, threads = cuda.threadIdx.x, cuda.blockDim.x
-    width, per_word = drawing.width, plan.per_word
-    begin = int64(image) * plan.size
-    end = begin + plan.size
-    strip_begin = begin + top * width
-    strip_end = begin + least(top + plan.strip, drawing.height) * width
-    # Words that begin in the strip and end in the image, and the pixels before and after the image's words.
-    first_whole, last_whole = (begin + per_word - 1) // per_word, end // per_word
-    first = (strip_begin + per_word - 1) // per_word
-    last = least((strip_end + per_word - 1) // per_word, last_whole)
-    head = least(first_whole * per_word, end)
-    tail = most(last_whole * per_word, head)
-    pixel = int(first * per_word - strip_begin) + t * per_word
-    row = pixel // width
-    column = pixel - row * width
-    for word in range(first + t, last, threads):
-        four = _four(groups, row, column, width, plan)
-        next_four = four
-        if per_word == 8:
-            next_row, next_column = row, column + 4
-            while next_column >= width:
-                next_row, next_column = next_row + 1, next_column - width
-            next_four = _four(groups, next_row, next_column, width, plan)
-        words[word] = ink_word(four, next_four, per_word, paper, flip)
-        row, column = row + plan.row_step, column + plan.column_step
-        if column >= width:
-            row, column = row + 1, column - width
-    for edge in range(2):
-        a = begin if edge == 0 else tail
-        b = head if edge == 0 else end
-        for at in range(most(a, strip_begin) + t, least(b, strip_end), threads):
-            pixel = int(at - strip_begin)
-            row = pixel // width
-            column = pixel - row * width
-            bit = (planes[plan.planes_at + (row >> 3) * plan.pitch + column] >> (row & 7)) & 1
-            pixels[at] = ink_pixel(bit, per_word, paper, flip)
+    """Copy the strip out to the pixels `begin` to `end` of the output."""
+    t, threads, shift = cuda.threadIdx.x, cuda.blockDim.x, plan.word_shift
+    first, last = (begin + (1 << shift) - 1) >> shift, end >> shift
+    # Pixel 0 of the output would lie here.
+    origin = 8 * plan.image_at - (begin >> 3 << 3)
+    if shift == 3:
+        for word in range(first + t, last, threads):
+            words[word] = ink_word(eights[word + (origin >> 3)], shift, paper, flip)
+    elif shift == 2:
+        for word in range(first + t, last, threads):
+            words[word] = ink_word(fours[word + (origin >> 2)], shift, paper, flip)
+    else:
+        for word in range(first + t, last, threads):
+            words[word] = ink_word(pairs[word + (origin >> 1)], shift, paper, flip)
+    head = least(first << shift, end)
+    for at in range(begin + t, head, threads):
+        pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
+    for at in range(most(last << shift, head) + t, end, threads):
+        pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
 
 
 @cuda.jit
@@ -456,29 +367,60 @@ def draw(
     packed; `states` uint8 (panel rows). The output is seen twice: `words` uint64, as far as whole words go, and
     `pixels` as unsigned integers of a pixel's size. `paper` and `flip` are uint64 words of pixels.
     """
+    # The same shared memory, as what lies in it.
     extremes = cuda.shared.array(0, float64)
     counts = cuda.shared.array(0, int64)
-    rows = cuda.shared.array(0, int16)
-    planes = cuda.shared.array(0, uint8)
-    groups = cuda.shared.array(0, uint32)
+    bytes_ = cuda.shared.array(0, uint8)
+    pairs = cuda.shared.array(0, uint16)
+    fours = cuda.shared.array(0, uint32)
+    eights = cuda.shared.array(0, uint64)
+    t, threads = cuda.threadIdx.x, cuda.blockDim.x
+    width = drawing.width
     stride = 1 if plan.packed else drawing.aggregate
-    for image in range(cuda.blockIdx.x, ends.shape[0], cuda.gridDim.x):
-        last = ends[image]
+    for number in range(cuda.blockIdx.x, ends.shape[0], cuda.gridDim.x):
+        last = ends[number]
         state = 0
         if 0 <= last < states.shape[0]:
             state = int(states[last])
-        reason = OUTSIDE
+        reason, scale = OUTSIDE, Scale(0.0, 0.0, 0, 0.0, 0)
         if state & WHOLE:
             if plan.packed:
-                last = (image + 1) * drawing.bars - 1
+                last = (number + 1) * drawing.bars - 1
             _measure(table, last, stride, drawing, plan, extremes, counts)
-            reason = _judge(table, state, last, stride, drawing, plan, extremes, counts, rows)
-        if cuda.threadIdx.x == 0:
-            reasons[image] = reason
+            reason, scale = _judge(state, drawing, plan, extremes, counts)
+        if t == 0:
+            reasons[number] = reason
         if not plan.dry:
             for top in range(0, drawing.height, plan.strip):
+                end = least(top + plan.strip, drawing.height)
+                begin: Any = (int64(number) * drawing.height + top) * width
+                strip = Strip(8 * plan.image_at + (begin & 7), top, end, width)
+                for word in range(t, ((begin & 7) + (end - top) * width + 7) >> 3, threads):
+                    eights[plan.image_at + word] = 0
                 cuda.syncthreads()
-                _lay_planes(top, reason != VALID, drawing, plan, rows, planes)
+                if reason == VALID:
+                    if drawing.style == CNN_FOR_TRADING:
+                        _draw_cnn_for_trading(table, last, stride, drawing, plan, extremes, bytes_, strip)
+                    elif drawing.per_field:
+                        flat, up = scale.flat == 4, state & UP != 0
+                        _draw_per_field(table, last, stride, drawing, flat, up, extremes, bytes_, strip)
+                    else:
+                        _draw_joint(table, last, stride, drawing, plan, scale, bytes_, strip)
                 cuda.syncthreads()
-                _write(top, image, drawing, plan, planes, groups, words, pixels, paper, flip)
-        cuda.syncthreads()
+                _write(
+                    begin,
+                    begin + (end - top) * width,
+                    plan,
+                    bytes_,
+                    pairs,
+                    fours,
+                    eights,
+                    words,
+                    pixels,
+                    paper,
+                    flip,
+                )
+                # Before the next zeros.
+                cuda.syncthreads()
+        else:
+            cuda.syncthreads()
