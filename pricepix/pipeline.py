@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +52,10 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     ValueError
         If a step is finished with other settings, or can not be done.
     """
+    # Training on several devices starts this again in a process for each of them, to take part in it alone.
+    takes_part = os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0"
+    if takes_part:
+        echo, progress = (lambda line: None), False
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -73,6 +78,8 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         fit(store, **train.arguments("settings", "sample"), **train.settings, panel=bars.of_training(), out=model,
             mask=_sampled(store, train),
             resume=record.started("train", digest, model), progress=progress)  # fmt: skip
+        if takes_part:
+            return model
         record.finish("train", digest)
         echo(f"train     {_trained(model)}: {model}")
     if config.score is None:
@@ -273,7 +280,10 @@ def _out_of_sample(config: Config) -> str | None:
     assert config.train is not None
     if config.train.split == "walk" or config.train.test is None:
         return None
-    return config.train.test.partition(":")[0] or None
+    from pricepix.train.splits import period_ends
+
+    start = period_ends(config.train.test)[0]
+    return None if start is None else str(start)
 
 
 def _trained(model: Path) -> str:

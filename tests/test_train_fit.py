@@ -384,7 +384,17 @@ def test_patience_counts_validations(store: ImageStore, tmp_path: Path) -> None:
     )  # fmt: skip
     # The first validation is always a gain; three without one follow, all within the first epoch.
     assert len(_rows(tmp_path / "x")) == 4
-    assert result.folds[0].members[0]["steps"] == 4 * (len(result.folds[0].fold.train) // 32 // 4 or 1)
+    assert result.folds[0].members[0]["steps"] == -(-len(result.folds[0].fold.train) // 32)
+
+
+def test_validations_are_evenly_spaced_and_the_last_ends_the_epoch(store: ImageStore, tmp_path: Path) -> None:
+    result = _fit(
+        store, PIXELS, 5, out=tmp_path / "x", validations=4, patience=None, **(QUICK | {"epochs": 2})
+    )
+    steps = -(-len(result.folds[0].fold.train) // 32)
+    assert steps % 4
+    at = [steps // 4, steps // 2, 3 * steps // 4, steps]
+    assert [int(row["step"]) for row in _rows(tmp_path / "x")] == [*at, *(steps + k for k in at)]
 
 
 class TestHonesty:

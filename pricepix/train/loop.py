@@ -232,7 +232,7 @@ class _Resumable(Checkpoint):
         if several:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        validates = trainer.val_check_batch and step_in_epoch % int(trainer.val_check_batch) == 0
+        validates = trainer.val_check_batch and step_in_epoch % trainer.val_check_batch == 0
         if due and not validates and step_in_epoch < trainer.num_training_batches:
             self._save(trainer, task)
             if stop:
@@ -441,6 +441,23 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+class _Evenly(int):
+    """How often an epoch validates, as lightning asks: a step is a multiple of it where validation is due.
+
+    A plain number of steps would leave a rest of the epoch that is never validated, nor saved.
+    """
+
+    _due: frozenset[int]
+
+    def __new__(cls, steps: int, times: int) -> _Evenly:
+        made = super().__new__(cls, max(1, steps // times))
+        made._due = frozenset(k * steps // times for k in range(1, times + 1))
+        return made
+
+    def __rmod__(self, step: int) -> int:
+        return 0 if step in self._due else 1
+
+
 class _Data(lightning.LightningDataModule):
     """Makes the loaders once the ranks are known."""
 
@@ -520,7 +537,6 @@ def train_member(
             devices=device.devices,
             precision=device.precision,  # type: ignore[arg-type]
             max_epochs=hyper.epochs,
-            val_check_interval=max(1, steps_per_epoch // hyper.validations),
             num_sanity_val_steps=0,
             logger=False,
             callbacks=callbacks,
@@ -529,6 +545,8 @@ def train_member(
             use_distributed_sampler=False,
             default_root_dir=folder,
         )
+        # Its argument would be made a plain int.
+        trainer.val_check_interval = _Evenly(steps_per_epoch, hyper.validations)
         task = Task(network, hyper, steps_per_epoch, seed, class_weights)
         last = folder / LAST
         trainer.fit(

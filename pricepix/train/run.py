@@ -287,7 +287,12 @@ def fit(
 
             def reader_of(part: str, rank: int, ranks: int, member_seed: int = member_seed) -> Reader:
                 index = train_index if part == "train" else fold.validation  # noqa: B023
-                size = max(1, settings.batch_size // ranks)
+                size, rest = divmod(settings.batch_size, ranks)
+                if rest:
+                    raise ValueError(
+                        f"batch_size is {settings.batch_size}, which {ranks} devices cannot share evenly; give a "
+                        f"multiple of {ranks}"
+                    )
                 shuffle = part == "train"
                 if series is not None:
                     return ArrayReader(

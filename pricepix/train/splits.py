@@ -347,7 +347,7 @@ def _train_and_test(
 
 
 def _inside(period: Period | float, samples: Samples) -> NDArray[np.bool_]:
-    start, end = _ends(period)
+    start, end = period_ends(period)
     inside = samples.usable.copy()
     if start is not None:
         inside &= samples.time >= as_time(start, samples.tz)
@@ -356,7 +356,8 @@ def _inside(period: Period | float, samples: Samples) -> NDArray[np.bool_]:
     return inside
 
 
-def _ends(period: Period | float) -> tuple[Any, Any]:
+def period_ends(period: Period | float) -> tuple[Any, Any]:
+    """Return the two ends of a period, None where it is open."""
     if isinstance(period, str):
         # Colons also stand in clock times, so two dots separate those.
         parts = period.split("..") if ".." in period else period.split(":")
