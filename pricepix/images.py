@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
+    from pricepix.panel import Panel
     from pricepix.reader import EpochReader
 
 __all__ = ["ImageSet"]
@@ -38,6 +39,8 @@ class ImageSet(ABC):
     """What the images show."""
     horizons: tuple[int, ...]
     """Horizons, in bars, of the forward returns."""
+    panel: Panel | None = None
+    """The bars, where they are at hand."""
     kind: str = "store"
     """What messages call it."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from pricepix.render.reasons import REASONS
 from pricepix.sharing import SharedArrays
 from pricepix.spec import ImageSpec
 from pricepix.windows import WindowIndex
+
+if TYPE_CHECKING:
+    from pricepix.render.cuda import CudaRenderer
 
 __all__ = ["PanelImages"]
 
@@ -110,13 +114,13 @@ class PanelImages(ImageSet):
         price: str,
         threads: int | None,
     ) -> None:
-        self.panel = panel
-        """The bars."""
+        self.panel: Panel = panel
         self.windows = windows
         """The windows, in the order of the images."""
         self.spec, self.horizons = windows.spec, horizons
         self._delay, self._price, self._threads = delay, price, threads
         self._labels: dict[int, ForwardReturn] = {}
+        self._renderers: dict[str, CudaRenderer] = {}
         self.location = f"of {panel.n_instruments:,} instruments"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -237,8 +241,31 @@ class PanelImages(ImageSet):
                 f"({REASONS[int(reason[bad])]}): the panel's bars were changed after the windows were found"
             )
 
-    def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
-        return PanelReader(self, selection, **options)
+    def _reader(
+        self, selection: NDArray[np.int64] | None, *, device: str = "cpu", **options: Any
+    ) -> EpochReader:
+        if device == "cpu":
+            return PanelReader(self, selection, **options)
+        return DeviceReader(self, selection, device=device, **options)
+
+    def renders_on(self, device: str) -> bool:
+        """Whether a GPU such as ``cuda`` or ``cuda:1`` can draw: torch sees it, and so does Numba."""
+        if device.partition(":")[0] != "cuda":
+            return False
+        try:
+            self._renderer(device)
+        except (ImportError, RuntimeError) as error:
+            warnings.warn(f"images are drawn on the CPU: {error}", stacklevel=2)
+            return False
+        return True
+
+    def _renderer(self, device: str) -> CudaRenderer:
+        """The renderer on a device, where the panel stays as long as this object."""
+        if device not in self._renderers:
+            from pricepix.render.cuda import CudaRenderer
+
+            self._renderers[device] = CudaRenderer(self.panel, self.spec, device=device)
+        return self._renderers[device]
 
 
 class PanelReader(DirectReader):
@@ -249,6 +276,39 @@ class PanelReader(DirectReader):
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
         self.images._draw(index, images)
         return Batch(images, index)
+
+
+class DeviceReader(DirectReader):
+    """Batches of panel images as tensors on a GPU, which draws them on torch's current stream.
+
+    A batch is (images, positions), torch tensors on the device, uint8 (b, height, width) and int64 (b,). Nothing
+    waits for the device, so nothing is made ahead: `prefetch` and `threads` are taken and not needed. Other
+    parameters are those of `pricepix.reader.EpochReader`.
+    """
+
+    images: PanelImages
+
+    def __init__(
+        self, images: PanelImages, selection: NDArray[Any] | None = None, *, device: str, **options: Any
+    ) -> None:
+        super().__init__(images, selection, **(options | {"prefetch": 0, "threads": 1}))
+        self.device = device
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
+        import torch
+
+        renderer = self.images._renderer(self.device)
+        indices = list(self._indices(epoch, start))
+        if not indices:
+            return
+        # The whole epoch's rows go to the device at once: those of a batch would each wait for it.
+        index = np.concatenate(indices)
+        rows = torch.from_numpy(self.images.windows.row[index]).to(renderer.device)
+        places = torch.from_numpy(index).to(renderer.device)
+        at = 0
+        for size in map(len, indices):
+            yield renderer.render(rows[at : at + size]), places[at : at + size]
+            at += size
 
 
 def _restore(bars: SharedArrays, index: SharedArrays, rest: tuple[Any, ...]) -> PanelImages:

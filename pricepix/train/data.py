@@ -90,9 +90,13 @@ class Loader:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        for k, (inputs, index) in enumerate(self._reader.epoch(epoch, start), start):
+        for k, (inputs, positions) in enumerate(self._reader.epoch(epoch, start), start):
             self._position = (epoch, k + 1)
-            yield torch.from_numpy(inputs), self._targets[torch.from_numpy(index)], (epoch, k)
+            index = _as_tensor(positions)
+            if index.device != self._targets.device:
+                # Of a reader that draws on a device: looked up there, nothing waits.
+                self._targets = self._targets.to(index.device)
+            yield _as_tensor(inputs), self._targets[index], (epoch, k)
             del inputs
 
     def state_dict(self) -> dict[str, int]:
@@ -102,6 +106,10 @@ class Loader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a saved position."""
         self._position = self._restored = (state["epoch"], state["batch"])
+
+
+def _as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(values)
 
 
 class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):

@@ -41,6 +41,7 @@ from pricepix.train.models import PriceCNN, SeriesCNN, describe
 
 __all__ = ["Device", "Interrupted", "train_member"]
 
+ReaderOf = Callable[[str, int, int, str], Reader]
 BEST, LAST, METRICS = "best.ckpt", "last.ckpt", "metrics.csv"
 _COLUMNS = (
     "step",
@@ -461,14 +462,15 @@ class _Evenly(int):
 class _Data(lightning.LightningDataModule):
     """Makes the loaders once the ranks are known."""
 
-    def __init__(self, reader_of: Callable[[str, int, int], Reader], targets: Tensor) -> None:
+    def __init__(self, reader_of: ReaderOf, targets: Tensor) -> None:
         super().__init__()
         self._reader_of, self._targets = reader_of, targets
 
     def _loader(self, part: str) -> Loader:
         assert self.trainer is not None
         trainer = self.trainer
-        reader = self._reader_of(part, trainer.global_rank, trainer.world_size)
+        device = str(trainer.strategy.root_device)
+        reader = self._reader_of(part, trainer.global_rank, trainer.world_size, device)
         return Loader(reader, self._targets, lambda: trainer.current_epoch if part == "train" else 0)
 
     def train_dataloader(self) -> Loader:
@@ -482,7 +484,7 @@ class _Data(lightning.LightningDataModule):
 
 def train_member(
     network: PriceCNN | SeriesCNN,
-    reader_of: Callable[[str, int, int], Reader],
+    reader_of: ReaderOf,
     targets: Tensor,
     hyper: Hyper,
     device: Device,
@@ -496,7 +498,7 @@ def train_member(
 ) -> dict[str, Any]:
     """Train one network in `folder`, going on from its ``last.ckpt`` if there is one.
 
-    `reader_of` makes the reader of part ``train`` or ``validation`` for a rank of ranks.
+    `reader_of` makes the reader of part ``train`` or ``validation`` for a rank of ranks on a device.
 
     Returns
     -------
@@ -505,7 +507,7 @@ def train_member(
         checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    steps_per_epoch = len(reader_of("train", 0, 1))
+    steps_per_epoch = len(reader_of("train", 0, 1, "cpu"))
     if device.channels_last and isinstance(network, PriceCNN):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.compile:

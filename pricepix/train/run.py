@@ -111,6 +111,7 @@ def fit(
     mask: NDArray[Any] | None = None,
     panel: Any = None,
     resume: bool = False,
+    device: str | None = None,
     accelerator: str = "auto",
     devices: Any = "auto",
     precision: str = "32-true",
@@ -162,6 +163,9 @@ def fit(
     resume : bool
         Go on with the run in `out` from its last checkpoints. It must have been started with the same
         arguments; what was killed and goes on ends with the weights of a run that was not.
+    device : str, optional
+        ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: short for `accelerator` and `devices` where one device trains.
+        Panel images are drawn on the GPU that trains where Numba's CUDA target is installed, else on the CPU.
     accelerator, devices, precision
         As in lightning's Trainer: ``"gpu"``, ``2``, ``"bf16-mixed"``.
     channels_last, compile : bool
@@ -204,7 +208,7 @@ def fit(
         raise ValueError(f"balance is {balance!r}; choose 'none', 'weights' or 'undersample'")
     if panel is not None:
         panel = PanelType.of(panel)
-    elif isinstance(spec, SeriesSpec):
+    elif isinstance(spec, SeriesSpec) and (panel := store.panel) is None:
         raise ValueError(
             f"model {spec.name} learns from the numbers behind the images: give the store's panel"
         )
@@ -224,7 +228,9 @@ def fit(
     for fold in folds:
         _check_classes(fold, targets, settings)
 
-    device = Device(accelerator, devices, precision, channels_last, compile)
+    if device is not None:
+        accelerator, devices = _one_device(device, accelerator, devices)
+    machine = Device(accelerator, devices, precision, channels_last, compile)
     config = _plain(
         {
             "pricepix": __version__,
@@ -245,7 +251,7 @@ def fit(
             "ensemble": ensemble,
             "seed": seed,
             "pool_bytes": pool_bytes,
-            "device": asdict(device),
+            "device": asdict(machine),
         }
     )
     folder = _folder(out, spec.name, horizon, config, resume)
@@ -285,7 +291,9 @@ def fit(
             network = _new_network(spec, member_seed, statistics, targets, train_index)
             network.metadata = _plain(metadata | {"seed": seed, "member": i})
 
-            def reader_of(part: str, rank: int, ranks: int, member_seed: int = member_seed) -> Reader:
+            def reader_of(
+                part: str, rank: int, ranks: int, where: str, member_seed: int = member_seed
+            ) -> Reader:
                 index = train_index if part == "train" else fold.validation  # noqa: B023
                 size, rest = divmod(settings.batch_size, ranks)
                 if rest:
@@ -304,14 +312,17 @@ def fit(
                         rank=rank,
                         ranks=ranks,
                     )
+                options: dict[str, Any] = {"pool_bytes": pool_bytes, "threads": threads}
+                if store.renders_on(where):
+                    options["device"] = where
                 return store.batches(
                     mask=index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
-                    pool_bytes=pool_bytes, threads=threads,
+                    **options,
                 )  # fmt: skip
 
             try:
                 report = train_member(
-                    network, reader_of, torch.from_numpy(targets.values), settings, device, own,
+                    network, reader_of, torch.from_numpy(targets.values), settings, machine, own,
                     seed=member_seed, class_weights=weights, checkpoint_minutes=checkpoint_minutes,
                     log_every=log_every, progress=progress,
                 )  # fmt: skip
@@ -332,6 +343,22 @@ def fit(
             {"folds": [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]},
         )
     return result
+
+
+def _one_device(device: str, accelerator: str, devices: Any) -> tuple[str, Any]:
+    """Return lightning's accelerator and devices for one device."""
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise ValueError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:1'")
+    if (accelerator, devices) != ("auto", "auto"):
+        raise ValueError(
+            f"device is {device!r} and accelerator, devices are {accelerator!r}, {devices!r}; give one or the other"
+        )
+    if kind == "cpu":
+        return "cpu", 1
+    if not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch {torch.__version__} sees no GPU; give 'cpu'")
+    return "gpu", [int(number)] if number else 1
 
 
 def _horizon(store: ImageSet, horizon: int | None) -> int:

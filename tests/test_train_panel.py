@@ -1,0 +1,209 @@
+"""Panel images and loaded stores in place of a store: training, scoring, evaluation, pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import pricepix as pp  # noqa: E402
+from pricepix import factor, train  # noqa: E402
+from pricepix.images import ImageSet  # noqa: E402
+from pricepix.train.loop import Task  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
+QUICK: dict[str, Any] = {
+    "horizon": 5, "batch_size": 32, "epochs": 2, "validations": 2, "lr": 1e-3, "seed": 3, "patience": None,
+    "checkpoint_minutes": 0.0, "progress": False,
+}  # fmt: skip
+
+
+def _fit(*arguments: Any, **options: Any) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train.fit(*arguments, **options)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def panel() -> pp.Panel:
+    table = pp.samples.simulate(10, 120, seed=5, delist_rate=0, split_rate=0, halt_rate=0.01, list_late=0)
+    return pp.Panel.from_table(table, progress=False)
+
+
+@pytest.fixture(scope="module")
+def store(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> pp.ImageStore:
+    path = tmp_path_factory.mktemp("stores") / "s"
+    return pp.render_universe(panel, "jkx5", path, horizons=(1, 5), progress=False)
+
+
+@pytest.fixture(scope="module", params=["panel", "packed", "pixels"])
+def images(request: Any, panel: pp.Panel, store: pp.ImageStore) -> ImageSet:
+    if request.param == "panel":
+        return pp.PanelImages(panel, "jkx5", horizons=(1, 5))
+    return store.load(packed=request.param == "packed")
+
+
+@pytest.fixture(scope="module")
+def of_store(store: pp.ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return _fit(store, SMALL, out=tmp_path_factory.mktemp("runs") / "store", test="2000-05", **QUICK)
+
+
+def _weights(out: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(out / "member_0" / name, weights_only=True)["state_dict"]
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    a, b = _weights(one), _weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class TestTraining:
+    def test_gives_the_weights_that_the_store_gives(
+        self, images: ImageSet, of_store: Any, tmp_path: Path
+    ) -> None:
+        ours = _fit(images, SMALL, out=tmp_path / "run", test="2000-05", **QUICK, device="cpu")
+        assert _same(tmp_path / "run", of_store.out)
+        assert ours.test == of_store.test
+        np.testing.assert_array_equal(ours.folds[0].predictions, of_store.folds[0].predictions)
+        assert ours.config["store"]["digest"] == images.digest
+
+    def test_killed_and_resumed(
+        self, images: ImageSet, of_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = Task.training_step
+
+        def dying(task: Task, batch: Any, batch_idx: int) -> Any:
+            if task.global_step == 13:
+                raise RuntimeError("killed")
+            return original(task, batch, batch_idx)
+
+        options = QUICK | {"out": tmp_path / "run", "test": "2000-05"}
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", dying)
+            with pytest.raises(RuntimeError, match="killed"):
+                _fit(images, SMALL, **options)
+        assert torch.load(tmp_path / "run" / "member_0" / "last.ckpt", weights_only=True)["global_step"] == 13
+        _fit(images, SMALL, **options, resume=True)
+        assert _same(tmp_path / "run", of_store.out)
+
+    def test_other_images_do_not_go_on_with_a_run(self, panel: pp.Panel, tmp_path: Path) -> None:
+        _fit(pp.PanelImages(panel, "jkx5", horizons=(1, 5)), SMALL, out=tmp_path / "run", **QUICK)
+        other = pp.PanelImages(panel, "jkx5", horizons=(1, 5), start="2000-01-20")
+        with pytest.raises(ValueError, match="was started with another store: digest was"):
+            _fit(other, SMALL, out=tmp_path / "run", **QUICK, resume=True)
+
+    def test_a_loaded_store_goes_on_where_the_store_stopped(
+        self, store: pp.ImageStore, of_store: Any
+    ) -> None:
+        again = _fit(store.load(), SMALL, out=of_store.out, test="2000-05", resume=True, **QUICK)
+        assert again.test == of_store.test
+
+    def test_a_baseline_finds_the_numbers_by_itself(self, panel: pp.Panel, tmp_path: Path) -> None:
+        images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+        assert _fit(images, "logistic", out=tmp_path / "run", **QUICK).folds[0].members
+
+    @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:1", ""])
+    def test_devices_that_are_none(self, panel: pp.Panel, device: str) -> None:
+        with pytest.raises(ValueError, match="give 'cpu', 'cuda' or 'cuda:1'"):
+            _fit(pp.PanelImages(panel, "jkx5"), SMALL, device=device, **QUICK)
+
+    def test_a_device_is_named_once(self, panel: pp.Panel) -> None:
+        with pytest.raises(ValueError, match="give one or the other"):
+            _fit(pp.PanelImages(panel, "jkx5"), SMALL, device="cpu", accelerator="cpu", **QUICK)
+        if not torch.cuda.is_available():
+            with pytest.raises(ValueError, match="sees no GPU"):
+                _fit(pp.PanelImages(panel, "jkx5"), SMALL, device="cuda", **QUICK)
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    @pytest.mark.skipif(sys.platform == "win32", reason="no fork on Windows")
+    def test_loader_workers_share_an_epoch(self, images: ImageSet, method: str) -> None:
+        dataset = train.StoreDataset(images, batch_size=50, seed=2)
+        dataset.set_epoch(1)
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=method
+        )
+        whole = images.read()
+        seen = []
+        for pixels, index in loader:
+            np.testing.assert_array_equal(pixels.numpy(), whole[index.numpy()])
+            seen.append(index.numpy())
+        np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(images)))
+
+
+class TestAfterwards:
+    def test_scores_and_evaluation(
+        self, images: ImageSet, store: pp.ImageStore, panel: pp.Panel, of_store: Any, tmp_path: Path
+    ) -> None:
+        theirs = factor.score(store, of_store.model, None, progress=False)
+        ours = factor.score(images, of_store.model, tmp_path / "factor.zarr", progress=False)
+        np.testing.assert_array_equal(np.asarray(ours.factor[:]), np.asarray(theirs.factor[:]))
+        # Asked again, there is nothing left to do.
+        factor.score(images, of_store.model, tmp_path / "factor.zarr", progress=False)
+        options: dict[str, Any] = {"horizon": 5, "baselines": (), "quantiles": 3, "progress": False}
+        judged = factor.evaluate(ours, panel, **options)
+        expected = factor.evaluate(theirs, panel, **options)
+        assert judged.figures["ic"] == expected.figures["ic"]
+        page = judged.report(tmp_path / "report.html", store=images)
+        assert page.stat().st_size > 10_000
+
+    def test_workers_elsewhere_need_a_store(self, images: ImageSet, of_store: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="which lives in this process"):
+            factor.score(images, of_store.model, tmp_path / "f.zarr", client=object())
+
+    def test_pictures(self, images: ImageSet, panel: pp.Panel, tmp_path: Path) -> None:
+        assert pp.contact_sheet(images, tmp_path / "sheet.png", n=6).stat().st_size > 1000
+        name, time = images.index["instrument"][7], images.index["time"][7]
+        assert pp.enlarge(images, name, time, tmp_path / "one.png", panel=panel).exists()
+
+    def test_attribution(self, images: ImageSet, of_store: Any) -> None:
+        pytest.importorskip("captum")
+        from pricepix.factor.attribution import grad_cam
+
+        maps = grad_cam(of_store.model, images.read(slice(4)))
+        assert maps["last"].shape == (4, 32, 15)
+
+
+def test_a_device_draws_the_same_batches() -> None:
+    """In CUDA's simulator, which must be chosen before Numba is imported."""
+    code = """
+        import numpy as np, torch
+        import pricepix as pp
+        from pricepix.train.data import Loader
+        table = pp.samples.simulate(3, 30, seed=1, delist_rate=0, list_late=0)
+        images = pp.PanelImages(pp.Panel.from_table(table, progress=False), "jkx5", horizons=(5,))
+        assert images.renders_on("cuda") and not images.renders_on("cpu")
+        options = dict(mask=np.arange(20), batch_size=6, seed=2)
+        ours = images.batches(**options, device="cuda", threads=2)
+        for one, other in zip(ours.epoch(1, 1), images.batches(**options).epoch(1, 1), strict=True):
+            assert isinstance(one[0], torch.Tensor) and one[0].dtype == torch.uint8
+            assert np.array_equal(one[0].numpy(), other.images) and np.array_equal(one[1].numpy(), other.index)
+        targets = torch.arange(len(images))
+        given = list(Loader(ours, targets, lambda: 3))
+        assert [len(batch[1]) for batch in given] == [6, 6, 6, 2]
+        assert sorted(torch.cat([batch[1] for batch in given]).tolist()) == list(range(20))
+        print("same")
+    """
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "same", done.stderr
