@@ -159,7 +159,8 @@ def _measure(
         for field in range(fields):
             belongs = field if drawing.per_field else int(field == VOLUME and drawing.volume == 1)
             if belongs == group:
-                for d in range(t, drawing.bars, threads):
+                d = t
+                while d < drawing.bars:
                     value = table[first + d * stride, field]
                     if not math.isnan(value):
                         if field < 4:
@@ -167,13 +168,16 @@ def _measure(
                         elif group == 1:
                             found += VOLUMES
                         lowest, highest = least(lowest, value), most(highest, value)
+                    d += threads
         extremes[2 * group * threads + t] = lowest
         extremes[(2 * group + 1) * threads + t] = highest
     if drawing.style == CNN_FOR_TRADING:
-        for d in range(t, drawing.bars, threads):
+        d = t
+        while d < drawing.bars:
             row = first + d * stride
             if is_odd_bar(table[row, OPEN], table[row, HIGH], table[row, LOW], table[row, CLOSE]):
                 found += ODD
+            d += threads
     counts[plan.counts_at + t] = found
     step = threads // 2
     while step > 0:
@@ -192,9 +196,11 @@ def _measure(
 @cuda.jit(device=True)
 def _column(image: Any, column: int, top: int, end: int, strip: Strip) -> None:
     """Ink the rows from `top` to `end` of a column, as far as they lie in the strip."""
-    at = strip.at + column - strip.top * strip.width
-    for row in range(most(top, strip.top), least(end, strip.end - 1) + 1):
-        image[at + row * strip.width] = INK
+    at = strip.at + column + (most(top, strip.top) - strip.top) * strip.width
+    last = strip.at + column + (least(end, strip.end - 1) - strip.top) * strip.width
+    while at <= last:
+        image[np.uint64(at)] = INK
+        at += strip.width
 
 
 @cuda.jit(device=True)
@@ -206,7 +212,8 @@ def _draw_joint(
     first = last - (bars - 1) * stride
     floor, lowest, ppu = drawing.price_height - 1 - scale.base, scale.lowest, scale.ppu
     volume_ppu = volume_scale(drawing.volume_height, scale.largest)
-    for d in range(cuda.threadIdx.x, bars, cuda.blockDim.x):
+    d = cuda.threadIdx.x
+    while d < bars:
         row, column = first + d * stride, 3 * d
         high, low = table[row, HIGH], table[row, LOW]
         if not (math.isnan(high) or math.isnan(low)):
@@ -245,6 +252,7 @@ def _draw_joint(
                     if there <= here:
                         start, end = -end, -start
                     _column(image, column + 1 + c, here + start, here + end, strip)
+        d += cuda.blockDim.x
 
 
 @cuda.jit(device=True)
@@ -255,7 +263,8 @@ def _draw_per_field(
     """Draw ImageTrading's own scale."""
     bars, threads, bottom = drawing.bars, cuda.blockDim.x, drawing.height - 1
     first = last - (bars - 1) * stride
-    for d in range(cuda.threadIdx.x, bars, threads):
+    d = cuda.threadIdx.x
+    while d < bars:
         top = 0
         for field in range(4):
             if flat:
@@ -269,6 +278,7 @@ def _draw_per_field(
                 _column(image, 3 * d + 1, top, row, strip)
             else:
                 _column(image, 3 * d if field == OPEN else 3 * d + 2, row, row, strip)
+        d += threads
 
 
 @cuda.jit(device=True)
@@ -280,7 +290,8 @@ def _draw_cnn_for_trading(
     first = last - (bars - 1) * stride
     lowest, highest = extremes[0], extremes[threads]
     span, base = truncation(drawing)
-    for d in range(cuda.threadIdx.x, bars, threads):
+    d = cuda.threadIdx.x
+    while d < bars:
         row, column = first + d * stride, 3 * d
         top = bottom - truncated_level(table[row, OPEN], lowest, highest, span, base)
         _column(image, column, top, top, strip)
@@ -298,6 +309,7 @@ def _draw_cnn_for_trading(
             smallest, largest = extremes[2 * threads], extremes[3 * threads]
             tall = truncated_volume_rows(table[row, VOLUME], smallest, largest, drawing.volume_height)
             _column(image, column + 1, drawing.height - tall, drawing.height - 1, strip)
+        d += threads
 
 
 @cuda.jit(device=True)
@@ -338,22 +350,33 @@ def _write(
     """Copy the strip out to the pixels `begin` to `end` of the output."""
     t, threads, shift = cuda.threadIdx.x, cuda.blockDim.x, plan.word_shift
     first, last = (begin + (1 << shift) - 1) >> shift, end >> shift
-    # Pixel 0 of the output would lie here.
+    # Pixel 0 of the output would lie here. Indices that may be negative, as Numba sees it, cost six operations
+    # each; those of the inner loops are unsigned.
     origin = 8 * plan.image_at - (begin >> 3 << 3)
     if shift == 3:
-        for word in range(first + t, last, threads):
-            words[word] = ink_word(eights[word + (origin >> 3)], shift, paper, flip)
+        word = first + t
+        while word < last:
+            words[np.uint64(word)] = ink_word(eights[np.uint64(word + (origin >> 3))], shift, paper, flip)
+            word += threads
     elif shift == 2:
-        for word in range(first + t, last, threads):
-            words[word] = ink_word(fours[word + (origin >> 2)], shift, paper, flip)
+        word = first + t
+        while word < last:
+            words[np.uint64(word)] = ink_word(fours[np.uint64(word + (origin >> 2))], shift, paper, flip)
+            word += threads
     else:
-        for word in range(first + t, last, threads):
-            words[word] = ink_word(pairs[word + (origin >> 1)], shift, paper, flip)
+        word = first + t
+        while word < last:
+            words[np.uint64(word)] = ink_word(pairs[np.uint64(word + (origin >> 1))], shift, paper, flip)
+            word += threads
     head = least(first << shift, end)
-    for at in range(begin + t, head, threads):
+    at = begin + t
+    while at < head:
         pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
-    for at in range(most(last << shift, head) + t, end, threads):
+        at += threads
+    at = most(last << shift, head) + t
+    while at < end:
         pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
+        at += threads
 
 
 @cuda.jit
@@ -377,7 +400,8 @@ def draw(
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
     width = drawing.width
     stride = 1 if plan.packed else drawing.aggregate
-    for number in range(cuda.blockIdx.x, ends.shape[0], cuda.gridDim.x):
+    number = cuda.blockIdx.x
+    while number < ends.shape[0]:
         last = ends[number]
         state = 0
         if 0 <= last < states.shape[0]:
@@ -391,12 +415,15 @@ def draw(
         if t == 0:
             reasons[number] = reason
         if not plan.dry:
-            for top in range(0, drawing.height, plan.strip):
+            top = 0
+            while top < drawing.height:
                 end = least(top + plan.strip, drawing.height)
                 begin: Any = (int64(number) * drawing.height + top) * width
                 strip = Strip(8 * plan.image_at + (begin & 7), top, end, width)
-                for word in range(t, ((begin & 7) + (end - top) * width + 7) >> 3, threads):
-                    eights[plan.image_at + word] = 0
+                word = t
+                while word < ((begin & 7) + (end - top) * width + 7) >> 3:
+                    eights[np.uint64(plan.image_at + word)] = 0
+                    word += threads
                 cuda.syncthreads()
                 if reason == VALID:
                     if drawing.style == CNN_FOR_TRADING:
@@ -422,5 +449,7 @@ def draw(
                 )
                 # Before the next zeros.
                 cuda.syncthreads()
+                top += plan.strip
         else:
             cuda.syncthreads()
+        number += cuda.gridDim.x
