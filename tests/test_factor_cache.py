@@ -191,6 +191,7 @@ def test_a_period_alone_is_scored_and_may_be_scored_on(panel, store, tmp_path, s
     cache = of(first, last)
     inside = (store.time >= days[10]) & (store.time <= days[20])
     assert sum(calls) == inside.sum()
+    assert f" {inside.sum()} windows of ink" in repr(cache)
     assert cache.attrs["complete"]
     assert cache.attrs["unplaced"] == 0
     calendar = panel.calendar

@@ -68,7 +68,7 @@ class FactorCache:
         days, instruments, intervals = self.shape
         return (
             f"FactorCache({self.location}: {days:,} days, {instruments:,} instruments, {intervals} a day, "
-            f"{self.attrs['windows']:,} windows of {self.attrs['model']['name']}, shift {self.shift})"
+            f"{self.attrs['windows'] - self.attrs.get('skipped', 0):,} windows of {self.attrs['model']['name']}, shift {self.shift})"
         )
 
     @property

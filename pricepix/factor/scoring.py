@@ -335,6 +335,7 @@ def _prepared(
     if not exists:
         group = create(location, attrs, windows.names, intervals, spread)
         extend(group, plan.day, plan.time, windows.names)
+        group.attrs.update({"skipped": plan.skipped})
         return group, plan.skipped
     assert location is not None
     group = _group_of_ours(location)
