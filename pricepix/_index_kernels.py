@@ -136,7 +136,14 @@ def total_returns(
 
     A missing return inside is skipped, as a return is quoted against the last price that exists; one at the
     exit or at the entry (unless that is the instrument's first bar, which never has one) makes the label NaN.
+
+    Eight windows at a time: each product waits for the one before, so one window alone leaves the CPU idle most
+    of the time (a quarter of the speed at 60 bars).
     """
+    level = np.empty(8)
+    entries = np.empty(8, np.int64)
+    places = np.empty(8, np.int64)
+    held = 0
     for i in range(rows.shape[0]):
         first = offsets[instruments[i]]
         entry = rows[i] + delay
@@ -145,10 +152,22 @@ def total_returns(
         exit_time[i] = no_time
         if leave < offsets[instruments[i] + 1]:
             exit_time[i] = time[leave]
-            if np.isnan(total_return[leave]) or (entry > first and np.isnan(total_return[entry])):
-                continue
-            level = 1.0
-            for row in range(entry + 1, leave + 1):
-                if not np.isnan(total_return[row]):
-                    level *= 1.0 + total_return[row]
-            value[i] = _finite(level - 1.0)
+            if not np.isnan(total_return[leave]) and not (entry > first and np.isnan(total_return[entry])):
+                entries[held] = entry
+                places[held] = i
+                held += 1
+        if held == 8:
+            level[:] = 1.0
+            for bar in range(1, horizon + 1):
+                for k in range(8):
+                    moved = total_return[entries[k] + bar]
+                    level[k] *= 1.0 if np.isnan(moved) else 1.0 + moved
+            for k in range(8):
+                value[places[k]] = _finite(level[k] - 1.0)
+            held = 0
+    for k in range(held):
+        level[0] = 1.0
+        for bar in range(1, horizon + 1):
+            moved = total_return[entries[k] + bar]
+            level[0] *= 1.0 if np.isnan(moved) else 1.0 + moved
+        value[places[k]] = _finite(level[0] - 1.0)

@@ -577,13 +577,17 @@ def _in_memory(
         pixels = np.empty((count * form.windows, form.height, form.width), np.uint8)
         render_panel(panel, windows, out=pixels[:n], threads=threads)
         pixels[n:] = 0
-        parts: Any = pixels.reshape(count, -1)
+        parts = pixels.reshape(count, -1)
     else:
-        bits = render_panel(panel, windows, bits=True, threads=threads)
-        parts = [
-            np.frombuffer(form.encode(bits[a : a + form.windows]), np.uint8)
-            for a in range(0, n, form.windows)
-        ]
+        # Memory for both the images and, from its front on, their chunks: chunk after chunk takes the place of
+        # images that are laid out already. Fresh memory costs more than drawing into it.
+        size = n * form.packed_bytes
+        memory = np.empty(max(count * form.raw_bytes, size + count), np.uint8)
+        bits = memory[len(memory) - size :].reshape(n, form.packed_bytes)
+        render_panel(panel, windows, out=bits, bits=True, threads=threads)
+        parts = memory[: count * form.raw_bytes].reshape(count, form.raw_bytes)
+        for i in range(count):
+            parts[i] = form.pack(bits[i * form.windows : (i + 1) * form.windows])
     for i in range(count):
         keys[chunk_key("images", i)] = cpu.Buffer.from_array_like(parts[i])
     painter = Painter(where, geometry, windows, attributes["delay"], attributes["label_price"])

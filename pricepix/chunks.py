@@ -222,14 +222,14 @@ class ChunkFormat:
     def encode(self, bits: NDArray[np.uint8]) -> bytes:
         """Return the stored bytes of a chunk, given at most ``windows`` images as column bits."""
         if self.layout == "bits":
-            raw = self._pack(bits)
+            raw = self.pack(bits)
             if not self.compressed:
                 return raw.tobytes()
             shuffle = blosc.SHUFFLE if self.typesize > 1 else blosc.NOSHUFFLE
             codec = blosc.Blosc("zstd", ZSTD_LEVEL, shuffle, blocksize=self.raw_bytes, typesize=self.typesize)
             return _checked(bytes(codec.encode(raw)))
         if self.compressed:
-            return _checked(self._frame(self._pack(bits)[1:]))
+            return _checked(self._frame(self.pack(bits)[1:]))
         pixels = np.zeros((self.windows, self.height, self.width), np.uint8)
         widen(bits, self.height, self.width, pixels[: len(bits)])
         return pixels.tobytes()
@@ -254,7 +254,7 @@ class ChunkFormat:
         kernels.split_bits(raw, pixels, bits)
         return bits
 
-    def _pack(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pack(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Lay images end to end, bit by bit, behind the byte in which PackBits counts its padding.
 
         The thread's next call writes over what is returned.
