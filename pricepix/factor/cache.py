@@ -66,9 +66,10 @@ class FactorCache:
 
     def __repr__(self) -> str:
         days, instruments, intervals = self.shape
+        windows = self.attrs["windows"] - self.attrs.get("skipped", 0)
         return (
             f"FactorCache({self.location}: {days:,} days, {instruments:,} instruments, {intervals} a day, "
-            f"{self.attrs['windows'] - self.attrs.get('skipped', 0):,} windows of {self.attrs['model']['name']}, shift {self.shift})"
+            f"{windows:,} windows of {self.attrs['model']['name']}, shift {self.shift})"
         )
 
     @property
