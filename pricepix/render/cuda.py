@@ -13,14 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.render import kernels
-from pricepix.render.api import (
-    _NO_FLAGS,
-    _NO_MA,
-    _exact_floats,
-    _given_averages,
-    _limit_flags,
-    drawing_of,
-)
+from pricepix.render.api import NO_MA, _exact_floats, _given_averages, _limit_flags, drawing_of, fields_of
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -85,20 +78,10 @@ class CudaRenderer:
         self, panel: Panel, spec: ImageSpec | str | Mapping[str, Any], *, device: Any = None
     ) -> None:
         spec = ImageSpec.of(spec)
-        fields = panel.fields
-        total_return = None
-        if spec.rebuild == "returns":
-            if "total_return" not in fields:
-                raise ValueError(
-                    "rebuild='returns' needs total returns, but the panel has "
-                    f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use "
-                    "rebuild=None"
-                )
-            total_return = fields["total_return"]
+        total_return, up, down = fields_of(panel, spec)
         self._prepare(
-            panel.bars, panel.offsets, spec, device, total_return=total_return,
-            up=fields.get("up_limit", _NO_FLAGS), down=fields.get("down_limit", _NO_FLAGS), given=_NO_MA,
-        )  # fmt: skip
+            panel.bars, panel.offsets, spec, device, total_return=total_return, up=up, down=down, given=NO_MA
+        )
 
     @classmethod
     def from_windows(
@@ -144,7 +127,7 @@ class CudaRenderer:
         self = cls.__new__(cls)
         self._prepare(
             block.reshape(-1, 5), np.arange(n + 1, dtype=np.int64) * spec.lookback, spec, device,
-            total_return=None, up=up, down=down, given=_given_averages(ma, n, spec),
+            total_return=np.zeros(0), up=up, down=down, given=_given_averages(ma, n, spec),
         )  # fmt: skip
         return self
 
@@ -155,7 +138,7 @@ class CudaRenderer:
         spec: ImageSpec,
         device: Any,
         *,
-        total_return: NDArray[np.float64] | None,
+        total_return: NDArray[np.float64],
         up: NDArray[np.bool_],
         down: NDArray[np.bool_],
         given: NDArray[np.float64],
@@ -170,8 +153,8 @@ class CudaRenderer:
         self._offsets, self._bars, self._total_return = offsets, bars, total_return
         self._states_on_host = _states(offsets, spec, up, down)
         self._states = self._gpu.upload(self._states_on_host)
-        table = np.zeros((0 if total_return is not None else len(bars), self._fields))
-        if total_return is None:
+        table = np.zeros((0 if spec.rebuild else len(bars), self._fields))
+        if not spec.rebuild:
             kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
         self._table = self._gpu.upload(table)
         self._nothing = self._gpu.torch.zeros(8, dtype=self._gpu.torch.uint8, device=self.device)
@@ -274,7 +257,7 @@ class CudaRenderer:
         import torch
 
         if isinstance(rows, torch.Tensor):
-            if rows.device == self.device and not self._gpu.simulated:
+            if rows.device == self.device:
                 if rows.dtype != torch.int64 or rows.ndim != 1:
                     raise TypeError(f"rows are {rows.dtype} {tuple(rows.shape)}, expected int64 (b,)")
                 return rows.contiguous()
@@ -344,7 +327,6 @@ class CudaRenderer:
         first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
         table = np.zeros((len(there), self._drawing.bars, self._fields))
         drawn = np.empty((len(rows) * self._drawing.bars, self._fields))
-        assert self._total_return is not None
         kernels.tabulate_rebuilt(
             self._bars, self._total_return, first, rows, self._averages, self._drawing, drawn
         )

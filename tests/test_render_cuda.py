@@ -1,0 +1,428 @@
+"""The GPU renderer: the CPU's pixels, byte for byte.
+
+Tests of pixels run on a GPU where torch sees one. Elsewhere ``test_in_the_simulator`` runs them in a process of
+its own, on CUDA's simulator, with few and small images: it interprets every thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from golden_files import cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_render_properties import spoiled_windows
+
+from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_windows
+from pricepix.render import api
+from pricepix.render.cuda import OUTSIDE, CudaRenderer
+
+torch = pytest.importorskip("torch")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
+WHOLE_FILES = os.environ.get("PRICEPIX_CUDA_GOLDEN") == "all"
+on_device = pytest.mark.skipif(
+    not SIMULATED and not torch.cuda.is_available(),
+    reason="torch sees no GPU; test_in_the_simulator runs this on the CPU",
+)
+on_host = pytest.mark.skipif(SIMULATED, reason="about the process outside the simulator")
+
+
+# ---- in the simulator
+
+
+def simulate(tests):
+    run = subprocess.run(  # noqa: PLW1510 (what it printed is shown first)
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "HYPOTHESIS_PROFILE": "ci"},
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    return int(re.search(r"(\d+) passed", run.stdout)[1])
+
+
+@on_host
+def test_in_the_simulator():
+    assert simulate("not golden") >= 26
+
+
+@on_host
+def test_golden_files_in_the_simulator(golden):
+    golden("jkx_20")
+    assert simulate("golden") >= 10
+
+
+# ---- golden files
+
+
+def some(kind, most):
+    """A window of every kind, at most so many; all of them on a GPU."""
+    if not SIMULATED or WHOLE_FILES:
+        return np.arange(len(kind))
+    return np.sort(np.unique(kind, return_index=True)[1])[:: max(1, -(-len(np.unique(kind)) // most))]
+
+
+def assert_gpu_draws(case, spec, most):
+    pick = some(case.kind, most)
+    ma = None if case.ma is None else case.ma[pick]
+    at_limit = None if case.at_limit is None else case.at_limit[pick]
+    renderer = CudaRenderer.from_windows(case.ohlcv[pick], spec, ma, at_limit)
+    reason = torch.empty(len(pick), dtype=torch.uint8, device=renderer.device)
+    rows = np.arange(1, len(pick) + 1) * spec.lookback - 1
+    images = renderer.render(rows, reason=reason).cpu().numpy()
+    valid = case.valid[pick]
+    assert np.array_equal(reason.cpu().numpy() == 0, valid)
+    assert valid.any()
+    differs = (images != case.images[pick]).any(axis=(1, 2)) & valid
+    assert not differs.any(), f"{case.name}: {case.kind[pick][differs][:5]}"
+    assert not images[~valid].any()
+
+
+@on_device
+@pytest.mark.parametrize("bars", [5, 20, 60])
+def test_golden_jkx(golden, bars):
+    height = {5: 32, 20: 64, 60: 96}[bars]
+    for case in cases(f"jkx_{bars}", golden(f"jkx_{bars}")):
+        ma = () if case.ma is None else (bars,)
+        spec = ImageSpec(bars, height, ma=ma, volume=case.volume)
+        assert_gpu_draws(case, spec, 50 if case.volume and ma else 15)
+
+
+@on_device
+@pytest.mark.parametrize("bars", [5, 20])
+def test_golden_cnn_for_trading(golden, bars):
+    for case in cases(f"cnnft_{bars}", golden(f"cnnft_{bars}")):
+        ma = () if case.ma is None else (20,)
+        assert_gpu_draws(case, ImageSpec(bars, style="cnn_for_trading", ma=ma, volume=case.volume), 20)
+
+
+@on_device
+@pytest.mark.parametrize("bars", [9, 49])
+def test_golden_image_trading(golden, bars):
+    (case,) = cases(f"imagetrading_{bars}", golden(f"imagetrading_{bars}"))
+    assert_gpu_draws(case, ImageSpec.preset(f"it{bars}").replace(scale="per_field"), 20)
+
+
+@on_device
+@pytest.mark.parametrize("bars", [5, 20, 60])
+def test_golden_rebuilt_from_returns(golden, bars):
+    file = golden(f"jkx_e2e_{bars}")
+    spec = ImageSpec.preset(f"jkx{bars}").replace(rebuild="returns")
+    raw = file["raw"]
+    n = len(raw) if not SIMULATED or WHOLE_FILES else 12
+    panel = Panel.from_arrays(
+        *(raw[:, :, field].T for field in range(5)),
+        total_return=raw[:, :, 5].T,
+        on_bad="keep",
+        progress=False,
+    )
+    renderer = CudaRenderer(panel, spec)
+    rows = panel.offsets[1 : n + 1] - 1
+    assert np.array_equal(renderer.render(rows).cpu().numpy(), file["img"][:n])
+
+
+# ---- against the CPU, on made-up windows
+
+
+def cpu(panel, rows, spec):
+    images, reason = np.empty((len(rows), *spec.shape), np.uint8), np.empty(len(rows), np.uint8)
+    api.render_rows(panel, rows, spec, images, reason=reason)
+    return images, reason
+
+
+@on_device
+@settings(max_examples=15 if SIMULATED else 300)
+@given(spoiled_windows(n=3 if SIMULATED else 6))
+def test_windows_equal_the_cpu(given_):
+    spec, bars, ma, at_limit = given_
+    expected = render_windows(bars, spec, ma=ma, at_limit=at_limit)
+    renderer = CudaRenderer.from_windows(bars, spec, ma, at_limit)
+    rows = np.arange(1, len(bars) + 1) * spec.lookback - 1
+    reason = torch.empty(len(bars), dtype=torch.uint8, device=renderer.device)
+    images = renderer.render(rows, reason=reason)
+    assert np.array_equal(reason.cpu().numpy(), expected.reason)
+    assert np.array_equal(images.cpu().numpy(), expected.images)
+    assert torch.equal(renderer.reasons(rows), reason)
+
+
+@pytest.fixture(scope="module")
+def panel():
+    """Two instruments with missing bars and fields, limit flags and returns."""
+    rng = np.random.default_rng(5)
+    n = 700 if SIMULATED else 6000
+    close = 1000 + np.cumsum(rng.integers(-8, 9, (n, 2)), axis=0)
+    open_ = close + rng.integers(-8, 9, close.shape)
+    high = np.maximum(open_, close) + rng.integers(0, 9, close.shape)
+    low = np.minimum(open_, close) - rng.integers(0, 9, close.shape)
+    fields = [np.maximum(x, 1) * 0.01 for x in (open_, high, low, close)]
+    fields.append(rng.integers(0, 60, close.shape) * 100.0)
+    for values in fields:
+        values[rng.random(close.shape) < 0.004] = np.nan
+    for values in fields[:4]:
+        values[100:360, 1] = 10.0
+    flags = {f"{way}_limit": rng.random(close.shape) < 0.01 for way in ("up", "down")}
+    total_return = rng.normal(0, 0.02, close.shape)
+    return Panel.from_arrays(*fields, total_return=total_return, **flags, on_bad="keep", progress=False)
+
+
+SPECS = {
+    **ImageSpec.presets(),
+    "per_field": ImageSpec.preset("it9").replace(scale="per_field"),
+    "pixel, two averages": ImageSpec.preset("jkx20").replace(chart="pixel", ma=(5, 20)),
+    "three averages, no volume": ImageSpec(20, 50, ma=(2, 5, 30), ma_warmup="omit"),
+    "merged": ImageSpec(60, 64, ma=(60, 30), volume=True, aggregate=3),
+    "rebuilt": ImageSpec.preset("jkx20").replace(rebuild="returns"),
+    "rebuilt and merged": ImageSpec(20, 40, ma=(10,), volume=True, aggregate=2, rebuild="returns"),
+    "tall: in strips": ImageSpec(66, 512, ma=(20,), volume=True),
+    "long: in strips": ImageSpec(250, 130, volume=True, style="image_trading"),
+    "one bar": ImageSpec(1, 7, volume=True),
+    "smaller than a word": ImageSpec(1, 2),
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", SPECS)
+def test_panels_equal_the_cpu(panel, name):
+    spec = SPECS[name]
+    rng = np.random.default_rng(1)
+    ends = [
+        np.arange(a + spec.lookback - 1, b)
+        for a, b in zip(panel.offsets[:-1], panel.offsets[1:], strict=True)
+    ]
+    rows = rng.permutation(np.concatenate(ends))[: 5 if SIMULATED else 5000]
+    # The first window of an instrument, and the last; one twice.
+    rows = np.concatenate([rows, [ends[1][0], ends[1][-1], ends[1][0]]])
+    images, reason = cpu(panel, rows, spec)
+    renderer = CudaRenderer(panel, spec)
+    got = torch.full((len(rows),), 77, dtype=torch.uint8, device=renderer.device)
+    assert np.array_equal(renderer.render(rows, reason=got).cpu().numpy(), images)
+    assert np.array_equal(got.cpu().numpy(), reason)
+
+
+@on_device
+@pytest.mark.parametrize("name", ["it9", "jkx5", "smaller than a word"])
+def test_floating_images_are_the_pixels_normalised(panel, name):
+    spec = SPECS[name]
+    rows = np.arange(400, 405) if spec.lookback > 1 else np.arange(400, 411)
+    renderer = CudaRenderer(panel, spec)
+    pixels = renderer.render(rows)
+    assert pixels.shape == (len(rows), *spec.shape)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        expected = ((pixels.double() / 255 - 0.07) / 0.3).to(dtype)[:, None]
+        plain = renderer.render(rows, dtype=dtype, mean=0.07, std=0.3)
+        last = renderer.render(rows, dtype=str(dtype), mean=0.07, std=0.3, channels_last=True)
+        assert plain.dtype == last.dtype == dtype
+        assert torch.equal(plain, expected)
+        assert torch.equal(last, expected)
+        assert plain.is_contiguous()
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(renderer.render(rows, dtype=dtype), (pixels / 255).to(dtype)[:, None])
+
+
+@on_device
+@settings(max_examples=10 if SIMULATED else 50)
+@given(st.integers(1, 9), st.sampled_from(["it9", "one bar", "smaller than a word"]), st.integers(0, 3))
+def test_nothing_is_written_beside_the_output(panel, n, name, size):
+    """Batches of any length, in memory that others own around it; every pixel is written."""
+    spec = SPECS[name]
+    dtype = [torch.uint8, torch.bfloat16, torch.float16, torch.float32][size]
+    rows = np.arange(350, 350 + n)
+    renderer = CudaRenderer(panel, spec)
+    length = n * spec.height * spec.width
+    around = torch.full((length + 32,), 119, dtype=dtype, device=renderer.device)
+    shape = (n, *spec.shape) if dtype == torch.uint8 else (n, 1, *spec.shape)
+    out = around[16 : 16 + length].view(shape)
+    assert renderer.render(rows, dtype=dtype, out=out) is out
+    assert (around[:16] == 119).all()
+    assert (around[16 + length :] == 119).all()
+    expected = torch.from_numpy(cpu(panel, rows, spec)[0]).reshape(shape)
+    expected = expected if dtype == torch.uint8 else (expected / 255).to(dtype)
+    assert torch.equal(out.cpu(), expected)
+
+
+@on_device
+def test_an_index_draws_as_on_the_cpu(panel):
+    spec = ImageSpec.preset("jkx5")
+    windows = WindowIndex.from_panel(panel, spec)[40:52]
+    images = CudaRenderer(panel, "jkx5").render(windows.row)
+    assert np.array_equal(images.cpu().numpy(), render_panel(panel, windows))
+
+
+@on_device
+def test_rows_come_in_many_ways(panel):
+    renderer = CudaRenderer(panel, "jkx5")
+    rows = np.arange(300, 312)
+    expected = renderer.render(rows[::3])
+    for same in (rows[::3].astype(np.int32), rows[::3].tolist(), torch.from_numpy(rows[::3].copy())):
+        assert torch.equal(renderer.render(same), expected)
+    assert torch.equal(renderer.render(torch.from_numpy(rows).to(renderer.device)[::3]), expected)
+    nothing = renderer.render(np.empty(0, np.int64))
+    assert nothing.shape == (0, 32, 15)
+    assert renderer.render([], dtype="bfloat16").shape == (0, 1, 32, 15)
+    assert renderer.reasons([]).shape == (0,)
+
+
+@on_device
+def test_rows_on_the_device_that_end_no_window_are_blank(panel):
+    spec = ImageSpec.preset("jkx5").replace(ma=())
+    second, n = int(panel.offsets[1]), int(panel.offsets[-1])
+    rows = torch.tensor([-1, 3, 4, second - 1, second, second + 3, second + 4, n - 1, n, 1 << 40])
+    ends_one = [False, False, True, True, False, False, True, True, False, False]
+    for made in (spec, spec.replace(rebuild="returns")):
+        renderer = CudaRenderer(panel, made)
+        there = rows.to(renderer.device)
+        reason = renderer.reasons(there).cpu().numpy()
+        assert (reason != OUTSIDE).tolist() == ends_one
+        images = renderer.render(there).cpu().numpy()
+        assert images.any(axis=(1, 2)).tolist() == (reason == 0).tolist()
+        assert (reason[ends_one] == 0).any()
+
+
+@on_device
+def test_bad_input_is_named(panel):
+    renderer = CudaRenderer(panel, "jkx5")
+    n = int(panel.offsets[-1])
+    with pytest.raises(ValueError, match=rf"2 rows end no window of 5 bars .* of {n} rows, first \[3, {n}\]"):
+        renderer.render(np.array([3, 50, n]))
+    with pytest.raises(TypeError, match="rows are float64, expected int64"):
+        renderer.render(np.array([3.0]))
+    with pytest.raises(ValueError, match=r"rows have shape \(1, 1\)"):
+        renderer.render(np.array([[50]]))
+    with pytest.raises(TypeError, match=r"rows are torch.int32 \(1,\), expected int64 \(b,\)"):
+        renderer.render(torch.tensor([50], dtype=torch.int32, device=renderer.device))
+    with pytest.raises(TypeError, match="dtype='float64' cannot be rendered: choose one of uint8, bfloat16"):
+        renderer.render([50], dtype="float64")
+    with pytest.raises(ValueError, match="belong to floating images"):
+        renderer.render([50], channels_last=True)
+    with pytest.raises(ValueError, match="cannot normalise"):
+        renderer.render([50], dtype="float32", std=0.0)
+    for out in (torch.empty((1, 32, 15)), torch.empty((2, 32, 15), dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"out is .*; expected torch.uint8 \(1, 32, 15\)"):
+            renderer.render([50], out=out.to(renderer.device))
+    odd = torch.empty(481, dtype=torch.uint8, device=renderer.device)[1:].view(1, 32, 15)
+    with pytest.raises(ValueError, match="an address that 8 divides"):
+        renderer.render([50], out=odd)
+    with pytest.raises(ValueError, match=r"reason is torch.int64 \(1,\).*expected uint8 \(1,\)"):
+        renderer.render([50], reason=torch.zeros(1, dtype=torch.int64, device=renderer.device))
+
+
+# ---- what a process without a GPU says
+
+
+@on_host
+def test_without_a_gpu_the_error_says_so(make_walk, monkeypatch):
+    panel = Panel.from_arrays(*make_walk(30).T[:, :, None], progress=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"torch .* sees no GPU.*on the CPU, use render_panel"):
+        CudaRenderer(panel, "jkx5")
+    monkeypatch.setitem(sys.modules, "numba.cuda", None)
+    monkeypatch.delattr(numba, "cuda", raising=False)
+    with pytest.raises(ImportError, match=r'needs Numba.s CUDA target: pip install "pricepix\[cuda\]"'):
+        CudaRenderer(panel, "jkx5")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r'needs torch: pip install "pricepix\[cuda\]"'):
+        CudaRenderer(panel, "jkx5")
+
+
+@on_host
+def test_missing_fields_and_wrong_windows_are_named(make_walk):
+    panel = Panel.from_arrays(*make_walk(30).T[:, :, None], progress=False)
+    with pytest.raises(ValueError, match="needs total returns, but the panel has no optional fields"):
+        CudaRenderer(panel, ImageSpec(5, rebuild="returns"))
+    with pytest.raises(ValueError, match=r"ohlcv has shape \(2, 4, 5\), expected \(N, 5, 5\)"):
+        CudaRenderer.from_windows(np.ones((2, 4, 5)), "jkx5")
+    with pytest.raises(ValueError, match="use CudaRenderer"):
+        CudaRenderer.from_windows(np.ones((2, 5, 5)), ImageSpec(5, rebuild="returns"))
+
+
+# ---- the arithmetic of the compiled kernel
+
+
+@pytest.fixture
+def compile_ptx(monkeypatch):
+    """Function from a kernel, its signature and an architecture to PTX."""
+    if SIMULATED:
+        pytest.skip("the simulator compiles nothing")
+    cuda = pytest.importorskip("numba.cuda")
+    from numba.cuda import dispatcher
+
+    def compile_for(kernel, signature, architecture):
+        # A machine without a driver has no current device to ask for its architecture.
+        device = types.SimpleNamespace(compute_capability=architecture)
+        monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
+        return cuda.compile_ptx(kernel, signature, cc=architecture)[0]
+
+    try:
+        compile_for(lambda x: None, numba.void(numba.float64), (8, 0))
+    except Exception as error:
+        pytest.skip(
+            f"NVVM does not run here ({type(error).__name__}): install a CUDA toolkit or pricepix[cuda]"
+        )
+    return compile_for
+
+
+def fusible(ptx):
+    """Products in float64 that a later compiler may join with a sum: PTX allows it where they meet directly."""
+    products = set(re.findall(r"mul(?:\.rn)?\.f64\s+(%fd\d+)", ptx))
+    moves = re.findall(r"mov\.(?:f64|b64)\s+(%fd\d+), (%fd\d+);", ptx)
+    grown = True
+    while grown:
+        more = {to for to, source in moves if source in products} - products
+        products |= more
+        grown = bool(more)
+    sums = re.findall(r"(?:add|sub)(?:\.rn)?\.f64\s+%fd\d+, (\S+), (\S+);", ptx)
+    return [pair for pair in sums if products & set(pair)]
+
+
+@pytest.mark.parametrize("architecture", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize("pixel", ["uint8", "uint16", "uint32"])
+def test_no_product_is_fused_with_a_sum(compile_ptx, architecture, pixel):
+    from numba import float64, int64, uint8, uint64
+
+    from pricepix.render import cuda_kernels
+
+    drawing = numba.typeof(api.drawing_of(ImageSpec.preset("jkx20")))
+    plan = numba.typeof(cuda_kernels.Plan(*range(7)))
+    pixels = getattr(numba, pixel)[::1]
+    signature = numba.void(
+        float64[:, ::1],
+        uint8[::1],
+        int64[::1],
+        drawing,
+        plan,
+        uint64,
+        uint64,
+        uint64[::1],
+        pixels,
+        uint8[::1],
+    )
+    ptx = compile_ptx(cuda_kernels.draw.py_func, signature, architecture)
+    assert f".target sm_{architecture[0]}{architecture[1]}" in ptx
+    assert "div.rn.f64" in ptx
+    assert "mul.f64" in ptx or "mul.rn.f64" in ptx
+    assert "cvt.rni" in ptx
+    assert not re.search(r"fma\.\w+\.f64", ptx)
+    assert not re.search(r"div\.(approx|full)|rcp\.", ptx)
+    assert fusible(ptx) == []
+
+
+def test_a_product_and_a_sum_would_be_fused(compile_ptx):
+    """That the test above can fail: this compiler does join the two where nothing stands between."""
+
+    def kernel(x):
+        x[0] = x[1] * x[2] + x[3]
+
+    ptx = compile_ptx(kernel, numba.void(numba.float64[::1]), (8, 0))
+    assert re.search(r"fma\.rn\.f64", ptx)
+    assert fusible("mul.f64 %fd3, %fd1, %fd2;\nmov.f64 %fd9, %fd3;\nadd.f64 %fd4, %fd5, %fd9;")
+    assert not fusible("mul.f64 %fd3, %fd1, %fd2;\nadd.f64 %fd4, %fd5, %fd1;")
