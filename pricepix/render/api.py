@@ -40,7 +40,7 @@ _allowed_threads = 1
 
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
-_NO_MA = np.zeros((0, 0))
+NO_MA = np.zeros((0, 0))
 
 
 class RenderResult(NamedTuple):
@@ -233,7 +233,7 @@ def render_rows(
     else:
         mode, target = kernels.PIXELS, out
     run(
-        panel.bars, *_fields_of(panel, spec), _NO_MA, spec, first=first, row=row, dest=dest, out=target,
+        panel.bars, *fields_of(panel, spec), NO_MA, spec, first=first, row=row, dest=dest, out=target,
         mode=mode, reason=reason, threads=threads,
     )  # fmt: skip
 
@@ -251,10 +251,10 @@ class Drawer:
 
     def __init__(self, panel: Panel, spec: ImageSpec) -> None:
         self._bars, self._spec = panel.bars, spec
-        self._fields = _fields_of(panel, spec)
+        self._fields = fields_of(panel, spec)
         _, up, down = self._fields
         self._fast = (
-            fast.arguments_of(panel.bars, _NO_MA, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
+            fast.arguments_of(panel.bars, NO_MA, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
         )
 
         self._tasks = lru_cache(fast.plan_tasks)
@@ -280,13 +280,13 @@ class Drawer:
             first, row, dest = first[left], row[left], dest[left]
         if len(row):
             _run_plain(
-                self._bars, self._fields, _NO_MA, self._spec, first, row, dest, out, kernels.PIXELS, reason,
+                self._bars, self._fields, NO_MA, self._spec, first, row, dest, out, kernels.PIXELS, reason,
                 1, False,
             )  # fmt: skip
         return reason
 
 
-def _fields_of(
+def fields_of(
     panel: Panel, spec: ImageSpec
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
     """Total returns, if the spec draws from them, and the flags of up-limit and down-limit."""
@@ -480,7 +480,7 @@ def _given_averages(ma: Any, n: int, spec: ImageSpec) -> NDArray[np.float64]:
     if not spec.ma:
         if ma is not None:
             raise ValueError("ma is given but the spec draws none: drop it, or use spec.replace(ma=(...))")
-        return _NO_MA
+        return NO_MA
     expected = (n, spec.lookback, len(spec.ma))
     if ma is None:
         raise ValueError(
