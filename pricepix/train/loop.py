@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -415,6 +416,17 @@ def _stop_on_interrupt(resumable: _Resumable) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _start_numba_threads() -> None:
+    """Start the threads of compiled kernels, and leave torch the number of its own.
+
+    Numba shares OpenMP with torch, and sets its number of threads when it starts its own, once a process: at
+    the first kernel, which may come in the midst of a run.
+    """
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep lightning's hints about hardware and loaders, which do not apply here, off the screen."""
@@ -462,16 +474,18 @@ class _Evenly(int):
 class _Data(lightning.LightningDataModule):
     """Makes the loaders once the ranks are known."""
 
-    def __init__(self, reader_of: ReaderOf, targets: Tensor) -> None:
+    def __init__(self, reader_of: ReaderOf, targets: Tensor, mirrored: Tensor | None) -> None:
         super().__init__()
-        self._reader_of, self._targets = reader_of, targets
+        self._reader_of, self._targets, self._mirrored = reader_of, targets, mirrored
 
     def _loader(self, part: str) -> Loader:
         assert self.trainer is not None
         trainer = self.trainer
         device = str(trainer.strategy.root_device)
         reader = self._reader_of(part, trainer.global_rank, trainer.world_size, device)
-        return Loader(reader, self._targets, lambda: trainer.current_epoch if part == "train" else 0)
+        return Loader(
+            reader, self._targets, lambda: trainer.current_epoch if part == "train" else 0, self._mirrored
+        )
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank."""
@@ -495,10 +509,12 @@ def train_member(
     checkpoint_minutes: float,
     log_every: int,
     progress: bool,
+    mirrored: Tensor | None = None,
 ) -> dict[str, Any]:
     """Train one network in `folder`, going on from its ``last.ckpt`` if there is one.
 
-    `reader_of` makes the reader of part ``train`` or ``validation`` for a rank of ranks on a device.
+    `reader_of` makes the reader of part ``train`` or ``validation`` for a rank of ranks on a device. `mirrored`
+    has the targets of windows that an augmentation mirrors.
 
     Returns
     -------
@@ -507,6 +523,7 @@ def train_member(
         checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _start_numba_threads()
     steps_per_epoch = len(reader_of("train", 0, 1, "cpu"))
     if device.channels_last and isinstance(network, PriceCNN):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -553,7 +570,7 @@ def train_member(
         last = folder / LAST
         trainer.fit(
             task,
-            datamodule=_Data(reader_of, targets),
+            datamodule=_Data(reader_of, targets, mirrored),
             ckpt_path=last if last.exists() else None,
             weights_only=True,
         )
