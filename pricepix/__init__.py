@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pricepix import factor, samples, sources, train
     from pricepix.appending import append
+    from pricepix.augment import Augment
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
     from pricepix.lookahead import audit
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pricepix.windows import WindowIndex
 
 _HOME = {
+    "Augment": "pricepix.augment",
     "ImageSpec": "pricepix.spec",
     "ImageStore": "pricepix.store",
     "Panel": "pricepix.panel",
@@ -45,6 +47,7 @@ _MODULES = ("factor", "samples", "sources", "train")
 
 __all__ = [
     "REASONS",
+    "Augment",
     "ImageSpec",
     "ImageStore",
     "Panel",

@@ -41,6 +41,8 @@ class ImageSet(ABC):
     """Horizons, in bars, of the forward returns."""
     panel: Panel | None = None
     """The bars, where they are at hand."""
+    augments: bool = False
+    """Whether ``batches(augment=...)`` can change windows before they are drawn."""
     kind: str = "store"
     """What messages call it."""
 

@@ -6,11 +6,12 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.augment import Augment, Augmenter
 from pricepix.build import _checked_horizons, _count, find_windows, lineage
 from pricepix.chunks import default_chunk
 from pricepix.document import INDEX_CHUNK
@@ -76,6 +77,7 @@ class PanelImages(ImageSet):
     """
 
     kind = "panel images"
+    augments = True
 
     def __init__(
         self,
@@ -246,6 +248,8 @@ class PanelImages(ImageSet):
     ) -> EpochReader:
         if device == "cpu":
             return PanelReader(self, selection, **options)
+        if options.pop("augment", None) is not None:
+            raise ValueError(f"augmented images are drawn on the CPU: leave device={device!r} out")
         return DeviceReader(self, selection, device=device, **options)
 
     def renders_on(self, device: str) -> bool:
@@ -268,14 +272,76 @@ class PanelImages(ImageSet):
         return self._renderers[device]
 
 
+class AugmentedBatch(NamedTuple):
+    """A batch of changed windows: images, positions of the windows drawn, and which are mirrored, bool (b,).
+
+    Their forward returns are those of `index`; where a window is mirrored, with the other sign.
+    """
+
+    images: NDArray[np.uint8]
+    index: NDArray[np.int64]  # type: ignore[assignment]
+    mirrored: NDArray[np.bool_]
+
+
 class PanelReader(DirectReader):
-    """Batches of panel images, drawn as they are asked for; parameters as in `pricepix.reader.EpochReader`."""
+    """Batches of panel images, drawn as they are asked for.
+
+    Parameters
+    ----------
+    images : PanelImages
+    selection : numpy.ndarray, optional
+    augment : Augment or dict, optional
+        Changes windows before they are drawn; batches then are `AugmentedBatch`.
+    **options
+        Of `pricepix.reader.EpochReader`.
+    """
 
     images: PanelImages
 
-    def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
-        self.images._draw(index, images)
-        return Batch(images, index)
+    def __init__(
+        self,
+        images: PanelImages,
+        selection: NDArray[Any] | None = None,
+        *,
+        augment: Augment | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(images, selection, **options)
+        self.augment = None if augment is None else Augment.of(augment)
+        if self.augment is not None:
+            self.augment.check(images.spec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_augmenter", "_place")}
+
+    @cached_property
+    def _augmenter(self) -> Augmenter:
+        assert self.augment is not None
+        return Augmenter(self.augment, self.images.panel, self.images.spec, self.seed)
+
+    @cached_property
+    def _place(self) -> NDArray[np.int64]:
+        """int64 (panel rows,): the chosen window that ends at each, -1 for none."""
+        place = np.full(len(self.images.panel), -1, np.int64)
+        place[self.images.windows.row[self.positions]] = self.positions
+        return place
+
+    def _made(
+        self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]
+    ) -> Batch | AugmentedBatch:
+        if self.augment is None:
+            self.images._draw(index, images)
+            return Batch(images, index)
+        windows, offsets = self.images.windows, self.images.panel.offsets
+        drawn = index
+        if self.augment.jitter_end:
+            first = offsets[windows.instrument[index]]
+            row = windows.row[index] - self._augmenter.jitter(epoch, index)
+            found = self._place[np.maximum(row, first)]
+            drawn = np.where((row >= first) & (found >= 0), found, index)
+        row, first = windows.row[drawn], offsets[windows.instrument[drawn]]
+        mirrored = self._augmenter.draw(epoch, index, row, first, images)
+        return AugmentedBatch(images, drawn, mirrored)
 
 
 class DeviceReader(DirectReader):

@@ -296,7 +296,7 @@ class DirectReader(EpochReader):
                 for future in ahead:
                     future.cancel()
 
-    def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Batch:
+    def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Any:
         self.images._read(index, images)
         return Batch(images, index)
 

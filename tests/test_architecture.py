@@ -27,7 +27,7 @@ LAYERS = [
     {"arrays"},
     {"panel"},
     {"render"},
-    {"windows", "labels", "_reader_kernels"},
+    {"windows", "labels", "augment", "_reader_kernels"},
     {"chunks", "document", "commit"},
     {"images", "store", "verify", "reader", "loaded"},
     {"preview"},

@@ -70,11 +70,15 @@ class Loader:
     """Iterable of training batches that knows its position and starts again from any.
 
     Lightning saves and restores it with the checkpoint through ``state_dict``; the epoch to give comes from
-    `epoch_of`, for it is the trainer that counts epochs.
+    `epoch_of`, for it is the trainer that counts epochs. `mirrored` has the targets of windows whose prices an
+    augmentation mirrors.
     """
 
-    def __init__(self, reader: Reader, targets: Tensor, epoch_of: Callable[[], int]) -> None:
+    def __init__(
+        self, reader: Reader, targets: Tensor, epoch_of: Callable[[], int], mirrored: Tensor | None = None
+    ) -> None:
         self._reader, self._targets, self._epoch_of = reader, targets, epoch_of
+        self._mirrored = mirrored
         self._position = (0, 0)
         self._restored: tuple[int, int] | None = None
 
@@ -90,13 +94,17 @@ class Loader:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        for k, (inputs, positions) in enumerate(self._reader.epoch(epoch, start), start):
+        for k, (inputs, positions, *flags) in enumerate(self._reader.epoch(epoch, start), start):
             self._position = (epoch, k + 1)
             index = _as_tensor(positions)
             if index.device != self._targets.device:
                 # Of a reader that draws on a device: looked up there, nothing waits.
                 self._targets = self._targets.to(index.device)
-            yield _as_tensor(inputs), self._targets[index], (epoch, k)
+            target = self._targets[index]
+            if flags:
+                assert self._mirrored is not None
+                target = torch.where(_as_tensor(flags[0]), self._mirrored[index], target)
+            yield _as_tensor(inputs), target, (epoch, k)
             del inputs
 
     def state_dict(self) -> dict[str, int]:
@@ -112,8 +120,10 @@ def _as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(values)
 
 
-class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):
+class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     """Images as a torch dataset of whole batches: images uint8 (b, height, width) and positions int64 (b,).
+
+    With an augmentation a batch has a third part, bool (b,): which windows are mirrored.
 
     For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``: workers
     share an epoch between them. Call ``set_epoch`` before each epoch.
@@ -136,10 +146,10 @@ class StoreDataset(IterableDataset[tuple[Tensor, Tensor]]):
         """Choose the epoch that the next iteration gives."""
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         info, reader = get_worker_info(), self._reader
         if info is not None:
             options = self._options | {"worker": info.id, "workers": info.num_workers}
             reader = self._store.batches(mask=self._selection, **options)
-        for images, index in reader.epoch(self._epoch):
-            yield torch.from_numpy(images), torch.from_numpy(index)
+        for batch in reader.epoch(self._epoch):
+            yield tuple(_as_tensor(part) for part in (batch[0], batch[1], *batch[2:]))

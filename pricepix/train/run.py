@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pricepix import __version__
+from pricepix.augment import Augment
 from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
 from pricepix.train.baselines import store_rows, window_series
@@ -110,6 +112,7 @@ def fit(
     instruments: list[str] | None = None,
     mask: NDArray[Any] | None = None,
     panel: Any = None,
+    augment: Augment | Mapping[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
     accelerator: str = "auto",
@@ -160,6 +163,9 @@ def fit(
         Use a part of the store: see `pricepix.reader.select`.
     panel : Panel or anything ``Panel.from_table`` takes, optional
         The store's panel: for baselines, and for exact first bars in the overlap of a split.
+    augment : Augment or dict, optional
+        Changes training windows before they are drawn, which needs panel images; never those that validate or
+        test. Chances depend on (seed, member, epoch, window).
     resume : bool
         Go on with the run in `out` from its last checkpoints. It must have been started with the same
         arguments; what was killed and goes on ends with the weights of a run that was not.
@@ -213,6 +219,15 @@ def fit(
             f"model {spec.name} learns from the numbers behind the images: give the store's panel"
         )
 
+    if augment is not None:
+        augment = Augment.of(augment)
+        if not store.augments or isinstance(spec, SeriesSpec):
+            raise ValueError(
+                f"augment changes windows before they are drawn, but {store.kind} {store.location} has its images "
+                f"and model {spec.name} takes {'images' if isinstance(spec, CNNSpec) else 'none'}: give PanelImages "
+                "and a network on images, or leave augment out"
+            )
+        augment.check(store.spec)
     targets = make_targets(target, store.returns(horizon), store.time)
     if targets.is_regression and balance != "none":
         raise ValueError(f"balance is {balance!r}, but target {target!r} has no classes; leave it at 'none'")
@@ -246,6 +261,7 @@ def fit(
             "hyper": settings.to_dict(),
             "target": {"kind": target, "classes": targets.classes, "excluded": targets.excluded},
             "balance": balance,
+            "augment": None if augment is None else augment.to_dict(),
             "split": {"kind": type(splitter).__name__, **getattr(splitter, "__dict__", {})},
             "folds": [fold.describe(samples) for fold in folds],
             "ensemble": ensemble,
@@ -258,6 +274,9 @@ def fit(
     series = (
         window_series(panel, store.spec, store_rows(store, panel)) if isinstance(spec, SeriesSpec) else None
     )
+    mirrored = None
+    if augment is not None:
+        mirrored = torch.from_numpy(make_targets(target, -store.returns(horizon), store.time).values)
     result = FitResult(folder, config)
     for fold in folds:
         place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
@@ -275,6 +294,7 @@ def fit(
             "delay": store.delay,
             "target": target,
             "balance": balance,
+            "augment": config["augment"],
             "train": config["folds"][folds.index(fold)]["train"],
             "train_images": len(train_index),
             "store_digest": store.digest,
@@ -313,7 +333,9 @@ def fit(
                         ranks=ranks,
                     )
                 options: dict[str, Any] = {"pool_bytes": pool_bytes, "threads": threads}
-                if store.renders_on(where):
+                if augment is not None and part == "train":
+                    options["augment"] = augment
+                elif store.renders_on(where):
                     options["device"] = where
                 return store.batches(
                     mask=index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
@@ -324,7 +346,7 @@ def fit(
                 report = train_member(
                     network, reader_of, torch.from_numpy(targets.values), settings, machine, own,
                     seed=member_seed, class_weights=weights, checkpoint_minutes=checkpoint_minutes,
-                    log_every=log_every, progress=progress,
+                    log_every=log_every, progress=progress, mirrored=mirrored,
                 )  # fmt: skip
             except Interrupted:
                 raise KeyboardInterrupt(
