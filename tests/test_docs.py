@@ -21,6 +21,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Examples that take minutes are run on less, and what they leave behind.
+SMALLER = {"sweep_specs.py": "out --instruments 6 --bars 160 --epochs 1 --lookbacks 5 10"}
+MADE = {"sweep_specs.py": ("out/sweep_specs.csv", "out/sweep_specs.png")}
 WITHOUT_CODE = {"index.md", "performance.md"}
 
 
@@ -96,7 +99,7 @@ def test_code_runs(document, tmp_path, monkeypatch):
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
 def test_example_runs(example, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)],
+        [sys.executable, "-W", "error", str(example), *SMALLER.get(example.name, "").split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -105,6 +108,8 @@ def test_example_runs(example, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+    for made in MADE.get(example.name, ()):
+        assert (tmp_path / made).stat().st_size > 0
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=name)
