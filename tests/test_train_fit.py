@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,6 +288,69 @@ def test_other_targets(store: ImageStore, tmp_path: Path, target: str) -> None:
         # The network works in standard deviations, its predictions are in the target's units.
         spread = store.returns(5)[result.folds[0].fold.train].std() if target == "return" else 0.29
         assert result.model.scale.item() == pytest.approx(spread, rel=0.02)
+
+
+TWO = train.CNNSpec("two", 32, 15, (train.ConvBlock(4, pool=(4, 1)), train.ConvBlock(4, pool=(2, 1))))
+FAST: dict[str, Any] = QUICK | {"epochs": 1, "test": ("2000-05-15", None), "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def plain(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return _fit(store, TWO, 5, out=tmp_path_factory.mktemp("runs") / "x", **FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        # Adam walks by noise where a gradient is zero, as that of a bias before batch norm.
+        ({"channels_last": True}, 0.01),
+        ({"precision": "bf16-mixed"}, 0.05),
+        ({"precision": "bf16-mixed", "channels_last": True}, 0.05),
+    ],
+)
+def test_options_of_speed_change_what_is_learnt_by_rounding_alone(
+    plain: Any,
+    store: ImageStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Any,
+    tolerance: float,
+) -> None:
+    seen = []
+    original = Task.training_step
+
+    def looking(task: Task, batch: Any, batch_idx: int) -> Any:
+        weight = task.network.blocks[1][0].weight
+        format_ = weight.is_contiguous(memory_format=torch.channels_last)
+        seen.append(
+            (format_, weight.dtype, torch.nn.functional.linear(torch.ones(2), torch.ones(2, 2)).dtype)
+        )
+        return original(task, batch, batch_idx)
+
+    monkeypatch.setattr(Task, "training_step", looking)
+    result = _fit(store, TWO, 5, out=tmp_path / "x", **FAST, **options)
+    low = "precision" in options
+    # Weights stay in 32 bits whatever is computed in.
+    expected = ("channels_last" in options, torch.float32, torch.bfloat16 if low else torch.float32)
+    assert set(seen) == {expected}
+    difference = np.abs(result.folds[0].predictions - plain.folds[0].predictions).max()
+    assert difference < tolerance
+    assert difference > 0 or not low
+    assert {value.dtype for value in _weights(result.out).values()} == {torch.float32, torch.int64}
+    config = yaml.safe_load((result.out / "config.yaml").read_text())
+    assert options.items() <= config["device"].items()
+
+
+@pytest.mark.skipif(
+    "PRICEPIX_COMPILE" not in os.environ, reason="half a minute of compiling: set PRICEPIX_COMPILE=1"
+)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+# Of torch's own modules, at their import.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_network_learns_the_same(plain: Any, store: ImageStore, tmp_path: Path) -> None:
+    result = _fit(store, TWO, 5, out=tmp_path / "x", compile=True, **FAST)
+    np.testing.assert_allclose(result.folds[0].predictions, plain.folds[0].predictions, atol=0.01)
+    assert _weights(result.out).keys() == _weights(plain.out).keys()
 
 
 def test_undersampling(store: ImageStore, tmp_path: Path) -> None:
