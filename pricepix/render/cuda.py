@@ -7,7 +7,9 @@ The panel lives on the device; a call moves nothing but the windows' rows. What 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,11 +154,12 @@ class CudaRenderer:
         self._averages = np.array(spec.ma, np.int64)
         self._offsets, self._bars, self._total_return = offsets, bars, total_return
         self._states_on_host = _states(offsets, spec, up, down)
-        self._states = self._gpu.upload(self._states_on_host)
-        table = np.zeros((0 if spec.rebuild else len(bars), self._fields))
-        if not spec.rebuild:
-            kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
-        self._table = self._gpu.upload(table)
+        with self._gpu.context():
+            self._states = self._gpu.upload(self._states_on_host)
+            if not spec.rebuild:
+                table = np.empty((len(bars), self._fields))
+                kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
+                self._table = self._gpu.upload(table)
         self._nothing = self._gpu.torch.zeros(8, dtype=self._gpu.torch.uint8, device=self.device)
 
     @property
@@ -236,11 +239,7 @@ class CudaRenderer:
                 f"out is {out.dtype} {tuple(out.shape)} on {out.device}; expected {kind} {shape} on "
                 f"{self.device}, contiguous in {order}, from an address that 8 divides"
             )
-        # The two values that a pixel can have, rounded to the type by torch.
-        values = ((torch.tensor([0.0, 255.0], dtype=torch.float64) / 255 - mean) / std).to(kind)
-        if not floating:
-            values = torch.tensor([0, 255], dtype=torch.uint8)
-        self._run(ends, reason, out, values)
+        self._run(ends, reason, out, _ink(name, float(mean), float(std)))
         return out
 
     def reasons(self, rows: Any) -> torch.Tensor:
@@ -249,7 +248,7 @@ class CudaRenderer:
 
         ends = self._rows(rows)
         codes = torch.empty(len(ends), dtype=torch.uint8, device=self.device)
-        self._run(ends, codes, None, torch.tensor([0, 255], dtype=torch.uint8))
+        self._run(ends, codes, None, _ink("uint8", 0.0, 1.0))
         return codes
 
     def _rows(self, rows: Any) -> torch.Tensor:
@@ -281,41 +280,41 @@ class CudaRenderer:
         return torch.from_numpy(array).to(self.device)
 
     def _run(
-        self, ends: torch.Tensor, reason: torch.Tensor | None, out: torch.Tensor | None, values: torch.Tensor
+        self, ends: torch.Tensor, reason: torch.Tensor | None, out: torch.Tensor | None, ink: _Ink
     ) -> None:
         import torch
 
         n = len(ends)
         if reason is None:
             reason = torch.empty(n, dtype=torch.uint8, device=self.device)
-        elif reason.dtype != torch.uint8 or reason.shape != (n,) or reason.device != self.device:
+        elif (
+            reason.dtype != torch.uint8
+            or reason.shape != (n,)
+            or reason.device != self.device
+            or not reason.is_contiguous()
+        ):
             raise ValueError(
                 f"reason is {reason.dtype} {tuple(reason.shape)} on {reason.device}; expected uint8 ({n},) on "
-                f"{self.device}"
+                f"{self.device}, contiguous"
             )
         if n == 0:
             return
-        size = values.element_size()
-        raw = values.view(torch.uint8).numpy().tobytes()
-        paper = int.from_bytes(raw[:size] * (8 // size), "little")
-        ink = int.from_bytes(raw[size:] * (8 // size), "little")
-        plan = self._plan._replace(
-            word_shift=3 - size.bit_length() + 1,
-            packed=int(self.spec.rebuild is not None),
-            dry=int(out is None),
-        )
-        table = self._table
-        if plan.packed:
-            table = self._gpu.upload(self._rebuilt(ends))
-        seen = self._nothing if out is None else out
-        bytes_out = seen.numel() * seen.element_size()
-        words = self._gpu.view(seen, np.uint64, bytes_out // 8)
-        pixels = self._gpu.view(seen, f"u{size}", bytes_out // size)
-        self._gpu.launch(
-            (n, self._threads, self._shared), table, self._states, self._gpu.view(ends, np.int64, n),
-            self._drawing, plan, np.uint64(paper), np.uint64(paper ^ ink), words, pixels,
-            self._gpu.view(reason, np.uint8, n),
-        )  # fmt: skip
+        packed = self.spec.rebuild is not None
+        plan = self._plan._replace(word_shift=ink.word_shift, packed=int(packed), dry=int(out is None))
+        written = self._nothing if out is None else out
+        bytes_written = written.numel() * written.element_size()
+        # An output of less than a word has none; a view of nothing is not to be relied on.
+        in_words = written if bytes_written >= 8 else self._nothing
+        view = self._gpu.view
+        with self._gpu.context():
+            self._gpu.launch(
+                (n, self._threads, self._shared),
+                self._gpu.upload(self._rebuilt(ends)) if packed else self._table,
+                self._states, view(ends, np.int64, n), self._drawing, plan, ink.paper, ink.flip,
+                view(in_words, np.uint64, max(1, bytes_written // 8)),
+                view(written, ink.pixel, bytes_written // ink.pixel.itemsize),
+                view(reason, np.uint8, n),
+            )  # fmt: skip
 
     def _rebuilt(self, ends: torch.Tensor) -> NDArray[np.float64]:
         """Bars of the windows, rebuilt on the CPU; of rows that end no window, whatever."""
@@ -332,6 +331,31 @@ class CudaRenderer:
         )
         table[there] = drawn.reshape(len(rows), self._drawing.bars, self._fields)
         return table.reshape(-1, self._fields)
+
+
+class _Ink(NamedTuple):
+    """Output in words of 8 bytes: the word of blank pixels, and what changes it to one of ink."""
+
+    paper: np.uint64
+    flip: np.uint64
+    pixel: np.dtype[Any]
+    """Unsigned integers of a pixel's size."""
+    word_shift: int
+    """Two to its power are the pixels in a word."""
+
+
+@lru_cache(maxsize=64)
+def _ink(dtype: str, mean: float, std: float) -> _Ink:
+    """The two values that a pixel can have, rounded to their type by torch."""
+    import torch
+
+    values = torch.tensor([0, 255], dtype=torch.uint8)
+    if dtype != "uint8":
+        values = ((values.double() / 255 - mean) / std).to(getattr(torch, dtype))
+    size = values.element_size()
+    raw = values.view(torch.uint8).numpy().tobytes()
+    paper, ink = (np.uint64(int.from_bytes(v * (8 // size), "little")) for v in (raw[:size], raw[size:]))
+    return _Ink(paper, paper ^ ink, np.dtype(f"u{size}"), {1: 3, 2: 2, 4: 1}[size])
 
 
 def _states(
@@ -420,23 +444,24 @@ class _Gpu:
         shared = 8 * (image_at + (strip * drawing.width + 7 + 7) // 8)
         return self._kernels.Plan(averages, counts_at, image_at, strip, word_shift=3, packed=0, dry=0), shared
 
+    def context(self) -> AbstractContextManager[Any]:
+        """Where Numba's calls reach this device: ``upload``, ``view`` and ``launch`` belong inside."""
+        return nullcontext() if self.simulated else self._cuda.gpus[self.device.index]
+
     def upload(self, array: NDArray[Any]) -> Any:
         """A copy on the device, as Numba sees it."""
         tensor = self.torch.from_numpy(array).to(self.device)
-        return self.view(tensor, array.dtype, array.size, array.shape)
+        return self.view(tensor, array.dtype, array.size).reshape(*array.shape)
 
-    def view(self, tensor: torch.Tensor, dtype: Any, count: int, shape: tuple[int, ...] | None = None) -> Any:
-        """The memory of a tensor as a Numba device array of another type."""
+    def view(self, tensor: torch.Tensor, dtype: Any, count: int) -> Any:
+        """The first memory of a tensor as a flat Numba device array of another type."""
         if self.simulated:
             from numba.cuda.cudadrv.devicearray import FakeCUDAArray
 
             flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
             array = flat.reshape(-1).view(self.torch.uint8).numpy()
-            typed = array[: count * np.dtype(dtype).itemsize].view(dtype)
-            return FakeCUDAArray(typed if shape is None else typed.reshape(shape))
-        with self._cuda.gpus[self.device.index]:
-            view = self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
-        return view if shape is None else view.reshape(*shape)
+            return FakeCUDAArray(array[: count * np.dtype(dtype).itemsize].view(dtype))
+        return self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
 
     def launch(self, shape: tuple[int, int, int], *arguments: Any) -> None:
         """Start the kernel over so many images, threads and bytes of shared memory, on torch's current stream."""
@@ -445,7 +470,6 @@ class _Gpu:
             self._kernels.draw[min(images, 2), threads, 0, shared](*arguments)
             return
         blocks = max(min(images, 32 * self._multiprocessors), _FEWEST_BLOCKS)
-        with self._cuda.gpus[self.device.index]:
-            handle = self.torch.cuda.current_stream(self.device).cuda_stream
-            stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
-            self._kernels.draw[blocks, threads, stream, shared](*arguments)
+        handle = self.torch.cuda.current_stream(self.device).cuda_stream
+        stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
+        self._kernels.draw[blocks, threads, stream, shared](*arguments)
