@@ -33,7 +33,8 @@ coverage: $(READY)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-report=term tests/test_pixels.py tests/test_labels.py
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
+		--benchmark-min-rounds=3 --benchmark-max-time=0.5
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -19,7 +19,7 @@ import pytest
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
 from pricepix.render import fast, widen
-from pricepix.render.api import render_rows
+from pricepix.render.api import Drawer
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
 OUTSIDE = {
@@ -60,6 +60,7 @@ TABLE = (
     Row("jkx5 random batches of 256, of consecutive", "jkx5 random", "jkx5 images", 0.5),
     *(Row(f"{n} over the plain kernel", f"{n} images", f"{n} plain", 4.0) for n in PRESETS),
     *(Row(f"{n} over the plain kernel", f"{n} few", f"{n} plain", 4.0) for n in ("it9", "cnnft5", "cnnft20")),
+    # The same code but for the dispatch: what differs from 1 is the measuring.
     *(Row(f"{n}, of the plain kernel", f"{n} images", f"{n} plain", 1.0) for n in OUTSIDE),
     Row("jkx20 images, two threads over one", "jkx20 images two", "jkx20 images", 1.8),
     Row("jkx20 column bits, two threads over one", "jkx20 bits two", "jkx20 bits", 1.8),
@@ -167,13 +168,15 @@ def test_random_batches(measure, market, scene, preset):
     spec = ImageSpec.preset(preset)
     windows, out = scene(spec)
     rng = np.random.default_rng(0)
-    batches = [windows.row[rng.integers(0, len(windows), BATCH)] for _ in range(BATCHES)]
+    first = market.offsets[windows.instrument]
+    batches = [rng.integers(0, len(windows), BATCH) for _ in range(BATCHES)]
+    batches = [(windows.row[chosen], first[chosen]) for chosen in batches]
     out = out[:BATCH] if len(out) >= BATCH else np.ones((BATCH, *spec.shape), np.uint8)
-    reason = np.empty(BATCH, np.uint8)
+    drawer = Drawer(market, spec)
 
     def draw():
-        for row in batches:
-            render_rows(market, row, spec, out, reason=reason, threads=1)
+        for row, begin in batches:
+            drawer.draw(row, begin, out)
 
     measure(f"speed {preset}", f"{preset} random", BATCH * BATCHES, draw)
 

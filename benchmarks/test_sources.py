@@ -43,7 +43,7 @@ def test_stream(benchmark, cache, per_second, tmp_path, ma):
         return build_market_store(cache, spec, tmp_path / str(next(serial)), memory=1, progress=False)
 
     per_second("images", len(build()))
-    benchmark.pedantic(build, rounds=3)
+    benchmark.pedantic(build, rounds=2)
 
 
 @pytest.fixture(scope="module")

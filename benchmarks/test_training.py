@@ -21,7 +21,7 @@ def store(panel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps(size):
-    return 40 if size.images > 100 else 4
+    return 20 if size.images > 100 else 4
 
 
 def test_bare_model(benchmark, per_second, store, steps):
@@ -38,7 +38,7 @@ def test_bare_model(benchmark, per_second, store, steps):
             torch.nn.functional.cross_entropy(network(images), target).backward()
             optimizer.step()
 
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=2, warmup_rounds=1)
 
 
 def test_loop(benchmark, store, steps, tmp_path):
