@@ -157,7 +157,7 @@ class CudaRenderer:
         with self._gpu.context():
             self._states = self._gpu.upload(self._states_on_host)
             if not spec.rebuild:
-                table = np.empty((len(bars), self._fields))
+                table = np.empty((self._fields, len(bars)))
                 kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
                 self._table = self._gpu.upload(table)
         self._nothing = self._gpu.torch.zeros(8, dtype=self._gpu.torch.uint8, device=self.device)
@@ -324,13 +324,13 @@ class CudaRenderer:
         there[there] = states[rows[there]] & _WHOLE != 0
         rows = rows[there]
         first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
-        table = np.zeros((len(there), self._drawing.bars, self._fields))
-        drawn = np.empty((len(rows) * self._drawing.bars, self._fields))
+        table = np.zeros((self._fields, len(there), self._drawing.bars))
+        drawn = np.empty((self._fields, len(rows) * self._drawing.bars))
         kernels.tabulate_rebuilt(
             self._bars, self._total_return, first, rows, self._averages, self._drawing, drawn
         )
-        table[there] = drawn.reshape(len(rows), self._drawing.bars, self._fields)
-        return table.reshape(-1, self._fields)
+        table[:, there] = drawn.reshape(self._fields, len(rows), self._drawing.bars)
+        return table.reshape(self._fields, -1)
 
 
 class _Ink(NamedTuple):

@@ -161,7 +161,7 @@ def _measure(
             if belongs == group:
                 d = t
                 while d < drawing.bars:
-                    value = table[first + d * stride, field]
+                    value = table[field, first + d * stride]
                     if not math.isnan(value):
                         if field < 4:
                             found += 1
@@ -175,7 +175,7 @@ def _measure(
         d = t
         while d < drawing.bars:
             row = first + d * stride
-            if is_odd_bar(table[row, OPEN], table[row, HIGH], table[row, LOW], table[row, CLOSE]):
+            if is_odd_bar(table[OPEN, row], table[HIGH, row], table[LOW, row], table[CLOSE, row]):
                 found += ODD
             d += threads
     counts[plan.counts_at + t] = found
@@ -215,7 +215,7 @@ def _draw_joint(
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
-        high, low = table[row, HIGH], table[row, LOW]
+        high, low = table[HIGH, row], table[LOW, row]
         if not (math.isnan(high) or math.isnan(low)):
             top, end = floor - price_level(high, lowest, ppu), floor - price_level(low, lowest, ppu)
             if drawing.pixel_chart:
@@ -223,29 +223,29 @@ def _draw_joint(
                 _column(image, column + 1, end, end, strip)
             else:
                 _column(image, column + 1, top, end, strip)
-            price = table[row, OPEN]
+            price = table[OPEN, row]
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column, top, top, strip)
                 if drawing.style == JKX:
                     _column(image, column + 1, top, top, strip)
-            price = table[row, CLOSE]
+            price = table[CLOSE, row]
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column + 2, top, top, strip)
         if drawing.volume:
-            tall = volume_rows(table[row, VOLUME], volume_ppu)
+            tall = volume_rows(table[VOLUME, row], volume_ppu)
             if tall > 0:
                 top = drawing.height - tall
                 _column(image, column + 1, top, top if drawing.pixel_chart else drawing.height - 1, strip)
         for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
-            if math.isnan(table[row, n]):
+            if math.isnan(table[n, row]):
                 continue
-            here = floor - price_level(table[row, n], lowest, ppu)
+            here = floor - price_level(table[n, row], lowest, ppu)
             if d == bars - 1 or drawing.pixel_chart:
                 _column(image, column + 1, here, here, strip)
-            elif not math.isnan(table[row + stride, n]):
-                there = floor - price_level(table[row + stride, n], lowest, ppu)
+            elif not math.isnan(table[n, row + stride]):
+                there = floor - price_level(table[n, row + stride], lowest, ppu)
                 rise = abs(there - here)
                 for c in range(4):
                     start, end = segment_offsets(rise, c)
@@ -271,7 +271,7 @@ def _draw_per_field(
                 row = bottom - limit_level(bottom, up)
             else:
                 lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
-                row = bottom - field_level(table[first + d * stride, field], lowest, highest, bottom)
+                row = bottom - field_level(table[field, first + d * stride], lowest, highest, bottom)
             if field == HIGH:
                 top = row
             elif field == LOW:
@@ -293,21 +293,21 @@ def _draw_cnn_for_trading(
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
-        top = bottom - truncated_level(table[row, OPEN], lowest, highest, span, base)
+        top = bottom - truncated_level(table[OPEN, row], lowest, highest, span, base)
         _column(image, column, top, top, strip)
-        top = bottom - truncated_level(table[row, HIGH], lowest, highest, span, base)
-        end = bottom - truncated_level(table[row, LOW], lowest, highest, span, base)
+        top = bottom - truncated_level(table[HIGH, row], lowest, highest, span, base)
+        end = bottom - truncated_level(table[LOW, row], lowest, highest, span, base)
         _column(image, column + 1, top, end, strip)
-        top = bottom - truncated_level(table[row, CLOSE], lowest, highest, span, base)
+        top = bottom - truncated_level(table[CLOSE, row], lowest, highest, span, base)
         _column(image, column + 2, top, top, strip)
         for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
-            if not math.isnan(table[row, n]):
-                top = bottom - truncated_level(table[row, n], lowest, highest, span, base)
+            if not math.isnan(table[n, row]):
+                top = bottom - truncated_level(table[n, row], lowest, highest, span, base)
                 _column(image, column, top, top, strip)
                 _column(image, column + 1, top, top, strip)
         if drawing.volume:
             smallest, largest = extremes[2 * threads], extremes[3 * threads]
-            tall = truncated_volume_rows(table[row, VOLUME], smallest, largest, drawing.volume_height)
+            tall = truncated_volume_rows(table[VOLUME, row], smallest, largest, drawing.volume_height)
             _column(image, column + 1, drawing.height - tall, drawing.height - 1, strip)
         d += threads
 
@@ -386,7 +386,7 @@ def draw(
 ) -> None:  # fmt: skip
     """Draw the windows that end at panel rows `ends`; a block draws every ``gridDim.x``-th of them.
 
-    `table` float64 (rows, fields) as ``kernels.tabulate`` writes it, or ``tabulate_rebuilt`` where `plan` says
+    `table` float64 (fields, rows) as ``kernels.tabulate`` writes it, or ``tabulate_rebuilt`` where `plan` says
     packed; `states` uint8 (panel rows). The output is seen twice: `words` uint64, as far as whole words go, and
     `pixels` as unsigned integers of a pixel's size. `paper` and `flip` are uint64 words of pixels.
     """

@@ -637,9 +637,9 @@ def render_task(
 def tabulate(panel: Any, offsets: Any, given_ma: Any, windows: Any, drawing: Drawing, table: Any) -> None:
     """Write what a window draws of each panel row, whatever the window: for renderers that keep it.
 
-    ``table[row]`` is open, high, low and close of the drawn bar that ends at `row`, its volume if the spec draws
-    any, and the moving averages; the window that ends at `row` draws every ``aggregate``-th row up to it. Not
-    for rebuilt prices, which depend on the window.
+    ``table[:, row]`` is open, high, low and close of the drawn bar that ends at `row`, its volume if the spec
+    draws any, and the moving averages; the window that ends at `row` draws every ``aggregate``-th row up to it.
+    Not for rebuilt prices, which depend on the window.
     """
     k = drawing.aggregate
     for instrument in range(offsets.shape[0] - 1):
@@ -651,15 +651,15 @@ def tabulate(panel: Any, offsets: Any, given_ma: Any, windows: Any, drawing: Dra
                 prices[field, i] = abs(panel[first + i, field])
         for i in range(count):
             if i < k - 1:
-                table[first + i, :] = np.nan
+                table[:, first + i] = np.nan
                 continue
             open_, high, low, close, volume = _merged_bar(prices, i - k + 1, k)
-            table[first + i, OPEN] = open_
-            table[first + i, HIGH] = high
-            table[first + i, LOW] = low
-            table[first + i, CLOSE] = close
+            table[OPEN, first + i] = open_
+            table[HIGH, first + i] = high
+            table[LOW, first + i] = low
+            table[CLOSE, first + i] = close
             if drawing.volume:
-                table[first + i, VOLUME] = volume
+                table[VOLUME, first + i] = volume
         for n in range(windows.shape[0]):
             if given_ma.shape[0] > 0:
                 for i in range(count):
@@ -667,14 +667,14 @@ def tabulate(panel: Any, offsets: Any, given_ma: Any, windows: Any, drawing: Dra
             else:
                 moving_average(prices[CLOSE], 0, windows[n], k, drawing.partial_ma, averages)
             for i in range(count):
-                table[first + i, 4 + drawing.volume + n] = averages[i]
+                table[4 + drawing.volume + n, first + i] = averages[i]
 
 
 @jit
 def tabulate_rebuilt(
     panel: Any, total_return: Any, first: Any, rows: Any, windows: Any, drawing: Drawing, table: Any
 ) -> None:
-    """Write the rows of ``tabulate``, one a drawn bar, of the windows that end at panel rows `rows`.
+    """Write the columns of ``tabulate``, one a drawn bar, of the windows that end at panel rows `rows`.
 
     ``first[i]`` is the first row of window i's instrument. Prices are rebuilt from total returns.
     """
@@ -686,9 +686,9 @@ def tabulate_rebuilt(
         for d in range(drawing.bars):
             row = w * drawing.bars + d
             for field in range(4 + drawing.volume):
-                table[row, field] = prices[field, d]
+                table[field, row] = prices[field, d]
             for n in range(windows.shape[0]):
-                table[row, 4 + drawing.volume + n] = ma[n, d]
+                table[4 + drawing.volume + n, row] = ma[n, d]
 
 
 @jit
