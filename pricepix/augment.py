@@ -15,7 +15,7 @@ from pricepix.render.api import NO_MA, Drawer, fields_of, kernels, run
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from pricepix.panel import Panel
+    from pricepix.windows import WindowIndex
 
 __all__ = ["Augment", "Augmenter"]
 
@@ -138,16 +138,16 @@ class Augmenter:
     Parameters
     ----------
     augment : Augment
-    panel : Panel
-    spec : ImageSpec
+    windows : WindowIndex
     seed : int
     """
 
-    def __init__(self, augment: Augment, panel: Panel, spec: ImageSpec, seed: int) -> None:
-        augment.check(spec)
-        self.augment, self._panel, self._spec, self._seed = augment, panel, spec, seed
-        self._bare = spec.replace(ma=()) if spec.ma else spec
-        self._plain = Drawer(panel, spec)
+    def __init__(self, augment: Augment, windows: WindowIndex, seed: int) -> None:
+        augment.check(windows.spec)
+        self.augment, self._windows, self._seed = augment, windows, seed
+        self._panel, self._spec = windows.panel, windows.spec
+        self._bare = self._spec.replace(ma=()) if self._spec.ma else self._spec
+        self._plain = Drawer(windows)
 
     def jitter(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return by how many bars each window would end earlier, int64 (n,)."""
@@ -158,8 +158,7 @@ class Augmenter:
         self,
         epoch: int,
         position: NDArray[np.int64],
-        row: NDArray[np.int64],
-        first: NDArray[np.int64],
+        which: NDArray[np.int64],
         out: NDArray[np.uint8],
     ) -> NDArray[np.bool_]:
         """Draw windows into `out`; return which are mirrored, bool (n,).
@@ -169,11 +168,13 @@ class Augmenter:
         epoch : int
         position : numpy.ndarray, int64 (n,)
             Names the windows' chances.
-        row, first : numpy.ndarray, int64 (n,)
-            Panel row of a window's last bar, and the first of its instrument.
+        which : numpy.ndarray, int64 (n,)
+            Positions of the windows to draw.
         out : numpy.ndarray, uint8 (n, height, width)
         """
-        n, spec = len(row), self._spec
+        n, spec = len(which), self._spec
+        row = self._windows.row[which]
+        first = self._panel.offsets[self._windows.instrument[which]]
         reach = spec.lookback + spec.history
         rows = row[:, None] + np.arange(1 - reach, 1)
         known = rows >= first[:, None]
@@ -205,7 +206,7 @@ class Augmenter:
         failed = np.flatnonzero(reason)
         if len(failed):
             plain = np.empty((len(failed), *spec.shape), np.uint8)
-            self._plain.draw(row[failed], first[failed], plain)
+            self._plain.draw(which[failed], plain)
             out[failed] = plain
             mirrored[failed] = False
         return mirrored

@@ -227,13 +227,11 @@ class PanelImages(ImageSet):
 
     def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Draw a batch in this thread, without the interpreter's lock."""
-        row = self.windows.row[positions]
-        first = self.panel.offsets[self.windows.instrument[positions]]
-        self._check(positions, self._drawer.draw(row, first, out))
+        self._check(positions, self._drawer.draw(positions, out))
 
     @cached_property
     def _drawer(self) -> Drawer:
-        return Drawer(self.panel, self.spec)
+        return Drawer(self.windows)
 
     def _check(self, positions: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         if reason.any():
@@ -317,7 +315,7 @@ class PanelReader(DirectReader):
     @cached_property
     def _augmenter(self) -> Augmenter:
         assert self.augment is not None
-        return Augmenter(self.augment, self.images.panel, self.images.spec, self.seed)
+        return Augmenter(self.augment, self.images.windows, self.seed)
 
     @cached_property
     def _place(self) -> NDArray[np.int64]:
@@ -339,8 +337,7 @@ class PanelReader(DirectReader):
             row = windows.row[index] - self._augmenter.jitter(epoch, index)
             found = self._place[np.maximum(row, first)]
             drawn = np.where((row >= first) & (found >= 0), found, index)
-        row, first = windows.row[drawn], offsets[windows.instrument[drawn]]
-        mirrored = self._augmenter.draw(epoch, index, row, first, images)
+        mirrored = self._augmenter.draw(epoch, index, drawn, images)
         return AugmentedBatch(images, drawn, mirrored)
 
 

@@ -269,12 +269,11 @@ class DirectReader(EpochReader):
 
     def _indices(self, epoch: int, start: int) -> Iterator[NDArray[np.int64]]:
         """Yield the positions of each batch from `start` on."""
-        share = self._share()
-        order = self._permutation(epoch) if self.shuffle else np.arange(share.start, share.stop)
+        order = self.positions[self._permutation(epoch) if self.shuffle else self._share()]
         sizes = self._sizes()
         at = sum(sizes[:start])
         for size in sizes[start:]:
-            yield self.positions[order[at : at + size]]
+            yield order[at : at + size]
             at += size
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -745,9 +745,10 @@ def render_task(
     panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
     first: Any, row: Any, dest: Any, out: Any, mode: int, streamed: bool, reason: Any,
 ) -> None:  # fmt: skip
-    """Draw the windows that end at the ascending panel rows `row` into image ``dest`` of the flat `out`.
+    """Draw the windows that end at the panel rows `row` into image ``dest`` of the flat `out`.
 
-    ``first[i]`` is the first row of window i's instrument. At most TASK_WINDOWS windows, of any instruments.
+    ``first[i]`` is the first row of window i's instrument. At most TASK_WINDOWS windows, of any instruments and in
+    any order; those that follow each other with ascending rows share the work that they have in common.
     """
     n = row.shape[0]
     lookback, height, width = sketch.lookback, sketch.height, sketch.width
@@ -788,7 +789,7 @@ def render_task(
     for now in range(0, n + 2 * batch, batch):
         for i in range(now, min(now + batch, n)):
             soon = i + _AHEAD
-            if soon < n and row[soon] - row[soon - 1] >= lookback:
+            if soon < n and not 0 <= row[soon] - row[soon - 1] < lookback:
                 # Bars that nothing leads up to, as in a shuffled batch, lie anywhere in memory.
                 for k in range(5 * max(first[soon], row[soon] - reach), 5 * row[soon] + 5, 8):
                     prefetch(bars, k)
@@ -799,7 +800,7 @@ def render_task(
                 while (
                     run_end < n
                     and first[run_end] == first[i]
-                    and row[run_end] - row[run_end - 1] < lookback
+                    and 0 <= row[run_end] - row[run_end - 1] < lookback
                     and row[run_end] - row[i] < TASK_WINDOWS
                 ):
                     run_end += 1
@@ -863,6 +864,32 @@ def render_serial(
             panel, given, at_limit, sketch, tall, truncated, tables,
             first[a:b], row[a:b], dest[a:b], out, mode, streamed, reason,
         )  # fmt: skip
+
+
+@jit
+def render_some(
+    panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
+    rows: Any, instruments: Any, offsets: Any, which: Any, out: Any, streamed: bool, reason: Any,
+) -> int:  # fmt: skip
+    """Draw windows `which` of an index (panel row, instrument) into `out`, in that order; count the undrawn."""
+    n = which.shape[0]
+    size = sketch.height * sketch.width
+    most = min(n, TASK_WINDOWS)
+    first, row, dest = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most)
+    undrawn = 0
+    for a in range(0, n, TASK_WINDOWS):
+        count = min(n - a, TASK_WINDOWS)
+        for i in range(count):
+            row[i] = rows[which[a + i]]
+            first[i] = offsets[instruments[which[a + i]]]
+        render_task(
+            panel, given, at_limit, sketch, tall, truncated, tables,
+            first[:count], row[:count], dest[:count], out[a * size : (a + count) * size], PIXELS, streamed,
+            reason[a : a + count],
+        )  # fmt: skip
+        for i in range(count):
+            undrawn += reason[a + i] != VALID
+    return undrawn
 
 
 @parallel_jit
