@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
     from pricepix.panel import Panel
 
-# Bits of a row's state.
-_UP, _DOWN, _WHOLE = 1, 2, 4
 INSTALL: Final = 'pip install "pricepix[cuda]"'
-OUTSIDE: Final = 255
+OUTSIDE: Final = kernels.OUTSIDE
 """Reason code of a row, given on the device, that ends no window of the panel; its image is blank."""
 
 # Bytes of shared memory that an image may take at once, and a strip of one that is larger: a block gets 48 kB
@@ -270,7 +268,7 @@ class CudaRenderer:
         array = np.array(array, np.int64)
         states = self._states_on_host
         outside = (array < 0) | (array >= len(states))
-        outside |= states[np.where(outside, 0, array)] & _WHOLE == 0 if len(states) else True
+        outside |= states[np.where(outside, 0, array)] & kernels.WHOLE == 0 if len(states) else True
         if outside.any():
             raise ValueError(
                 f"{outside.sum()} rows end no window of {self.spec.lookback} bars in this panel of "
@@ -321,7 +319,7 @@ class CudaRenderer:
         rows = ends.cpu().numpy()
         states = self._states_on_host
         there = (rows >= 0) & (rows < len(states))
-        there[there] = states[rows[there]] & _WHOLE != 0
+        there[there] = states[rows[there]] & kernels.WHOLE != 0
         rows = rows[there]
         first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
         table = np.zeros((self._fields, len(there), self._drawing.bars))
@@ -362,10 +360,10 @@ def _states(
     offsets: NDArray[np.int64], spec: ImageSpec, up: NDArray[np.bool_], down: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """Bits of every panel row: whether a window ends there, and whether it holds limit flags that are drawn."""
-    states = np.full(offsets[-1], _WHOLE, np.uint8)
+    states = np.full(offsets[-1], kernels.WHOLE, np.uint8)
     for first, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         states[first : min(first + spec.lookback - 1, end)] = 0
-    for flags, bit in ((up, _UP), (down, _DOWN)):
+    for flags, bit in ((up, kernels.UP), (down, kernels.DOWN)):
         if len(flags) and spec.style == "image_trading":
             count = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
             begin = np.maximum(np.arange(1, len(flags) + 1) - spec.lookback, 0)

@@ -27,12 +27,16 @@ from numba import cuda, float64, int64, uint8, uint16, uint32, uint64
 from pricepix.render.kernels import (
     CLOSE,
     CNN_FOR_TRADING,
+    DOWN,
     HIGH,
     INK,
     JKX,
     LOW,
     OPEN,
+    OUTSIDE,
+    UP,
     VOLUME,
+    WHOLE,
     Drawing,
     cnn_for_trading_reason,
     field_level,
@@ -53,12 +57,6 @@ from pricepix.render.kernels import (
 from pricepix.render.reasons import VALID
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
-
-OUTSIDE = 255
-"""Reason code of a row that ends no window of the panel; such an image is blank."""
-
-UP, DOWN, WHOLE = 1, 2, 4
-"""Bits of a row's state: some bar of its window is at the up-limit, at the down-limit; there is a window."""
 
 # How the counts of prices, volumes and odd bars share one number.
 ODD, VOLUMES = 1 << 40, 1 << 20
@@ -390,7 +388,8 @@ def draw(
     packed; `states` uint8 (panel rows). The output is seen twice: `words` uint64, as far as whole words go, and
     `pixels` as unsigned integers of a pixel's size. `paper` and `flip` are uint64 words of pixels.
     """
-    # The same shared memory, as what lies in it.
+    # The same shared memory, as what lies in it. The compiler takes these for different memory: only a barrier
+    # may stand between a write through one and a read through another.
     extremes = cuda.shared.array(0, float64)
     counts = cuda.shared.array(0, int64)
     bytes_ = cuda.shared.array(0, uint8)
@@ -435,18 +434,9 @@ def draw(
                         _draw_joint(table, last, stride, drawing, plan, scale, bytes_, strip)
                 cuda.syncthreads()
                 _write(
-                    begin,
-                    begin + (end - top) * width,
-                    plan,
-                    bytes_,
-                    pairs,
-                    fours,
-                    eights,
-                    words,
-                    pixels,
-                    paper,
-                    flip,
-                )
+                    begin, begin + (end - top) * width, plan, bytes_, pairs, fours, eights, words, pixels,
+                    paper, flip,
+                )  # fmt: skip
                 # Before the next zeros.
                 cuda.syncthreads()
                 top += plan.strip

@@ -37,6 +37,10 @@ JKX, CNN_FOR_TRADING, IMAGE_TRADING = 0, 1, 2
 OPEN, HIGH, LOW, CLOSE, VOLUME = 0, 1, 2, 3, 4
 INK = 255
 PIXELS, BITS, DRY = 0, 1, 2
+# On a GPU: bits of a panel row's state (some bar of the window that ends there is at its up-limit, at its
+# down-limit; there is such a window at all), and the reason code where there is none.
+UP, DOWN, WHOLE = 1, 2, 4
+OUTSIDE = 255
 
 
 class Drawing(NamedTuple):
