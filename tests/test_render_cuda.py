@@ -95,7 +95,7 @@ def test_golden_jkx(golden, bars):
     for case in cases(f"jkx_{bars}", golden(f"jkx_{bars}")):
         ma = () if case.ma is None else (bars,)
         spec = ImageSpec(bars, height, ma=ma, volume=case.volume)
-        assert_gpu_draws(case, spec, 50 if case.volume and ma else 15)
+        assert_gpu_draws(case, spec, 50 if case.volume and ma else 8)
 
 
 @on_device
@@ -103,7 +103,7 @@ def test_golden_jkx(golden, bars):
 def test_golden_cnn_for_trading(golden, bars):
     for case in cases(f"cnnft_{bars}", golden(f"cnnft_{bars}")):
         ma = () if case.ma is None else (20,)
-        assert_gpu_draws(case, ImageSpec(bars, style="cnn_for_trading", ma=ma, volume=case.volume), 20)
+        assert_gpu_draws(case, ImageSpec(bars, style="cnn_for_trading", ma=ma, volume=case.volume), 10)
 
 
 @on_device
@@ -141,7 +141,7 @@ def cpu(panel, rows, spec):
 
 
 @on_device
-@settings(max_examples=15 if SIMULATED else 300)
+@settings(max_examples=12 if SIMULATED else 300)
 @given(spoiled_windows(n=3 if SIMULATED else 6))
 def test_windows_equal_the_cpu(given_):
     spec, bars, ma, at_limit = given_

@@ -188,7 +188,7 @@ class CudaRenderer:
         channels_last : bool
             Lay floating images out in ``torch.channels_last``.
         mean, std : float
-            A floating pixel x is ``(x / 255 - mean) / std``, computed in float64 and rounded once.
+            A floating pixel x is ``(x / 255 - mean) / std``, computed in float64 and converted by torch.
         out : torch.Tensor, optional
             Where to write: of the result's shape, dtype, device and memory format. Allocated when not given.
         reason : torch.Tensor, optional
