@@ -29,7 +29,7 @@ SIMULATED: Final[dict[str, Any]] = {
         "hyper": "paper",
         "settings": {"lr": 1e-3, "epochs": 2},
     },
-    "score": {},
+    "score": {"start": "2001-02-01"},
     "evaluate": {"quantiles": 5, "rebalance": "horizon"},
 }
 
