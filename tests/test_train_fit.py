@@ -356,6 +356,18 @@ def test_a_compiled_network_learns_the_same(plain: Any, store: ImageStore, tmp_p
     assert _weights(result.out).keys() == _weights(plain.out).keys()
 
 
+def test_a_part_of_a_store(store: ImageStore, tmp_path: Path) -> None:
+    names = ["S0001", "S0004"]
+    result = _fit(store, PIXELS, 5, out=tmp_path / "x", instruments=names, **(QUICK | {"epochs": 1}))
+    fold, known = result.folds[0].fold, ~np.isnan(store.returns(5))
+    used = np.concatenate([fold.train, fold.validation])
+    assert set(store.instruments[store.instrument_index[used]]) == set(names)
+    own = np.isin(store.instruments[store.instrument_index], names)
+    assert fold.dropped["no_target"] == np.count_nonzero(~known)
+    assert fold.dropped["not_chosen"] == np.count_nonzero(known & ~own)
+    assert len(used) == np.count_nonzero(known & own) - fold.dropped["purged"]
+
+
 def test_undersampling(store: ImageStore, tmp_path: Path) -> None:
     result = _fit(store, SMALL, 5, out=tmp_path / "x", balance="undersample", **(QUICK | {"epochs": 1}))
     up = store.returns(5)[result.folds[0].fold.train] > 0

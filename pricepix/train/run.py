@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -232,12 +232,12 @@ def fit(
     if targets.is_regression and balance != "none":
         raise ValueError(f"balance is {balance!r}, but target {target!r} has no classes; leave it at 'none'")
     spec = spec.replace(outputs=targets.classes)
-    usable = targets.usable.copy()
+    chosen = np.ones(len(store), bool)
     if instruments is not None or mask is not None:
-        chosen = np.zeros(len(store), bool)
+        chosen[:] = False
         chosen[select(store, instruments=instruments, mask=mask)] = True
-        usable &= chosen
-    samples = Samples.from_store(store, horizon, usable, panel)
+    samples = Samples.from_store(store, horizon, targets.usable & chosen, panel)
+    samples = replace(samples, not_chosen=int(np.count_nonzero(targets.usable & ~chosen)))
     splitter = _splitter(split, train, validation, test, embargo, seed)
     folds = splitter.folds(samples)
     for fold in folds:

@@ -46,6 +46,8 @@ class Samples:
         bool: windows without a target are in no part.
     tz : str or None
         Zone in which periods are read.
+    not_chosen : int
+        How many windows with a target are not usable because nobody asked for them.
     """
 
     time: Index
@@ -54,6 +56,7 @@ class Samples:
     instrument: NDArray[np.int32]
     usable: NDArray[np.bool_]
     tz: str | None = None
+    not_chosen: int = 0
 
     @classmethod
     def from_store(
@@ -324,7 +327,8 @@ def _fold(
     dropped = {
         "purged": purged,
         "embargoed": embargoed,
-        "no_target": int((~samples.usable).sum()),
+        "no_target": int((~samples.usable).sum()) - samples.not_chosen,
+        "not_chosen": samples.not_chosen,
         "outside": int(samples.usable.sum()) - purged - embargoed - sum(map(len, indices)),
     }
     return Fold(name, *indices, dropped, overlap_share(samples, indices[0], indices[1]))
