@@ -655,6 +655,7 @@ store:
   layout: bits
   start: '2017-01-01'
   end: '2023-06-30'
+  # memory: 1GiB              # the build reads and draws a stretch of days at a time in about so much
 train:
   model: cnn49u               # cnn9u for it9
   horizon: 50                 # LABEL RET_LONG

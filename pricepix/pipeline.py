@@ -209,7 +209,7 @@ class _MarketCache:
         from pricepix.sources import build_market_store
 
         return build_market_store(
-            self._cache, spec, path, days=self._day, threads=store.workers or None, **self._reading,
+            self._cache, spec, path, days=self._day, threads=1 if store.workers == 0 else store.workers, **self._reading,
             **store.arguments("path", "workers", "price"), **options,
         )  # fmt: skip
 
