@@ -208,8 +208,9 @@ class _MarketCache:
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.sources import build_market_store
 
+        threads = 1 if store.workers == 0 else store.workers
         return build_market_store(
-            self._cache, spec, path, days=self._day, threads=1 if store.workers == 0 else store.workers, **self._reading,
+            self._cache, spec, path, days=self._day, threads=threads, **self._reading,
             **store.arguments("path", "workers", "price"), **options,
         )  # fmt: skip
 
