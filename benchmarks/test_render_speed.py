@@ -64,7 +64,15 @@ TABLE = (
     *(Row(f"{n}, of the plain kernel", f"{n} images", f"{n} plain", 1.0) for n in OUTSIDE),
     Row("jkx20 images, two threads over one", "jkx20 images two", "jkx20 images", 1.8),
     Row("jkx20 column bits, two threads over one", "jkx20 bits two", "jkx20 bits", 1.8),
-    Row("render_universe in memory, of its kernel", "universe", "universe kernel", 1 / 1.35),
+    *(
+        Row(
+            f"render_universe in memory, {n}, of its kernel",
+            f"universe {n}",
+            f"universe kernel {n}",
+            1 / 1.35,
+        )
+        for n in ("uint8", "bits")
+    ),
     Row("Panel.from_table of Parquet, of polars' sort", "ingest", "ingest polars", 0.5),
     Limit("first image, nothing compiled, s", "first image cold", 15.0),
     Limit("first image, compiled before, s", "first image warm", 1.0),
@@ -222,21 +230,23 @@ def universe(size):
     ).drop("adjustment_factor")
 
 
-def test_universe(measure, universe):
+@pytest.mark.parametrize("layout", ["uint8", "bits"])
+def test_universe(measure, universe, layout):
     """From a data frame to a store in memory with index and labels, on one thread."""
     measure(
-        "speed universe", "universe", universe.height, render_universe, universe, "jkx20", None,
-        horizons=HORIZONS, layout="bits", threads=1, progress=False, rounds=2, warmup=1,
+        f"speed universe {layout}", f"universe {layout}", universe.height, render_universe, universe, "jkx20", None,
+        horizons=HORIZONS, layout=layout, threads=1, progress=False, rounds=4, warmup=1,
     )  # fmt: skip
 
 
-def test_universe_kernel(measure, universe):
-    """Its images alone, in its order."""
+@pytest.mark.parametrize("layout", ["uint8", "bits"])
+def test_universe_kernel(measure, universe, layout):
+    """Its images alone, in its order and to fresh memory too."""
     panel = Panel.from_table(universe, progress=False)
     windows = WindowIndex.from_panel(panel, "jkx20")
     measure(
-        "speed universe", "universe kernel", universe.height, render_panel, panel, windows,
-        bits=True, threads=1, rounds=2, warmup=1,
+        f"speed universe {layout}", f"universe kernel {layout}", universe.height, render_panel, panel, windows,
+        bits=layout == "bits", threads=1, rounds=4, warmup=1,
     )  # fmt: skip
 
 
