@@ -31,6 +31,9 @@ OUTSIDE: Final = kernels.OUTSIDE
 # without asking for more, and small blocks leave room for others beside them.
 _LARGEST_WHOLE = 24 << 10
 _STRIP_BYTES = 16 << 10
+# Blocks a multiprocessor, each of which draws image after image: several times what runs at once, so that the last
+# ones end at about the same time.
+_BLOCKS = 256
 # Blocks for which Numba does not warn of an idle GPU; those without an image end at once.
 _FEWEST_BLOCKS = 256
 _DTYPES = ("uint8", "bfloat16", "float16", "float32")
@@ -467,7 +470,7 @@ class _Gpu:
         if self.simulated:
             self._kernels.draw[min(images, 2), threads, 0, shared](*arguments)
             return
-        blocks = max(min(images, 32 * self._multiprocessors), _FEWEST_BLOCKS)
+        blocks = max(min(images, _BLOCKS * self._multiprocessors), _FEWEST_BLOCKS)
         handle = self.torch.cuda.current_stream(self.device).cuda_stream
         stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
         self._kernels.draw[blocks, threads, stream, shared](*arguments)
