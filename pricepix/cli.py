@@ -406,9 +406,12 @@ def presets() -> None:
 def train(store: str, validation: str, embargo: str, settings: dict[str, Any], **options: Any) -> None:
     """Train a network, or an ensemble, on STORE."""
     from pricepix.train import fit
+    from pricepix.train.config import is_first_rank
 
     options["instruments"] = list(options["instruments"]) or None
     found = fit(store, validation=_scalar(validation), embargo=_scalar(embargo), **options, **settings)
+    if not is_first_rank():
+        return
     click.echo(f"run       {found.out}")
     for fold in found.folds:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in fold.test.items() if value is not None)

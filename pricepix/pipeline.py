@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from pricepix.document import INDEX_CHUNK
 from pricepix.moments import as_time
 from pricepix.panel import Panel
 from pricepix.spec import ImageSpec
+from pricepix.train.config import is_first_rank
 
 if TYPE_CHECKING:
     from pricepix.store import ImageStore
@@ -53,7 +53,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         If a step is finished with other settings, or can not be done.
     """
     # Training on several devices starts this again in a process for each of them, to take part in it alone.
-    takes_part = os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0"
+    takes_part = config.train is not None and not is_first_rank()
     if takes_part:
         echo, progress = (lambda line: None), False
     out = Path(config.out)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-__all__ = ["HYPER", "Hyper"]
+__all__ = ["HYPER", "Hyper", "is_first_rank"]
+
+
+def is_first_rank() -> bool:
+    """Whether this process is not one that lightning started to take part in training on another device.
+
+    Lightning starts the script again for each of them, with its number in the environment.
+    """
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pricepix.augment import Augment
 from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
 from pricepix.train.baselines import store_rows, window_series
-from pricepix.train.config import Hyper
+from pricepix.train.config import Hyper, is_first_rank
 from pricepix.train.data import ArrayReader, Reader
 from pricepix.train.models import (
     PRESETS,
@@ -352,14 +352,14 @@ def fit(
                 raise KeyboardInterrupt(
                     f"training stopped and was saved in {own}; go on with resume=True and out={str(folder)!r}"
                 ) from None
-            if _is_first_rank():
+            if is_first_rank():
                 _write_json(own / DONE, report)
             members.append(report)
         trained = load_model(place)
         predictions = _predict(trained, store, series, fold.test, threads)
         metrics = _evaluate(trained, predictions, store, series, fold.test, targets, threads)
         result.folds.append(FoldResult(fold, place, members, trained, metrics, predictions))
-    if _is_first_rank():
+    if is_first_rank():
         _write_json(
             folder / SUMMARY,
             {"folds": [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]},
@@ -477,11 +477,11 @@ def _folder(out: Any, name: str, horizon: int, config: dict[str, Any], resume: b
         while (Path("runs") / f"{name}_h{horizon}_{number}").exists():
             number += 1
         # The first rank makes the folder, and starts the others after that.
-        folder = Path("runs") / f"{name}_h{horizon}_{number if _is_first_rank() else number - 1}"
+        folder = Path("runs") / f"{name}_h{horizon}_{number if is_first_rank() else number - 1}"
     else:
         folder = Path(out)
     saved = folder / CONFIG
-    if resume or (saved.exists() and not _is_first_rank()):
+    if resume or (saved.exists() and not is_first_rank()):
         if not saved.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume ({CONFIG} is missing)")
         before = yaml.safe_load(saved.read_text())
@@ -508,11 +508,6 @@ def _difference(before: Any, now: Any) -> str:
             if before.get(key) != now[key]:
                 return f"{key} was {before.get(key)!r}, is {now[key]!r}"
     return f"was {before!r}, is {now!r}"
-
-
-def _is_first_rank() -> bool:
-    # Lightning starts this script again for the other ranks, with their number in the environment.
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def _statistics(
