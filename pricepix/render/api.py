@@ -254,9 +254,7 @@ class Drawer:
         self._row, self._instrument = windows.row, windows.instrument
         self._fields = fields_of(panel, spec)
         _, up, down = self._fields
-        self._fast = (
-            fast.arguments_of(panel.bars, NO_MA, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
-        )
+        self._fast = _fast_arguments(panel.bars, NO_MA, up, down, spec)
 
     def draw(self, which: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Draw the windows at positions `which`, in any order, into `out`; return their reasons.
@@ -338,24 +336,27 @@ def run(
     if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or wanted < 1:
         raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
     alone = threads is None
-    # The one place that chooses between the fast path and the plain kernels.
-    if fast.takes(spec):
-        flags = len(up) + len(down) > 0
+    quick = _fast_arguments(bars, given_ma, up, down, spec)
+    if quick is not None:
         rest = (first, row, dest, out.reshape(-1, copy=False), mode, fast.streams(out), reason)
-        _drive(
-            fast,
-            fast.arguments_of(bars, given_ma, flags, spec),
-            fast.plan_tasks(len(row)),
-            rest,
-            wanted,
-            alone,
-        )
+        _drive(fast, quick, fast.plan_tasks(len(row)), rest, wanted, alone)
         left = np.flatnonzero(reason[dest] == fast.DEFERRED)
         if len(left) == 0:
             return
         first, row, dest = first[left], row[left], dest[left]
     fields = (total_return, up, down)
     _run_plain(bars, fields, given_ma, spec, first, row, dest, out, mode, reason, wanted, alone)
+
+
+def _fast_arguments(
+    bars: NDArray[np.float64],
+    given_ma: NDArray[np.float64],
+    up: NDArray[np.bool_],
+    down: NDArray[np.bool_],
+    spec: ImageSpec,
+) -> tuple[Any, ...] | None:
+    """The one place that chooses: what the fast path's drivers take first, None for the plain kernels."""
+    return fast.arguments_of(bars, given_ma, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
 
 
 def _run_plain(
