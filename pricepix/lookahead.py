@@ -131,7 +131,11 @@ def audit(
         raise ValueError("pass mask= if and only if the store was built with one")
     scorer = _scorer(cache, model) if cache is not None else None
     time = store.time
+    values = cache.of_windows(store) if cache is not None else None
     times = np.unique(time)
+    if cache is not None and values is not None and cache.attrs.get("start") is not None:
+        # A cache that was scored from a day on is looked at where it has scores.
+        times = np.unique(time[~np.isnan(values)]) if not np.isnan(values).all() else times
     last = int(times[(len(times) - 1) // 2]) if date is None else panel.as_time(date, end=True)
     before = int(np.searchsorted(time, last, side="right"))
     if before == 0:
@@ -140,10 +144,13 @@ def audit(
             "stands at "
             f"{panel.stamp(time[0])}; give a later date"
         )
+    if cache is not None and values is not None and np.isnan(values[:before]).all():
+        raise ValueError(
+            f"cache {cache.location} holds no score of an image up to {panel.stamp(last)}: give a later date"
+        )
     rng = np.random.default_rng(seed)
     changed, changed_mask = _with_garbage(panel, last, mask, rng)
     found = Audit(panel.stamp(last))
-    values = cache.of_windows(store) if cache is not None else None
     with tqdm(
         total=before if limit is None else min(before, limit), desc="audit", disable=not progress
     ) as bar:
@@ -166,7 +173,8 @@ def _scorer(cache: FactorCache, model: Any) -> Scorer:
             f"cache {cache.location} does not tell where its model {held['name']} is: pass model=, what "
             "scored it"
         )
-    scorer = Scorer(held["source"] if model is None else model, tz=cache.tz)
+    precision = cache.attrs.get("precision", "32-true")
+    scorer = Scorer(held["source"] if model is None else model, precision=precision, tz=cache.tz)
     if scorer.digest is not None and held["digest"] is not None and scorer.digest != held["digest"]:
         raise ValueError(
             f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache "

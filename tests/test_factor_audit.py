@@ -82,6 +82,38 @@ def test_a_trained_network_found_by_the_cache(panel, store, tmp_path):
     assert found.date.startswith("2000-05-01")
 
 
+def test_a_cache_of_a_period_is_audited_within_it(panel, store, tmp_path):
+    days = np.unique(store.time)
+    start = str(days[-30].astype("M8[ns]").astype("M8[D]"))
+    cache = score(store, ink, tmp_path / "f.zarr", start=start, panel=panel, progress=False)
+    found = audit(panel, store, cache, model=ink, progress=False)
+    assert found.ok, str(found)
+    assert 0 < found.scores == found.placed
+    assert found.scores == np.count_nonzero((store.time >= days[-30]) & (store.time <= days[-16]))
+    with pytest.raises(ValueError, match=r"holds no score of an image up to .*: give a later date"):
+        audit(
+            panel,
+            store,
+            cache,
+            model=ink,
+            date=str(days[40].astype("M8[ns]").astype("M8[D]")),
+            progress=False,
+        )
+
+
+def test_scores_of_lower_precision_are_audited_in_it(panel, store, tmp_path):
+    torch = pytest.importorskip("torch")
+    from pricepix.train.models import PriceCNN
+
+    torch.manual_seed(0)
+    network = PriceCNN("jkx5")
+    cache = score(store, network, tmp_path / "f.zarr", precision="bf16-mixed", progress=False)
+    found = audit(panel, store, cache, model=network, progress=False)
+    assert found.ok, str(found)
+    exact = score(store, network, None, progress=False)
+    assert np.nanmax(np.abs(exact.matrix()[1] - cache.matrix()[1])) > 2e-4  # twice the audit's tolerance
+
+
 def test_images_of_the_future_are_found(panel):
     """A store whose every bar shows the one after it."""
     bars = np.array(panel.bars)
