@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
+_HUGE_PAGE: Final = 2 << 20
 _EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
 _TABLE: Final = np.ascontiguousarray(_EIGHT_PIXELS).view(np.uint64).ravel()
 
@@ -577,23 +578,33 @@ class _Decoder:
 class _Buffers:
     """Arrays for batches, used again once nobody else holds them.
 
-    Fresh memory costs a page fault every 4 kB, which at full speed is as dear as filling it.
+    Fresh memory costs a page fault every 4 kB, which at full speed is as dear as filling it. Memory that begins
+    where a huge page does, and is large enough for numpy to ask for such pages, is filled a tenth faster still.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
-        self._held: list[NDArray[np.uint8]] = []
+        self._held: list[tuple[int, NDArray[np.uint8]]] = []
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        for i in range(len(self._held)):
-            # Two references: the list's and the argument's. A view, or a tensor over it, holds one more.
-            if len(self._held[i]) == size and sys.getrefcount(self._held[i]) == 2:
-                return self._held[i]
-        fresh = np.empty((size, *self._shape), np.uint8)
+        for length, held in self._held:
+            # Three references: the list's, the loop's and the argument's. A view, or a tensor over it, holds one
+            # more.
+            if length == size and sys.getrefcount(held) == 3:
+                return self._begin(held, size)
+        count = size * self._shape[0] * self._shape[1]
+        # numpy asks for huge pages from 4 MB on.
+        room = max(count + _HUGE_PAGE, 2 * _HUGE_PAGE) if count >= _HUGE_PAGE // 8 else count
+        fresh = np.empty(room, np.uint8)
         if len(self._held) >= 8:
             self._held.pop(0)
-        self._held.append(fresh)
-        return fresh
+        self._held.append((size, fresh))
+        return self._begin(fresh, size)
+
+    def _begin(self, held: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        count = size * self._shape[0] * self._shape[1]
+        start = -held.ctypes.data % _HUGE_PAGE if len(held) > count else 0
+        return held[start : start + count].reshape(size, *self._shape)
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
