@@ -310,7 +310,7 @@ class PanelReader(DirectReader):
             self.augment.check(images.spec)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_augmenter", "_place")}
+        return {k: v for k, v in super().__getstate__().items() if k not in ("_augmenter", "_place")}
 
     @cached_property
     def _augmenter(self) -> Augmenter:

@@ -181,6 +181,7 @@ class EpochReader(ABC):
         if prefetch < 0 or seed < 0:
             raise ValueError(f"prefetch is {prefetch} and seed is {seed}; neither may be negative")
         n = len(images)
+        self._whole = selection is None
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
@@ -193,6 +194,15 @@ class EpochReader(ABC):
             )
         self._shape = images.spec.shape
         self._epoch = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Positions of all images are counted again: workers get 8 bytes less an image.
+        return self.__dict__ | ({"positions": len(self.positions)} if self._whole else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._whole:
+            self.positions = np.arange(state["positions"])
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every rank and worker."""
@@ -346,7 +356,7 @@ class BatchReader(EpochReader):
 
     def __getstate__(self) -> dict[str, Any]:
         # The pool is read again where the reader goes.
-        return self.__dict__ | {"_pool": None}
+        return super().__getstate__() | {"_pool": None}
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         if not self.shuffle:

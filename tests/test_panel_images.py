@@ -338,6 +338,14 @@ class TestPickles:
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).read(), whole)
         assert set(_files(os.getpid())) == before
 
+    def test_readers_are_small_too(self, images: ImageSet) -> None:
+        reader = images.batches(batch_size=64, seed=3)
+        dumped = pickle.dumps(reader)
+        assert len(dumped) < 4000 < 8 * len(images)
+        for one, other in zip(pickle.loads(dumped), reader, strict=True):
+            np.testing.assert_array_equal(one.index, other.index)
+            np.testing.assert_array_equal(one.images, other.images)
+
     def test_images_of_a_panel_share_it_once(self, panel: pp.Panel) -> None:
         one, other = pp.PanelImages(panel, "jkx5"), pp.PanelImages(panel, "jkx20")
         before = set(_files(os.getpid()))
