@@ -1,7 +1,7 @@
 """Which image tells most? Twelve specs trained and compared without a store, on a market with a known answer.
 
     pip install ".[train]" matplotlib
-    python examples/sweep_specs.py [FOLDER] [--instruments 80] [--bars 320] [--epochs 2] [--threads 1]
+    python examples/sweep_specs.py [FOLDER] [--instruments 64] [--bars 320] [--epochs 2] [--threads 1]
 
 The bars are simulated: the last bar's shadow tells the sign of the next five bars' return, and no rule can be
 right more often than in 65 of 100 cases. Writes sweep_specs.csv and sweep_specs.png into FOLDER, sweep_specs/
@@ -32,7 +32,7 @@ HEIGHTS = {5: 32, 10: 48, 20: 64, 60: 96}
 def network_for(spec: pp.ImageSpec) -> train.CNNSpec:
     """The same small network for every size: what differs is the image."""
     blocks = (
-        train.ConvBlock(8, kernel=(5, 3), stride=(2, 1), padding=(2, 1), pool=(2, 1)),
+        train.ConvBlock(8, kernel=(5, 3), stride=(3, 1), padding=(2, 1), pool=(2, 1)),
         train.ConvBlock(16, kernel=(5, 3), padding=(2, 1), pool=(2, 1)),
     )
     return train.CNNSpec("sweep", *spec.shape, blocks, dropout=0.25)
@@ -122,7 +122,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path("sweep_specs"))
-    parser.add_argument("--instruments", type=int, default=80)
+    parser.add_argument("--instruments", type=int, default=64)
     parser.add_argument("--bars", type=int, default=320, help="days of the simulated market")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lookbacks", type=int, nargs="+", default=[5, 10, 20], choices=sorted(HEIGHTS))
