@@ -190,7 +190,9 @@ def enlarge(
 def _opened(store: ImageSet | str | os.PathLike[str]) -> ImageSet:
     if isinstance(store, (ImageSet, str, os.PathLike)):
         return open_images(store)
-    raise TypeError(f"store must be an ImageSet, such as an ImageStore, or its path, not {type(store).__name__}")
+    raise TypeError(
+        f"store must be an ImageSet, such as an ImageStore, or its path, not {type(store).__name__}"
+    )
 
 
 def _png(path: str | os.PathLike[str]) -> Path:
