@@ -171,20 +171,18 @@ def test_widen(measure, market, scene):
 
 
 @pytest.mark.parametrize("preset", ["jkx20", "jkx5"])
-def test_random_batches(measure, market, scene, preset):
+def test_random_batches(measure, scene, preset):
     """Batches of windows from anywhere in the panel, as training on the fly asks for them."""
     spec = ImageSpec.preset(preset)
     windows, out = scene(spec)
     rng = np.random.default_rng(0)
-    first = market.offsets[windows.instrument]
     batches = [rng.integers(0, len(windows), BATCH) for _ in range(BATCHES)]
-    batches = [(windows.row[chosen], first[chosen]) for chosen in batches]
     out = out[:BATCH] if len(out) >= BATCH else np.ones((BATCH, *spec.shape), np.uint8)
-    drawer = Drawer(market, spec)
+    drawer = Drawer(windows)
 
     def draw():
-        for row, begin in batches:
-            drawer.draw(row, begin, out)
+        for which in batches:
+            drawer.draw(which, out)
 
     measure(f"speed {preset}", f"{preset} random", BATCH * BATCHES, draw)
 
