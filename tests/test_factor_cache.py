@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import warnings
@@ -232,6 +233,51 @@ def test_appending_a_day_touches_that_day_alone(panel, tmp_path, shift):
     after = {p: p.stat().st_mtime_ns for p in (where / "factor" / "c").rglob("*") if p.is_file()}
     assert {p for p in before if after[p] != before[p]} == set()
     assert len(after) - len(before) == 1
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("on_workers", [False, True])
+def test_a_cache_with_nothing_left_to_score_is_finished(panel, tmp_path, shift, on_workers):
+    """Whether the store has grown beyond the end, or the run stopped between its last day and its last word."""
+    days = np.array([np.datetime64(int(time), "ns").astype("datetime64[D]") for time in panel.calendar])
+    end = str(days[-12])
+    for name, last in (("short", days[-5]), ("full", days[-1])):
+        store_of(panel, tmp_path / name, end=str(last))
+    where, counted = tmp_path / "factor.zarr", Stops(10**6)
+
+    def of(name, end, **options):
+        options = {"shift": shift, "panel": panel, "model_id": "ink", "progress": False, **options}
+        return score(pp.open_store(tmp_path / name), counted, where, end=end, **options)
+
+    first = of("short", end)
+    done = first.attrs["windows"]
+    assert done % 16, "the windows must end within a chunk"
+    values = first.matrix()[1]
+    counted.scored = 0
+    with contextlib.ExitStack() as stack:
+        client = None
+        if on_workers:
+            distributed = pytest.importorskip("distributed")
+            stack.enter_context(warnings.catch_warnings())
+            cluster = distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+            )
+            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+        for name, until in (("full", end), ("full", str(days[-14])), ("full", end)):
+            # An earlier end leaves what is there.
+            cache = of(name, until, append=True, client=client)
+            assert cache.attrs["complete"]
+            assert cache.attrs["windows"] == done
+            assert cache.attrs["store_digest"] == pp.open_store(tmp_path / "full").digest
+            np.testing.assert_array_equal(cache.matrix()[1], values)
+            # As a kill leaves it between the last day and the last word.
+            zarr.open_group(where, mode="r+", zarr_format=3).attrs.update({"complete": False})
+            with pytest.raises(ValueError, match="is not finished"):
+                open_cache(where)
+            cache = of(name, until, client=client)
+            np.testing.assert_array_equal(cache.matrix()[1], values)
+            assert open_cache(where).attrs["windows"] == done
+    assert counted.scored == 0
 
 
 def test_appending_scores_new_windows_only_and_takes_new_instruments(tmp_path):

@@ -452,12 +452,15 @@ def _check_same(
 Scored = tuple[int, NDArray[np.float32], NDArray[np.float32] | None]
 """First window, values, spread."""
 Results = Callable[[int, int], Iterator[Scored]]
+"""From the first window to score and one past the last; nothing where none is left."""
 
 
 def _ahead(windows: _Windows, scorer: Scorer) -> Results:
     """Score in this process, chunks being read and decoded in another thread."""
 
     def run(first: int, last: int) -> Iterator[Scored]:
+        if first >= last:
+            return
         store = windows.store
         size = store.chunk
         waiting: deque[Any] = deque()
@@ -489,6 +492,8 @@ def _spread_out(client: Any, windows: _Windows, scorer: Scorer) -> Results:
     """Score on the workers of a dask cluster, a chunk a task, results taken in order."""
 
     def run(first: int, last: int) -> Iterator[Scored]:
+        if first >= last:
+            return
         store = windows.store
         size = store.chunk
         model = client.scatter(scorer, broadcast=True)
