@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.render.api import NO_MA, Drawer, fields_of, kernels, run
+from pricepix.render.api import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ class Augment:
     invert : float
         Chance that prices are mirrored: ``p`` becomes ``c - p``, with `c` the highest price plus the lowest of the
         window and the history of its averages, and highs and lows change places. Averages are mirrored with the
-        closes. The image is drawn upside down, its volume panel not. The return changes its sign, and the target
-        becomes what it is of that.
+        closes. The image is drawn upside down, its volume panel not; where levels are truncated and not rounded
+        (style ``cnn_for_trading``, scale ``per_field``), mirrored prices lie a row beside that. The return changes
+        its sign, and the target becomes what it is of that.
     drop_bars : float
         Chance of each bar to lose its open, high, low and volume, so that nothing of it is drawn. Its close still
         counts in averages and in the price scale. A window that would be left without any bar keeps all.
@@ -118,6 +119,12 @@ class Augment:
             )
         if self.ma < 1 and not spec.ma:
             raise ValueError(f"ma={self.ma} leaves averages out, but the spec draws none: leave it out")
+        if self.drop_bars and (spec.style == "cnn_for_trading" or spec.scale == "per_field"):
+            kind = f"style={spec.style!r}" if spec.style == "cnn_for_trading" else f"scale={spec.scale!r}"
+            raise ValueError(
+                f"drop_bars={self.drop_bars} leaves bars without prices, but {kind} draws no window with a missing "
+                "price: leave it out"
+            )
         if self.invert and spec.rebuild is not None:
             raise ValueError(
                 f"invert={self.invert} mirrors prices, but rebuild={spec.rebuild!r} makes them from returns: leave "
@@ -140,14 +147,22 @@ class Augmenter:
     augment : Augment
     windows : WindowIndex
     seed : int
+    plain : callable
+        Draws the windows at given positions, as they are, into an array; and raises if it cannot.
     """
 
-    def __init__(self, augment: Augment, windows: WindowIndex, seed: int) -> None:
+    def __init__(
+        self,
+        augment: Augment,
+        windows: WindowIndex,
+        seed: int,
+        plain: Callable[[NDArray[np.int64], NDArray[np.uint8]], None],
+    ) -> None:
         augment.check(windows.spec)
         self.augment, self._windows, self._seed = augment, windows, seed
         self._panel, self._spec = windows.panel, windows.spec
         self._bare = self._spec.replace(ma=()) if self._spec.ma else self._spec
-        self._plain = Drawer(windows)
+        self._plain = plain
 
     def jitter(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return by how many bars each window would end earlier, int64 (n,)."""
@@ -206,7 +221,7 @@ class Augmenter:
         failed = np.flatnonzero(reason)
         if len(failed):
             plain = np.empty((len(failed), *spec.shape), np.uint8)
-            self._plain.draw(which[failed], plain)
+            self._plain(which[failed], plain)
             out[failed] = plain
             mirrored[failed] = False
         return mirrored

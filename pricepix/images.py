@@ -192,6 +192,10 @@ class ImageSet(ABC):
 
     def chunk_windows(self, chunk: int) -> int:
         """Images of a chunk: all but the last are full."""
+        if not 0 <= chunk * self.chunk < max(len(self), 1):
+            raise IndexError(
+                f"there is no chunk {chunk} of {self.kind} {self.location}, of {len(self):,} images"
+            )
         return min(self.chunk, len(self) - chunk * self.chunk)
 
     def read_chunk(self, chunk: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
@@ -284,6 +288,14 @@ class ImageSet(ABC):
         """
         from pricepix.reader import select
 
+        if not self.augments:
+            # What draws its images can change them first, and draw them elsewhere.
+            for name in ("augment", "device"):
+                if (value := options.pop(name, None)) not in (None, "cpu"):
+                    raise ValueError(
+                        f"{name}={value!r} is for images that are drawn when they are asked for, and {self.kind} "
+                        f"{self.location} has its images: take PanelImages, or leave {name} out"
+                    )
         chosen = None
         if time is not None or instruments is not None or mask is not None:
             chosen = select(self, time=time, instruments=instruments, mask=mask)

@@ -200,9 +200,17 @@ class PanelImages(ImageSet):
             whole = self._time
         else:
             kind, _, number = name.rpartition("_")
+            if kind not in ("ret", "exit_time") or not number.isdecimal():
+                raise KeyError(
+                    f"{self.kind} {self.location} have no column {name!r}: choose time, instrument_index, ret_<h> or "
+                    "exit_time_<h>"
+                )
             label = self._label(int(number))
             whole = label.value if kind == "ret" else label.exit_time
-        return whole[first * INDEX_CHUNK : None if last is None else last * INDEX_CHUNK]
+        part = whole[first * INDEX_CHUNK : None if last is None else last * INDEX_CHUNK]
+        # What is kept is handed out: whoever wrote to it would change the labels of every training to come.
+        part.flags.writeable = False
+        return part
 
     @cached_property
     def _time(self) -> NDArray[np.int64]:
@@ -308,6 +316,20 @@ class PanelReader(DirectReader):
         self.augment = None if augment is None else Augment.of(augment)
         if self.augment is not None:
             self.augment.check(images.spec)
+            if self.augment.jitter_end and not self._neighbours(self.augment.jitter_end):
+                raise ValueError(
+                    f"jitter_end={self.augment.jitter_end} takes windows that end up to so many bars earlier, but none "
+                    f"of the {len(self.positions):,} chosen windows has such a neighbour: give more bars, choose more "
+                    "windows (every='bar'), or leave it out"
+                )
+
+    def _neighbours(self, bars: int) -> bool:
+        """Whether any two chosen windows of an instrument end at most so many bars apart."""
+        windows = self.images.windows
+        # Rows of a panel go instrument by instrument.
+        order = np.argsort(windows.row[self.positions])
+        row, instrument = (of[self.positions[order]] for of in (windows.row, windows.instrument))
+        return bool(np.any((np.diff(row) <= bars) & (np.diff(instrument) == 0)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k not in ("_augmenter", "_place")}
@@ -315,7 +337,7 @@ class PanelReader(DirectReader):
     @cached_property
     def _augmenter(self) -> Augmenter:
         assert self.augment is not None
-        return Augmenter(self.augment, self.images.windows, self.seed)
+        return Augmenter(self.augment, self.images.windows, self.seed, self.images._draw)
 
     @cached_property
     def _place(self) -> NDArray[np.int64]:
@@ -370,7 +392,8 @@ class DeviceReader(DirectReader):
         places = torch.from_numpy(index).to(renderer.device)
         at = 0
         for size in map(len, indices):
-            yield renderer.render(rows[at : at + size]), places[at : at + size]
+            images: Any = renderer.render(rows[at : at + size])
+            yield Batch(images, places[at : at + size])  # type: ignore[arg-type]
             at += size
 
 

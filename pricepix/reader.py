@@ -171,8 +171,8 @@ class EpochReader(ABC):
         threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
         for name, which, of in (("rank", rank, ranks), ("worker", worker, workers)):
             if not 0 <= which < of:
                 raise ValueError(f"{name} is {which} of {of}; count from 0 to {of - 1}")
@@ -191,6 +191,11 @@ class EpochReader(ABC):
             raise ValueError(
                 f"{len(self.positions)} images are chosen for {self.parts} ranks and workers; "
                 "choose at least one for each"
+            )
+        if ranks > 1 and self.batch_size == 1 and len(self.positions) % self.parts and not drop_last:
+            raise ValueError(
+                f"{len(self.positions)} images in batches of 1 are not as many batches for each of {ranks} ranks: give "
+                "batch_size=2 or more, or drop_last=True"
             )
         self._shape = images.spec.shape
         self._epoch = 0

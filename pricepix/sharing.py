@@ -112,13 +112,21 @@ def _hold(descriptor: int) -> None:
     with suppress(ImportError):
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            raise OSError(
+                f"the folder for temporary files, {tempfile.gettempdir()}, has no file locks ({error}), which sharing "
+                "arrays with other processes needs: name another in TMPDIR"
+            ) from error
 
 
 def _remove(file: Any, path: str, owner: int) -> None:
     """Delete the file, unless this is a forked child of the process it belongs to."""
     if os.getpid() == owner:
-        file.close()
+        # On a full disk closing fails too: there is something left to write.
+        with suppress(OSError):
+            file.close()
         with suppress(OSError):
             os.unlink(path)
 

@@ -267,14 +267,71 @@ class TestBadInput:
             (Augment(rescale_volume=(0.5, 2)), pp.ImageSpec(5), "the spec draws none"),
             (Augment(ma=0.5), pp.ImageSpec(5), "the spec draws none"),
             (Augment(invert=0.5), SPECS["rebuilt"], "makes them from returns"),
+            (
+                Augment(drop_bars=0.1),
+                pp.ImageSpec.preset("cnnft20"),
+                "style='cnn_for_trading' draws no window",
+            ),
+            (Augment(drop_bars=0.1), SPECS["per_field"], "scale='per_field' draws no window"),
         ],
     )
     def test_specs(self, panel: pp.Panel, augment: Augment, spec: pp.ImageSpec, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             pp.PanelImages(panel, spec, horizons=()).batches(augment=augment)
 
+    @pytest.mark.parametrize("spec", [*pp.ImageSpec.presets(), "pixel", "merged"])
+    def test_dropped_bars_show_in_every_style_that_takes_them(self, spec: str) -> None:
+        """And hinder nothing else: as many windows are mirrored."""
+        whole = pp.samples.simulate(4, 400, seed=1, halt_rate=0, delist_rate=0)
+        images = pp.PanelImages(whole, SPECS.get(spec) or pp.ImageSpec.preset(spec), horizons=())
+        if images.spec.style == "cnn_for_trading":
+            pytest.skip("draws no window with a missing bar")
+        found, which, mirrored = drawn(images, Augment(drop_bars=0.1, invert=0.5))
+        assert abs(mirrored.mean() - 0.5) < 0.1
+        _, _, alone = drawn(images, Augment(invert=0.5))
+        np.testing.assert_array_equal(mirrored, alone)
+        upright = ~mirrored
+        differ = (found[upright] != images.read(which[upright])).any(axis=(1, 2))
+        assert differ.mean() > 1 - 0.9**images.spec.bars - 0.1
+
+    def test_jitter_without_neighbours(self, panel: pp.Panel) -> None:
+        images = pp.PanelImages(panel, "jkx5", horizons=(), every=5)
+        with pytest.raises(
+            ValueError, match=r"jitter_end=2 takes windows .* none of the .* has such a neighbour"
+        ):
+            images.batches(augment=Augment(jitter_end=2))
+        assert len(images.batches(augment=Augment(jitter_end=5))) > 0
+
 
 class TestTraining:
+    def test_weights_are_of_the_classes_as_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Half of the windows mirrored: as many rise as fall, whatever the market did."""
+        pytest.importorskip("torch")
+        from pricepix import train
+        from pricepix.train import loop
+
+        seen = []
+        monkeypatch.setattr(
+            loop, "train_member", lambda *_, class_weights, **__: seen.append(class_weights) or {}
+        )
+        panel = pp.samples.simulate(6, 150, seed=2, halt_rate=0, delist_rate=0)
+        images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+        for chance in (0.0, 0.5, 1.0):
+            with pytest.raises(FileNotFoundError):
+                train.fit(
+                    images,
+                    "jkx5",
+                    balance="weights",
+                    augment=Augment(invert=chance),
+                    out=tmp_path / str(chance),
+                )
+        plain, half, turned = seen
+        assert plain[0] != plain[1]
+        assert half.tolist() == pytest.approx([1, 1], abs=0.02)
+        assert turned.tolist() == pytest.approx(plain.flip(0).tolist(), abs=0.02)
+
     def test_mirrored_labels(self, panel: pp.Panel) -> None:
         torch = pytest.importorskip("torch")
         from pricepix.train.data import Loader

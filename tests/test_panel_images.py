@@ -174,6 +174,21 @@ class TestSameAsAStore:
         with pytest.raises(ValueError, match=r"none of the .* candidate windows can be drawn"):
             pp.PanelImages(panel, "jkx5", mask=np.zeros(len(panel), bool))
 
+    def test_what_is_handed_out_cannot_change_the_labels(self, panel: pp.Panel) -> None:
+        images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+        for array in (images.returns(5), images.exit_time(5), images.time, images.instrument_index):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+
+    def test_unknown_columns_and_chunks(self, panel: pp.Panel) -> None:
+        images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+        for name in ("foo", "return_5", "ret_five"):
+            with pytest.raises(KeyError, match=f"no column '{name}': choose time"):
+                images.column(name)
+        for chunk in (-1, 99):
+            with pytest.raises(IndexError, match=f"no chunk {chunk} of panel images"):
+                images.read_chunk(chunk)
+
     def test_unknown_horizon(self, panel: pp.Panel) -> None:
         with pytest.raises(ValueError, match=r"panel images of 8 instruments has no forward returns over 7"):
             pp.PanelImages(panel, "jkx5").returns(7)
@@ -325,6 +340,35 @@ def test_two_workers_share_an_epoch(images: ImageSet, method: str) -> None:
     assert all(same for _, _, same in found)
 
 
+def test_workers_that_stay_hear_of_the_next_epoch(panel: pp.Panel) -> None:
+    torch = pytest.importorskip("torch")
+    from pricepix.train import StoreDataset
+
+    images = pp.PanelImages(panel, "jkx5", horizons=())
+    dataset = StoreDataset(images, batch_size=64)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=1, persistent_workers=True, multiprocessing_context="spawn"
+    )
+    orders = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        orders.append(torch.cat([index for _, index in loader]).tolist())
+    assert orders[0] != orders[1]
+    for epoch, order in enumerate(orders):
+        batches = images.batches(batch_size=64).epoch(epoch)
+        assert order == np.concatenate([batch.index for batch in batches]).tolist()
+
+
+def test_options_of_drawn_images_are_refused_by_a_store(store: pp.ImageStore) -> None:
+    for option in ({"augment": pp.Augment(invert=0.5)}, {"device": "cuda"}):
+        with pytest.raises(ValueError, match=r"is for images that are drawn .*: take PanelImages"):
+            store.batches(**option)
+    with pytest.raises(ValueError, match=r"batch_size is 2\.5; give a whole number"):
+        store.batches(batch_size=2.5)
+    with pytest.raises(ValueError, match="not as many batches for each of 2 ranks"):
+        store.batches(mask=np.arange(5), batch_size=1, ranks=2)
+
+
 class TestPickles:
     def test_they_are_small_and_map_one_file(self, images: ImageSet) -> None:
         whole = images.read()
@@ -401,6 +445,26 @@ class TestPickles:
             # The next that shares clears up.
             assert len(list(tmp_path.iterdir())) == 1
             run(code.replace(end, "pass"))
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no limits on Windows")
+    def test_nothing_is_left_on_a_full_disk(self, tmp_path: Path) -> None:
+        code = """
+            import pickle, resource, signal
+            import numpy as np
+            from pricepix.sharing import SharedArrays
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+            try:
+                pickle.dumps(SharedArrays({"x": np.zeros((1 << 20) + 100, np.uint8)}))
+            except OSError:
+                print("refused")
+        """
+        environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True, capture_output=True
+        )
+        assert done.stdout.split() == [b"refused"]
         assert not list(tmp_path.iterdir())
 
     def test_files_of_the_living_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

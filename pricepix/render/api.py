@@ -251,7 +251,9 @@ class Drawer:
     def __init__(self, windows: WindowIndex) -> None:
         panel, spec = windows.panel, windows.spec
         self._bars, self._offsets, self._spec = panel.bars, panel.offsets, spec
-        self._row, self._instrument = windows.row, windows.instrument
+        self._row, self._instrument = windows.row.view(), windows.instrument.view()
+        # As they are where another process shares them: compiled code tells the two kinds of arrays apart.
+        self._row.flags.writeable = self._instrument.flags.writeable = False
         self._fields = fields_of(panel, spec)
         _, up, down = self._fields
         self._fast = _fast_arguments(panel.bars, NO_MA, up, down, spec)

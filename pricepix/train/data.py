@@ -140,16 +140,17 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
         self._store, self._selection, self._options = store, selection, options
         self._reader = store.batches(mask=selection, **options)
-        self._epoch = 0
+        # Shared, so that workers which outlive an epoch hear of the next.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
-        self._epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         info, reader = get_worker_info(), self._reader
         if info is not None:
             options = self._options | {"worker": info.id, "workers": info.num_workers}
             reader = self._store.batches(mask=self._selection, **options)
-        for batch in reader.epoch(self._epoch):
+        for batch in reader.epoch(int(self._epoch)):
             yield tuple(_as_tensor(part) for part in (batch[0], batch[1], *batch[2:]))

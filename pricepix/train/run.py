@@ -236,16 +236,21 @@ def fit(
     if instruments is not None or mask is not None:
         chosen[:] = False
         chosen[select(store, instruments=instruments, mask=mask)] = True
-    samples = Samples.from_store(store, horizon, targets.usable & chosen, panel)
+    known = panel if panel is not None else store.panel
+    samples = Samples.from_store(store, horizon, targets.usable & chosen, known)
     samples = replace(samples, not_chosen=int(np.count_nonzero(targets.usable & ~chosen)))
     splitter = _splitter(split, train, validation, test, embargo, seed)
     folds = splitter.folds(samples)
     for fold in folds:
         _check_classes(fold, targets, settings)
+        if augment is not None:
+            # Refuses here, before there is a folder, what can not happen to these windows.
+            store.batches(mask=fold.train, augment=augment)
 
     if device is not None:
         accelerator, devices = _one_device(device, accelerator, devices)
     machine = Device(accelerator, devices, precision, channels_last, compile)
+    _check_shared(settings.batch_size, len(devices) if isinstance(devices, (list, tuple)) else devices)
     config = _plain(
         {
             "pricepix": __version__,
@@ -286,7 +291,12 @@ def fit(
             train_index = balanced(train_index, targets.values, targets.classes, seed)  # type: ignore[arg-type]
         weights = None
         if balance == "weights":
-            weights = torch.from_numpy(class_weights(targets.values[train_index], targets.classes))  # type: ignore[arg-type]
+            found = np.bincount(targets.values[train_index], minlength=targets.classes)
+            if mirrored is not None and augment is not None:
+                # The classes as the network sees them: so many windows are mirrored, and their labels with them.
+                turned = np.bincount(mirrored.numpy()[train_index], minlength=targets.classes)
+                found = (1 - augment.invert) * found + augment.invert * turned
+            weights = torch.from_numpy(class_weights(found))
         statistics = _statistics(store, series, train_index, seed, threads)
         metadata = {
             "image_spec": store.spec.to_dict(),
@@ -315,12 +325,8 @@ def fit(
                 part: str, rank: int, ranks: int, where: str, member_seed: int = member_seed
             ) -> Reader:
                 index = train_index if part == "train" else fold.validation  # noqa: B023
-                size, rest = divmod(settings.batch_size, ranks)
-                if rest:
-                    raise ValueError(
-                        f"batch_size is {settings.batch_size}, which {ranks} devices cannot share evenly; give a "
-                        f"multiple of {ranks}"
-                    )
+                _check_shared(settings.batch_size, ranks)
+                size = settings.batch_size // ranks
                 shuffle = part == "train"
                 if series is not None:
                     return ArrayReader(
@@ -332,7 +338,9 @@ def fit(
                         rank=rank,
                         ranks=ranks,
                     )
-                options: dict[str, Any] = {"pool_bytes": pool_bytes, "threads": threads}
+                options: dict[str, Any] = {"pool_bytes": pool_bytes}
+                if threads is not None:
+                    options["threads"] = threads
                 if augment is not None and part == "train":
                     options["augment"] = augment
                 elif store.renders_on(where):
@@ -365,6 +373,14 @@ def fit(
             {"folds": [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]},
         )
     return result
+
+
+def _check_shared(batch_size: int, devices: Any) -> None:
+    """Refuse a batch that devices cannot share; a number that lightning still has to find comes later."""
+    if isinstance(devices, int) and devices > 1 and batch_size % devices:
+        raise ValueError(
+            f"batch_size is {batch_size}, which {devices} devices cannot share evenly; give a multiple of {devices}"
+        )
 
 
 def _one_device(device: str, accelerator: str, devices: Any) -> tuple[str, Any]:

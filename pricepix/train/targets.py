@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +124,11 @@ def _ranks(
     return rank, count
 
 
-def class_weights(values: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Weights of the classes, inverse to their frequency and of mean 1 over the samples."""
-    counts = np.bincount(values, minlength=classes)
+def class_weights(counts: NDArray[Any]) -> NDArray[np.float32]:
+    """Weights of the classes, inverse to their (expected) counts and of mean 1 over the samples."""
     if (counts == 0).any():
         raise ValueError(f"class counts are {counts.tolist()}; weights need at least one sample a class")
-    return (len(values) / (classes * counts)).astype(np.float32)
+    return (counts.sum() / (len(counts) * counts)).astype(np.float32)
 
 
 def balanced(
