@@ -13,6 +13,7 @@ from pricepix.factor import evaluate, open_cache
 from pricepix.factor.baselines import momentum, reversal, trend
 from pricepix.factor.cache import create, extend
 from pricepix.factor.calendar import day_and_interval, interval_names
+from pricepix.factor.evaluation import reach
 from pricepix.factor.market import Market
 from pricepix.factor.portfolio import hold, quantile_returns, quantiles
 from pricepix.factor.statistics import information_coefficient
@@ -266,6 +267,17 @@ def test_trend_finds_reversal_in_a_market_that_reverts():
     other = pp.Panel.from_arrays(later, later, later, later, instruments=labels, progress=False)
     again = trend(Market.of(other, other.instruments), at, 21)
     assert np.array_equal(found[at <= 450], again[at <= 450], equal_nan=True)
+
+
+def test_bars_around_the_judged_ones_are_those_of_the_settings():
+    # A year for momentum before; two quarters' ends, five bars' delay and five bars' wait after.
+    assert reach(252.0, baselines=["MOM"]) == (252, 131)
+    assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == reach(2520.0, baselines=["MOM"])
+    assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == (2520, 731)
+    assert reach(252.0, baselines=["MOM"], periods_per_year=None, quantiles=3, end="2021-01-01") == (252, 131)
+    assert reach(12096.0) == (15112, 3467)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'per_years'"):
+        reach(252.0, per_years=12.0)
 
 
 def test_a_users_column_in_every_form(cache, panel, random_factor):

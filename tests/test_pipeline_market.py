@@ -79,8 +79,9 @@ def test_a_market_cache_is_never_read_as_a_whole(half_hours, tmp_path, monkeypat
     assert len(days) < len(half_hours.days)
 
 
-def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_path):
-    """A factor judged on the days that a run reads has the figures of the whole panel."""
+@pytest.mark.parametrize("per_year", [None, 4536.0])
+def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_path, per_year):
+    """A factor judged on the days that a run reads has the figures of the whole panel, whatever a year has."""
     from pricepix import factor
 
     config = market_config(half_hours, tmp_path / "out")
@@ -99,7 +100,7 @@ def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_pat
     np.testing.assert_array_equal(cache.matrix()[1], same.matrix()[1])
     settings = {
         "horizon": 5, "start": "2021-03-15", "end": "2021-03-26", "quantiles": 3, "delays": [0, 2],
-        "baselines": ["STR", "WSTR"],
+        "baselines": ["STR", "WSTR"], "periods_per_year": per_year,
     }  # fmt: skip
     judged = bars.of_evaluation(settings, store)
     assert len(judged.calendar) < len(panel.calendar)

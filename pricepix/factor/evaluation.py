@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -175,6 +176,13 @@ def evaluate(
     ValueError
         Cache and panel do not belong together, the horizon is longer than the data, or there are fewer
         instruments than quantiles.
+
+    Notes
+    -----
+    All bars of the panel, not the judged dates alone, are laid out on grids of bars by the cache's instruments,
+    with 8 bytes a cell. Beside the panel itself at most seven and a half of them are held at a time, and what the
+    judged dates need. Five-minute bars of 5,000 stocks, of which the default baselines take 15,112 before the first
+    judged date and the portfolios 3,467 after the last one, make grids of 0.7 GiB.
     """
     cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
     panel = Panel.of(panel)
@@ -233,35 +241,36 @@ def evaluate(
     return Evaluation(figures, series, cache)
 
 
-def reach(
-    horizon: int = 20,
-    *,
-    delay: int = 0,
-    rebalance: str | int | None = None,
-    delays: Sequence[int] = (0, 1, 2, 3, 4, 5),
-    horizons: Sequence[int] | None = None,
-    baselines: Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
-    max_wait: int = 5,
-    per_year: float = 252.0,
-    **_: Any,
-) -> tuple[int, int]:
+def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     """Return how many bars before the first judged date, and after the last one, `evaluate` looks at.
 
-    A panel of these alone gives the figures of one that has all bars, but for the trend factor, whose months
-    are counted from the panel's first bar.
+    A panel of these alone gives the figures of one that has all bars, but for the trend factor: its months are
+    counted from the panel's first bar, and lags longer than half of the panel are left out, so that a shorter one
+    may lose those of 800 and 1000 bars.
 
     Parameters
     ----------
     per_year : float
-        Bars a year.
-    horizon, ...
-        As given to `evaluate`; others are taken and say nothing about it.
+        Bars a year, where `settings` has no ``periods_per_year``.
+    **settings
+        Keyword arguments of `evaluate`, whose defaults hold for the others.
+
+    Raises
+    ------
+    TypeError
+        A setting that `evaluate` does not have.
     """
+    asked = signature(evaluate).bind_partial(**settings)
+    asked.apply_defaults()
+    given = asked.arguments
+    horizon, rebalance, horizons = given["horizon"], given["rebalance"], given["horizons"]
+    per_year = given["periods_per_year"] or per_year
     longest = max(horizon, *(_DECAY if horizons is None else horizons))
     # Portfolios by quarter are always looked at, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
-    after = delay + max((0, *delays)) + max_wait + max(longest, period) + 1
-    return max((1, *(history(name, per_year) for name in baselines if name in BASELINES))), after
+    after = given["delay"] + max((0, *given["delays"])) + given["max_wait"] + max(longest, period) + 1
+    before = max((1, *(history(name, per_year) for name in given["baselines"] if name in BASELINES)))
+    return before, after
 
 
 @dataclass(frozen=True)
