@@ -90,7 +90,7 @@ class Market:
         rows = self.row[position]
         there = rows >= 0
         code = np.broadcast_to(self.code, rows.shape)[there]
-        # Labels are stored as float32; here the same kernels fill float64.
+        # The kernels round to float32, as the labels are stored; sums over instruments need float64.
         value = np.empty(len(code), np.float64)
         exit_time = np.empty(len(code), np.int64)
         panel = self.panel
