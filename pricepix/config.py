@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -64,12 +64,14 @@ class Data(Section):
                 "give either source (a file, glob or folder), or market_cache (a folder), or sample (stocks "
                 "or simulate)"
             )
-        own = {"files", "session", "days", "no_trade", "filtered", "decimals"} & set(self.arguments())
+        changed = {name for name, value in self.arguments().items() if value != _default(type(self), name)}
+        own = {"files", "session", "days", "no_trade", "filtered", "decimals"} & changed
         if own and self.market_cache is None:
             raise ValueError(f"{', '.join(sorted(own))} belong to market_cache")
         if self.market_cache is not None:
             shared = {"market_cache", "adjust", "on_bad", *own}
-            if other := sorted(set(self.arguments("simulate", "null_values")) - shared):
+            # A saved file spells out the defaults of everything.
+            if other := sorted(changed - shared - {"simulate"}):
                 raise ValueError(f"{', '.join(other)} are for tables, not for a market_cache")
             if self.adjust == "divide":
                 raise ValueError("prices of a market_cache are multiplied by their factor: adjust: multiply")
@@ -110,8 +112,8 @@ class Image(Section):
 class Store(Section):
     """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`.
 
-    The store of a market cache is built a stretch of days at a time, in about `memory`; see
-    ``pricepix.sources.build_market_store``.
+    The store of a market cache is built a stretch of days at a time, in about `memory`, and has the horizons
+    1 and 50 and the layout ``bits`` by default; see ``pricepix.sources.build_market_store``.
     """
 
     path: str | None = None
@@ -189,6 +191,10 @@ class Evaluate(Section):
     end: str | None = None
 
 
+# What ``build_market_store`` takes by itself, where it differs from ``render_universe``.
+_MARKET_STORE: Final[Mapping[str, Any]] = {"horizons": [1, 50], "layout": "bits"}
+
+
 class Config(Section):
     """A whole run. It ends with the last section that is there: store, train, score or evaluate."""
 
@@ -217,6 +223,11 @@ class Config(Section):
                 "a market_cache is read a stretch of days at a time: give store.every as bar, day, week, month "
                 "or quarter, and store.shard as a number of windows"
             )
+        # Said here once, so that what is saved is what is built.
+        left_out = {
+            name: value for name, value in _MARKET_STORE.items() if name not in store.model_fields_set
+        }
+        object.__setattr__(self, "store", store.model_copy(update=left_out))
         return self
 
     @model_validator(mode="after")
@@ -242,6 +253,23 @@ class Config(Section):
             faults = "\n".join(f"  {_fault(cls, item)}" for item in error.errors(include_url=False))
             raise ValueError(f"the configuration has {error.error_count()} faults:\n{faults}") from None
 
+    def anchored(self, folder: str | PathLike[str]) -> Config:
+        """Return the configuration with its relative paths taken from a folder."""
+
+        def anchored(name: str) -> str:
+            return name if "://" in name else str(Path(folder) / name)
+
+        source, cache, path = self.data.source, self.data.market_cache, self.store.path
+        if isinstance(source, list):
+            source = [anchored(name) for name in source]
+        elif source is not None:
+            source = anchored(source)
+        data = self.data.model_copy(
+            update={"source": source, **({"market_cache": anchored(cache)} if cache else {})}
+        )
+        store = self.store.model_copy(update={"path": anchored(path)} if path else {})
+        return self.model_copy(update={"out": anchored(self.out), "data": data, "store": store})
+
     def to_yaml(self) -> str:
         """Return the configuration with its defaults spelled out."""
         values = self.model_dump(mode="json", exclude_none=True)
@@ -266,7 +294,7 @@ def load_config(path: str | PathLike[str]) -> Config:
         config = Config.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return _anchored(config, path.absolute().parent)
+    return config.anchored(path.absolute().parent)
 
 
 def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
@@ -283,23 +311,8 @@ def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
     return values
 
 
-def _anchored(config: Config, folder: Path) -> Config:
-    """Take relative paths from the folder of the configuration."""
-
-    def anchored(name: str) -> str:
-        return name if "://" in name else str(folder / name)
-
-    source = config.data.source
-    if isinstance(source, list):
-        source = [anchored(name) for name in source]
-    elif source is not None:
-        source = anchored(source)
-    cache, path = config.data.market_cache, config.store.path
-    data = config.data.model_copy(
-        update={"source": source, **({"market_cache": anchored(cache)} if cache else {})}
-    )
-    store = config.store.model_copy(update={"path": anchored(path)} if path else {})
-    return config.model_copy(update={"out": anchored(config.out), "data": data, "store": store})
+def _default(model: type[BaseModel], name: str) -> Any:
+    return model.model_fields[name].get_default(call_default_factory=True)
 
 
 def _fault(model: type[BaseModel], item: Any) -> str:

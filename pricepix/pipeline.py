@@ -53,33 +53,34 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         If a step is finished with other settings, or can not be done.
     """
     # Training on several devices starts this again in a process for each of them, to take part in it alone.
-    takes_part = config.train is not None and not is_first_rank()
-    if takes_part:
-        echo, progress = (lambda line: None), False
+    if config.train is not None and not is_first_rank():
+        return _take_part(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     record = _Record(out)
 
-    bars: _Table | _MarketCache
-    bars = _Table(config, progress) if config.data.market_cache is None else _MarketCache(config)
+    bars = _bars(config, progress)
     echo(f"data      {bars.name}")
-    store, path = _build(config, bars, out, echo, progress)
+    store, path = _build(config, bars, echo, progress)
+    model, factor = out / "run", out / "factor.zarr"
+    digests, digest = {}, store.digest
+    # What is refused must not replace the file that says how the rest was made.
+    for step, section, product in (("train", config.train, model), ("score", config.score, factor)):
+        if section is not None:
+            digests[step] = digest = _digest(section.model_dump(mode="json"), digest)
+            record.check(step, digest, product)
+    (out / "config.yaml").write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
     if config.train is None:
         return path
-    model = out / "run"
-    digest = _digest(config.train.model_dump(mode="json"), store.digest)
+    digest = digests["train"]
     if record.done("train", digest, model / "summary.json"):
         echo(f"train     up to date: {model}")
     else:
         from pricepix.train import fit
 
-        train = config.train
-        fit(store, **train.arguments("settings", "sample"), **train.settings, panel=bars.of_training(), out=model,
-            mask=_sampled(store, train),
-            resume=record.started("train", digest, model), progress=progress)  # fmt: skip
-        if takes_part:
-            return model
+        resume = record.started("train", digest, model)
+        fit(store, panel=bars.of_training(), out=model, resume=resume, progress=progress,
+            **_training(config.train, store))  # fmt: skip
         record.finish("train", digest)
         echo(f"train     {_trained(model)}: {model}")
     if config.score is None:
@@ -87,8 +88,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
 
     from pricepix.factor import evaluate, open_cache, score
 
-    factor = out / "factor.zarr"
-    digest = _digest(config.score.model_dump(mode="json"), digest)
+    digest = digests["score"]
     if record.done("score", digest, factor):
         echo(f"score     up to date: {factor}")
         cache = open_cache(factor)
@@ -117,6 +117,20 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     return report
 
 
+def _take_part(config: Config) -> Path:
+    """Train on one more device; whatever else there is to do, the first process does."""
+    from pricepix.store import open_store
+    from pricepix.train import fit
+
+    assert config.train is not None
+    out = Path(config.out)
+    store = open_store(_store_path(config))
+    # The first process made the run's folder before it started this one.
+    fit(store, panel=_bars(config, progress=False).of_training(), out=out / "run", resume=True,
+        progress=False, **_training(config.train, store))  # fmt: skip
+    return out / "run"
+
+
 class _Record:
     """Which step of a folder was begun and finished with which digest."""
 
@@ -130,15 +144,20 @@ class _Record:
         entry = self._steps.get(step)
         return entry is not None and entry["digest"] == digest and entry["finished"] and product.exists()
 
-    def started(self, step: str, digest: str, product: Path | None) -> bool:
-        """Note that a step begins; tell whether it began before with the same digest."""
+    def check(self, step: str, digest: str, product: Path) -> bool:
+        """Tell whether a step began before; refuse what it left if its digest was another."""
         entry = self._steps.get(step)
-        begun = product is not None and product.exists()
+        begun = product.exists()
         if begun and (entry is None or entry["digest"] != digest):
             raise ValueError(
                 f"{product} was made with other settings or from other data: give another `out`, or move "
                 "it away"
             )
+        return begun
+
+    def started(self, step: str, digest: str, product: Path | None) -> bool:
+        """Note that a step begins; tell whether it began before with the same digest."""
+        begun = product is not None and self.check(step, digest, product)
         self._write(step, digest, finished=False)
         return begun
 
@@ -195,8 +214,9 @@ class _MarketCache:
         data = config.data
         self._cache = MarketCache(data.market_cache or "", data.files, session=data.session or "ashare")
         self._day = self._cache.day_range(data.days)
-        self._reading = {
-            **data.arguments("market_cache", "files", "session", "adjust", "days"),
+        given = data.arguments()
+        self._reading: dict[str, Any] = {
+            **{name: given[name] for name in ("no_trade", "filtered", "decimals") if name in given},
             "adjust": data.adjust is not None,
             "on_bad": data.on_bad,
         }
@@ -227,7 +247,7 @@ class _MarketCache:
 
         cache, all_days = self._cache, self._day
         per_year = 252.0 * cache.intervals if cache.session.periods is not None else 365.0 * cache.intervals
-        before, after = reach(**{"per_year": per_year, **settings})
+        before, after = reach(per_year, **settings)
         edge = -(-len(store) // INDEX_CHUNK)
         head, tail = store.column("time", 0, 1), store.column("time", edge - 1, edge)
         shown = cache.days[all_days].astype("datetime64[ns]").astype(np.int64)
@@ -241,12 +261,20 @@ class _MarketCache:
         return cache.panel(days, **self._reading)
 
 
+def _bars(config: Config, progress: bool) -> _Table | _MarketCache:
+    return _Table(config, progress) if config.data.market_cache is None else _MarketCache(config)
+
+
+def _store_path(config: Config) -> Path:
+    return Path(config.store.path or Path(config.out) / "store.zarr")
+
+
 def _build(
-    config: Config, bars: _Table | _MarketCache, out: Path, echo: Callable[[str], Any], progress: bool
+    config: Config, bars: _Table | _MarketCache, echo: Callable[[str], Any], progress: bool
 ) -> tuple[ImageStore, Path]:
     from pricepix.store import open_store
 
-    path = Path(config.store.path or out / "store.zarr")
+    path = _store_path(config)
     finished = False
     if path.exists():
         try:
@@ -259,6 +287,15 @@ def _build(
     store = bars.build(config.image.spec(), path, config.store, mode=mode, progress=progress)
     echo(f"build     {'up to date' if finished else repr(store)}: {path}")
     return store, path
+
+
+def _training(train: Train, store: ImageStore) -> dict[str, Any]:
+    """What every process that trains gives to ``fit``."""
+    return {
+        **train.arguments("settings", "sample"),
+        **train.settings,
+        "mask": _sampled(store, train),
+    }
 
 
 def _sampled(store: ImageStore, train: Train) -> NDArray[np.bool_] | None:
