@@ -263,8 +263,9 @@ class PanelImages(ImageSet):
         if device.partition(":")[0] != "cuda":
             return False
         try:
-            self._renderer(device)
-        except (ImportError, RuntimeError) as error:
+            # One window: the kernel is compiled when it is first asked for one, and a driver may refuse it.
+            self._renderer(device).render(self.windows.row[:1])
+        except Exception as error:  # whatever it is, a compiler's or a driver's: the CPU can do it
             warnings.warn(f"images are drawn on the CPU: {error}", stacklevel=2)
             return False
         return True
