@@ -24,7 +24,7 @@ import pricepix as pp  # noqa: E402
 from pricepix import train  # noqa: E402
 from pricepix.store import ImageStore  # noqa: E402
 from pricepix.train.config import HYPER, Hyper  # noqa: E402
-from pricepix.train.loop import Task  # noqa: E402
+from pricepix.train.loop import Device, Task  # noqa: E402
 
 SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
 PIXELS = train.CNNSpec("pixels", 32, 15, (), dropout=0.0)
@@ -635,6 +635,53 @@ def test_kernels_leave_torch_its_number_of_threads() -> None:
         assert torch.get_num_threads() == number
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize("target", ["up", "terciles"])
+def test_a_run_on_the_cpu_predicts_there_too(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Even where torch sees a GPU, which another process may fill; without one moving there fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    used = []
+    in_batches = train.PriceCNN._in_batches
+
+    def noted(model: Any, *arguments: Any) -> Any:
+        used.append(model.mean.device.type)
+        return in_batches(model, *arguments)
+
+    monkeypatch.setattr(train.PriceCNN, "_in_batches", noted)
+    options = QUICK | {"epochs": 1, "test": "2000-05-15..", "target": target}
+    result = _fit(store, SMALL, 5, out=tmp_path / "run", device="cpu", **options)
+    assert result.test["images"] == len(result.folds[0].predictions) > 0
+    assert set(used) == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "rank", "expected"),
+    [
+        ("cpu", "auto", None, "cpu"),
+        ("cpu", 2, "1", "cpu"),
+        ("auto", "auto", None, "cuda:0"),
+        ("auto", "auto", "1", "cuda:1"),
+        ("gpu", [1], None, "cuda:1"),
+        ("gpu", "1,", None, "cuda:1"),
+        ("cuda", 2, "1", "cuda:1"),
+        ("gpu", [1, 0], "1", "cuda:0"),
+    ],
+)
+def test_a_process_predicts_on_the_device_that_it_trained_on(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, devices: Any, rank: str | None, expected: str
+) -> None:
+    """As on a machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert str(Device(accelerator, devices).own()) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(Device(accelerator, devices).own()) == "cpu"
 
 
 def test_store_dataset_under_torch_workers(store: ImageStore, tmp_path: Path, table: Any) -> None:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 try:
     import lightning.pytorch as lightning
+    from lightning.pytorch.accelerators import CUDAAccelerator
     from lightning.pytorch.callbacks import (
         Callback,
         Checkpoint,
@@ -65,6 +66,16 @@ class Device:
     precision: str = "32-true"
     channels_last: bool = False
     compile: bool = False
+
+    def own(self) -> torch.device:
+        """The device of this process: the run's only one, or the one with the number of its rank."""
+        if self.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            return torch.device("cpu")
+        every = CUDAAccelerator.auto_device_count() if self.devices == "auto" else self.devices
+        numbers = CUDAAccelerator.parse_devices(every)
+        if not numbers:
+            return torch.device("cpu")
+        return torch.device("cuda", numbers[int(os.environ.get("LOCAL_RANK", "0")) % len(numbers)])
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -364,8 +364,10 @@ def fit(
                 _write_json(own / DONE, report)
             members.append(report)
         trained = load_model(place)
-        predictions = _predict(trained, store, series, fold.test, threads)
-        metrics = _evaluate(trained, predictions, store, series, fold.test, targets, threads)
+        # On every rank: what `fit` returns is the same for all, so that a script may use it anywhere.
+        where = machine.own()
+        predictions = _predict(trained, store, series, fold.test, threads, where)
+        metrics = _evaluate(trained, predictions, store, series, fold.test, targets, threads, where)
         result.folds.append(FoldResult(fold, place, members, trained, metrics, predictions))
     if is_first_rank():
         _write_json(
@@ -581,12 +583,12 @@ def _predict(
     series: NDArray[np.float32] | None,
     index: NDArray[np.int64],
     threads: int | None,
+    device: torch.device,
     method: str = "predict",
 ) -> NDArray[np.float32]:
     if not len(index):
         return np.empty(0, np.float32)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model.to(device)
     score = getattr(model, method)
     try:
         if series is not None:
@@ -605,6 +607,7 @@ def _evaluate(
     index: NDArray[np.int64],
     targets: Targets,
     threads: int | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     n = len(index)
     if not n:
@@ -618,7 +621,7 @@ def _evaluate(
     if targets.classes == 2:
         p = np.stack([1 - predictions, predictions], axis=1)
     else:
-        p = _predict(model, store, series, index, threads, "probabilities")
+        p = _predict(model, store, series, index, threads, device, "probabilities")
     accuracy = float(np.mean(p.argmax(1) == truth))
     chosen = np.clip(p[np.arange(n), truth.astype(np.int64)].astype(np.float64), 1e-12, 1)
     counts = np.bincount(truth.astype(np.int64), minlength=targets.classes)
