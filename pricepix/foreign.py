@@ -417,7 +417,7 @@ def _image_trading(
             "session": "ashare",
             **({"adjust": "multiply"} if factor_there else {}),
         },
-        "image": {"preset": preset, "ma": averages or None, "volume": volume},
+        "image": {"preset": preset, "ma": averages, "volume": volume},
         "store": store,
         "train": {
             "model": network,
@@ -551,7 +551,7 @@ def _cnn_for_trading(
             "source": str(_anchored(data if data is not None else "data/tabularDf.csv", folder)),
             "columns": {"instrument": "code", "time": "date"},
         },
-        "image": {"preset": preset, "ma": averages or None, "volume": volume},
+        "image": {"preset": preset, "ma": averages, "volume": volume},
         "store": {
             "horizons": [5, 20],
             "layout": "bits",

@@ -173,8 +173,17 @@ def test_older_files_of_cnn_for_trading_have_no_test():
     translation = translate_config(tree)
     assert "score" not in translation.config
     assert translation.config["train"]["settings"]["patience"] == 16
-    assert "ma" not in translation.config["image"]
     Config.from_dict(translation.config)
+
+
+@pytest.mark.parametrize(
+    ("text", "none"), [(IMAGE_TRADING, {}), (CNN_FOR_TRADING, []), (CNN_FOR_TRADING, None)]
+)
+@pytest.mark.parametrize("left_out", [False, True])
+def test_without_indicators_no_average_is_drawn(text, none, left_out):
+    """Not even that of the preset."""
+    tree = changed(text, "DATASET.INDICATORS", ... if left_out else none)
+    assert Config.from_dict(translate_config(tree).config).image.spec().ma == ()
 
 
 @pytest.mark.parametrize(
