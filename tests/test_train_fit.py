@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -635,6 +636,16 @@ def test_kernels_leave_torch_its_number_of_threads() -> None:
         assert torch.get_num_threads() == number
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_lightning_without_weights_only_is_not_allowed() -> None:
+    """The last one whose ``Trainer.fit`` fails on it is 2.5.6; these tests passed with 2.6.0."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needed = {found.name: found for found in map(Requirement, project["optional-dependencies"]["train"])}
+    assert "2.5.6" not in needed["lightning"].specifier
+    assert "2.6.0" in needed["lightning"].specifier
 
 
 @pytest.mark.parametrize("target", ["up", "terciles"])
