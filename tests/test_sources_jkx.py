@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import shutil
 
 import numpy as np
 import polars as pl
@@ -230,6 +231,57 @@ def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
         import_jkx(folder, tmp_path / "part.zarr", chunk=16, mode="resume", progress=False).attrs
         == whole.attrs
     )
+
+
+def test_a_finished_import_is_compared_with_what_is_asked_for(tmp_path):
+    folder = tmp_path / "set"
+    years = write_set(folder, (1999,))
+    options = {"chunk": 16, "month": 21, "mode": "resume", "progress": False}
+    made = import_jkx(folder, tmp_path / "out.zarr", **options)
+    assert import_jkx(folder, tmp_path / "out.zarr", **options).attrs == made.attrs
+    for change, message in (
+        ({"month": None}, r"horizons is \[5, 20, 60\] here, \[5, 20, 21, 60\] there"),
+        ({"layout": "uint8"}, "layout is uint8 here, bits there"),
+        ({"chunk": 32}, "chunk is 32 here, 16 there"),
+    ):
+        with pytest.raises(ValueError, match=f"is finished, and was not made from this: .*{message}"):
+            import_jkx(folder, tmp_path / "out.zarr", **(options | change))
+    write_set(folder, (1999, 2000))
+    with pytest.raises(ValueError, match=r"years is \[1999, 2000\] here, \[1999\] there"):
+        import_jkx(folder, tmp_path / "out.zarr", **options)
+    # The same year, with another number of rows.
+    images, frame = years[1999]
+    images[1:].tofile(folder / "20d_month_has_vb_[20]_ma_1999_images.dat")
+    frame[1:].write_ipc(folder / "20d_month_has_vb_[20]_ma_1999_labels_w_delay.feather")
+    with pytest.raises(ValueError, match=f"candidates is {len(frame) - 1} here, {len(frame)} there"):
+        import_jkx(folder, tmp_path / "out.zarr", years=[1999], **options)
+    assert pp.open_store(tmp_path / "out.zarr").attrs == made.attrs
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_labels_are_those_of_the_store(dataset, tmp_path, deleted):
+    """What an import before it left there is not taken for them."""
+    folder, years = dataset
+    store = import_jkx(folder, tmp_path / "out.zarr", month=21, progress=False)
+    kept = tmp_path / "out.zarr.labels"
+    (kept / "notes.parquet").write_text("of somebody else")
+    if deleted:
+        shutil.rmtree(tmp_path / "out.zarr")
+    options = {"month": 21, "years": [2000], "progress": False}
+    store = import_jkx(folder, tmp_path / "out.zarr", mode="create" if deleted else "overwrite", **options)
+    assert len(jkx_labels(store)) == len(store) == len(years[2000][1])
+    assert len(jkx_panel(store)) == len(store)
+    assert sorted(path.name for path in kept.iterdir()) == ["2000.parquet", "notes.parquet"]
+    # Labels of another store, or lost ones, are an error.
+    (kept / "2000.parquet").rename(kept / "2001.parquet")
+    pl.read_parquet(kept / "2001.parquet")[1:].write_parquet(kept / "2000.parquet")
+    n = len(store)
+    with pytest.raises(ValueError, match=f"holds {2 * n - 1} rows of labels, .* {n} images"):
+        jkx_labels(tmp_path / "out.zarr")
+    for path in kept.glob("2*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no labels at"):
+        jkx_labels(store)
 
 
 def test_arguments_are_checked(dataset, tmp_path):

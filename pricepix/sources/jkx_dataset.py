@@ -34,6 +34,7 @@ KEPT: Final = ("MarketCap", "EWMA_vol", MONTH)
 """Columns kept beside a store, in the order of its windows."""
 
 _NAME: Final = re.compile(r"20d_month_has_vb_\[20\]_ma_(\d{4})_(images\.dat|labels_w_delay\.feather)")
+_KEPT_FILES: Final = "[0-9][0-9][0-9][0-9].parquet"
 _REQUIRED: Final = ("Date", "StockID", *HORIZONS)
 _DAY: Final = 86_400_000_000_000
 # Days on which the New York Stock Exchange was closed from 1990 to 2025 though no rule says so.
@@ -86,7 +87,8 @@ def import_jkx(
         Its exit times are the ends of the months.
     layout : {"bits", "uint8"}
     mode : {"create", "resume", "overwrite"}
-        As in ``render_universe``; ``resume`` goes on after the last year that was done.
+        As in ``render_universe``; ``resume`` goes on after the last year that was done. A finished store is
+        left as it is, if it was made from the same years and arguments.
     chunk, threads, storage_options, progress
         As in ``render_universe``.
 
@@ -103,7 +105,8 @@ def import_jkx(
         No such files, or years of which one file is missing: all are named.
     ValueError
         A year whose images do not match its labels (both numbers are told), columns missing, a date outside
-        of the year, a stock twice at one date, or pixels other than 0 and 255.
+        of the year, a stock twice at one date, pixels other than 0 and 255, or a store to resume that was
+        made from something else.
     FileExistsError
         The location exists and `mode` is ``create``.
     """
@@ -138,14 +141,28 @@ def import_jkx(
     }
     writer = StoreWriter(where, form, horizons, identity, threads)
     _check_location(where, mode)
+    rows = sum(year.images.stat().st_size // _bytes(spec) for year in found)
+    names = {str(h): columns[h] for h in horizons}
     if mode == "resume" and _state(where) == "finished":
-        return open_store(where)
+        there = open_store(where)
+        _check_finished(
+            there,
+            {
+                "horizons": list(horizons), "label_columns": names, "layout": layout, "chunk": form.windows,
+                "candidates": rows,
+            },
+            [year.year for year in found],
+        )  # fmt: skip
+        return there
     with WriteLock(where) as lock:
         writer.state = {"blank": 0, "rows": np.zeros(len(stocks), np.int64), "digest": ""}
         writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()})
-        total = sum(y.images.stat().st_size // _bytes(spec) for y in found)
+        if beside is not None and writer.blocks == 0:
+            # Of a store that was here before.
+            for path in beside.glob(_KEPT_FILES):
+                path.unlink()
         with tqdm(
-            total=total, initial=writer.windows, desc=f"import {os.path.basename(where.name)}", unit="img",
+            total=rows, initial=writer.windows, desc=f"import {os.path.basename(where.name)}", unit="img",
             unit_scale=True, disable=not progress,
         ) as bar:  # fmt: skip
             for year in found[writer.blocks :]:
@@ -171,7 +188,7 @@ def import_jkx(
                 "max_gap_ns": None,
             },
             "horizons": list(horizons),
-            "label_columns": {str(h): columns[h] for h in horizons},
+            "label_columns": names,
             "source": "the public images of Jiang, Kelly and Xiu (2023)",
             "delay": 0,
             "label_price": "total_return",
@@ -181,6 +198,23 @@ def import_jkx(
         }  # fmt: skip
         writer.finish(attributes, facts)
     return open_store(where)
+
+
+def _check_finished(store: ImageStore, asked: Mapping[str, Any], years: Sequence[int]) -> None:
+    """Refuse to take another store for the one that this import would give."""
+    held = np.unique(store.time.astype("datetime64[ns]").astype("datetime64[Y]")).astype(str)
+    mine = {"years": list(years), **asked}
+    theirs = {**store.attrs, "years": [int(year) for year in held]}
+    differences = [
+        f"{name} is {value} here, {theirs.get(name)} there"
+        for name, value in mine.items()
+        if theirs.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"store {store.location} is finished, and was not made from this: {'; '.join(differences)}. Give "
+            "another path; mode='overwrite' imports it anew"
+        )
 
 
 def find_years(folder: str | os.PathLike[str], years: Sequence[int] | None = None) -> list[Year]:
@@ -213,12 +247,27 @@ def jkx_labels(store: ImageStore | str | os.PathLike[str]) -> pl.DataFrame:
 
     Columns ``instrument``, ``time`` and those of MarketCap (in thousands), EWMA_vol (a daily variance) and
     Ret_month that the dataset has.
+
+    Raises
+    ------
+    FileNotFoundError
+        No store, or no labels beside it.
+    ValueError
+        The labels are those of another store.
     """
-    path = Path(store.location if isinstance(store, ImageStore) else store)
+    opened = store if isinstance(store, ImageStore) else open_store(store)
+    path = Path(opened.location)
     folder = path.with_name(f"{path.name}.labels")
-    if not folder.is_dir():
+    files = sorted(folder.glob(_KEPT_FILES))
+    if not files:
         raise FileNotFoundError(f"no labels at {folder}: import_jkx writes them beside a store on disk")
-    return pl.concat([pl.read_parquet(file) for file in sorted(folder.glob("*.parquet"))])
+    labels = pl.concat([pl.read_parquet(file) for file in files])
+    if len(labels) != len(opened):
+        raise ValueError(
+            f"{folder} holds {len(labels)} rows of labels, the store beside it {len(opened)} images: they belong "
+            "to another store. Import it again with mode='overwrite'"
+        )
+    return labels
 
 
 def jkx_panel(store: ImageStore | str | os.PathLike[str]) -> Panel:
