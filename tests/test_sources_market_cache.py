@@ -234,6 +234,8 @@ def test_the_filter_is_a_mask_and_bars_stay(tmp_path):
     assert len(panel) == 54
     windows = pp.WindowIndex.from_panel(panel, pp.ImageSpec(lookback=2, height=8))
     assert windows.counts == {"too_short": 2, "masked": 9}
+    assert "9 bars that no window may end at (masked)" in panel.report.remarks
+    assert MarketCache(tmp_path).panel(filtered=False).fields["eligible"].all()
     # A return reaches over the filtered day by bars, not by what is left.
     row = panel.locate("600000.SH", "2021-01-07 15:00")
     label = pp.forward_returns(panel, np.array([row]), 1)
@@ -262,7 +264,31 @@ def test_bars_of_no_trade_are_missing(tmp_path):
     windows = pp.WindowIndex.from_panel(
         cache.panel(adjust=False), pp.ImageSpec(lookback=3, height=8, style="image_trading", max_missing=0)
     )
-    assert windows.counts["missing_bars"] == 6
+    assert windows.counts == {"too_short": 4, "masked": 2, "missing_bars": 4, "flat": 43}
+
+
+def test_no_window_ends_at_a_bar_without_a_price(tmp_path):
+    """Filter and prices each mask; volume 0 does where it means no trade; one price of four is a price."""
+    prices = {key: np.full((3, 2, 9), 10.0) for key in ("open", "high", "low", "close")}
+    volume = np.full((3, 2, 9), 100.0)
+    volume[0, 0, 3] = 0.0
+    not_st = np.ones((3, 2), bool)
+    not_st[2, 0] = False
+    for key, values in prices.items():
+        values[1, 0, 4] = 0.0
+        values[1, 0, 5] = np.nan
+        if key != "close":
+            values[1, 0, 6] = np.nan
+    cache = tiny(tmp_path, **prices, volume=volume, not_st=not_st)
+
+    def masked(**reading):
+        panel = cache.panel(**reading)
+        return np.flatnonzero(~panel.fields["eligible"][panel.rows_of("600000.SH")]).tolist()
+
+    filtered = list(range(18, 27))
+    assert masked() == [3, 13, 14, *filtered]
+    assert masked(filtered=False) == [3, 13, 14]
+    assert masked(no_trade="keep") == [13, 14, *filtered]
 
 
 def test_faults_are_reported_as_in_any_panel(tmp_path):

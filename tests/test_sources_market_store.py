@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.sources import build_market_store, market_store, simulate_market
+from pricepix.sources import build_market_store, market_store, simulate_market, write_market_cache
+from pricepix.sources.simulate import simulate_arrays
+from pricepix.store import HISTORY
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,70 @@ def test_a_streamed_store_is_verified_and_appended_to_like_any(cache, tmp_path):
     np.testing.assert_array_equal(a.read(), b.read())
     for h in a.horizons:
         np.testing.assert_array_equal(a.returns(h), b.returns(h))
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory):
+    """A cache as it is after 10 days and after 14: two stocks are halted in between, one of them for two days."""
+    market = {
+        key: np.array(values) for key, values in vars(simulate_arrays(6, 14, seed=7, st_share=0.3)).items()
+    }
+    for key in ("open", "high", "low", "close"):
+        market[key][9, 1, 45:] = np.nan
+        market[key][9, 4, 30:] = np.nan
+        market[key][10:12, 4] = np.nan
+    # The vendor carries the last close on; its volume says that it is none.
+    market["close"][9, 1, 45:] = market["close"][9, 1, 44]
+    market["volume"][np.isnan(market["open"])] = 0.0
+    folder = tmp_path_factory.mktemp("growing")
+
+    def until(n):
+        part = {key: values if key == "instruments" else values[:n] for key, values in market.items()}
+        return write_market_cache(folder / str(n), **part, dtype=np.float64)
+
+    return until(10), until(14)
+
+
+READINGS = [{}, {"filtered": False}, {"no_trade": "keep"}, {"no_trade": "keep", "filtered": False}]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_later_days_add_no_window_to_earlier_ones(growing, reading):
+    before, after = (
+        pp.WindowIndex.from_panel(cache.panel(**reading), SPEC.replace(max_missing=None)) for cache in growing
+    )
+    known = after.time <= before.panel.time.max()
+    assert after.time[~known].size > 0
+    assert before.time.tolist() == after.time[known].tolist()
+    assert before.instrument.tolist() == after.instrument[known].tolist()
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("every", ["bar", "day"])
+def test_a_store_of_a_cache_that_grew_is_the_one_built_anew(growing, tmp_path, reading, every):
+    """And its scores go on where they stopped."""
+    from pricepix import factor
+
+    before, after = growing
+    spec = SPEC.replace(ma=(20,), ma_warmup="omit")
+    arguments = {"every": every, "progress": False, **reading}
+    build_market_store(before, spec, tmp_path / "store", memory=1, **arguments)
+    fresh = build_market_store(after, spec, tmp_path / "fresh", **arguments)
+
+    def ink(images):
+        return images.reshape(len(images), -1).mean(axis=1, dtype=np.float32)
+
+    def score(store, where, **options):
+        return factor.score(store, ink, where, values="score", model_id="ink", progress=False, **options)
+
+    score(pp.open_store(tmp_path / "store"), tmp_path / "factor")
+    grown = pp.append(tmp_path / "store", after.panel(**reading), progress=False)
+    stored = tree(tmp_path / "store")
+    del stored[HISTORY]
+    assert stored == tree(tmp_path / "fresh")
+    scored = score(grown, tmp_path / "factor", append=True)
+    anew = score(fresh, tmp_path / "anew")
+    np.testing.assert_array_equal(scored.matrix()[1], anew.matrix()[1])
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 6])

@@ -70,6 +70,21 @@ def at_limit(close: Any, limit: Any, tolerance: float, first: Any, stop: Any, de
 
 
 @jit
+def may_end(o: Any, h: Any, lo: Any, c: Any, chosen: Any, first: Any, stop: Any, dest: Any, out: Any) -> None:
+    """Flag the rows at which a window may end: any price, on a (day, stock) that is chosen."""
+    days, width, intervals = o.shape
+    for d in range(days):
+        for s in range(width):
+            for k in range(intervals):
+                t = d * intervals + k
+                if first[s] <= t < stop[s]:
+                    priced = False
+                    for p in (o[d, s, k], h[d, s, k], lo[d, s, k], c[d, s, k]):
+                        priced |= not np.isnan(p) and p != 0.0
+                    out[dest[s] + t - first[s]] = priced and chosen[d, s]
+
+
+@jit
 def fill_times(stamps: Any, first: Any, stop: Any, dest: Any, out: Any) -> None:
     """Write the times of each instrument's stretch of the calendar into its rows."""
     for s in range(first.size):

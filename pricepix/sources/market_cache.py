@@ -351,7 +351,8 @@ class MarketCache:
         """Read a stretch of days and stocks as a panel.
 
         A stock's rows run from its first bar with a price in the whole cache to its last, so that the panel
-        of a part of the days has the rows that the panel of all days has there.
+        of a part of the days has the rows that the panel of all days has there. Whether a halt has rows
+        therefore depends on later days; which windows there are does not, as none ends without a price.
 
         Parameters
         ----------
@@ -363,7 +364,7 @@ class MarketCache:
             What becomes of bars of volume 0, in which nothing was traded whatever prices stand there:
             ``missing`` makes them missing, volume too. A bar whose prices are 0 is missing in any case.
         filtered : bool
-            Take ASHARE_FILTER as the mask of windows that are eligible; bars stay whatever it says.
+            No window may end at a bar that ASHARE_FILTER leaves out; bars stay whatever it says.
         decimals : int, optional
             Round prices, before they are adjusted, to so many decimals: gives prices that were stored as
             float32 back the exact value that was quoted.
@@ -373,8 +374,9 @@ class MarketCache:
         Returns
         -------
         Panel
-            With the fields eligible, up_limit and down_limit where the cache has their files. A bar is at its
-            limit if its close as traded lies nearer than 1e-4 to the day's limit price.
+            With the field eligible, false at bars without a price and at those that are filtered, and with
+            up_limit and down_limit where the cache has their files. A bar is at its limit if its close as
+            traded lies nearer than 1e-4 to the day's limit price.
 
         Raises
         ------
@@ -397,9 +399,8 @@ class MarketCache:
             )
         bars, time = np.empty((rows, 5)), np.empty(rows, np.int64)
         daily = {"up_limit": "UP_LIMIT", "down_limit": "DN_LIMIT"}
-        if filtered:
-            daily["eligible"] = "ASHARE_FILTER"
         fields = {name: np.empty(rows, np.bool_) for name, key in daily.items() if key in self._shapes}
+        fields["eligible"] = np.empty(rows, np.bool_)
         counts = np.zeros(panel_kernels.N_BAR_KINDS, np.int64)
         step = max(8, _BLOCK_BYTES // (8 * n_days * per_day))
         for a in range(0, width, step):
@@ -416,6 +417,7 @@ class MarketCache:
                 counts,
                 adjust,
                 no_trade,
+                filtered,
                 decimals,
             )
         kernels.fill_times(stamps, first, stop, offsets, time)
@@ -427,9 +429,13 @@ class MarketCache:
             adjust=None,
             float32=rows if narrow else 0,
             remarks=tuple(
-                f"{np.count_nonzero(fields[name]):,} bars at their {text} limit"
-                for name, text in (("up_limit", "upper"), ("down_limit", "lower"))
-                if name in fields
+                f"{np.count_nonzero(flags):,} bars {text}"
+                for flags, text in (
+                    (fields.get("up_limit"), "at their upper limit"),
+                    (fields.get("down_limit"), "at their lower limit"),
+                    (~fields["eligible"], "that no window may end at (masked)"),
+                )
+                if flags is not None
             ),
         )
 
@@ -445,6 +451,7 @@ class MarketCache:
         counts: NDArray[np.int64],
         adjust: bool,
         no_trade: NoTrade,
+        filtered: bool,
         decimals: int | None,
     ) -> None:
         """Read a block of stocks into its rows."""
@@ -457,16 +464,17 @@ class MarketCache:
         has_volume = "VOLUME" in self._shapes
         v = floats("VOLUME") if has_volume else c
         kernels.clear_no_trade(o, h, lo, c, v, has_volume, no_trade == "missing")
+        chosen = np.ones(o.shape[:2], np.bool_)
+        if filtered and "ASHARE_FILTER" in self._shapes:
+            chosen = np.ascontiguousarray(self.array("ASHARE_FILTER")[day, stock] == 1)
+        # Of prices as they are stored, like the spans: so a stock's last row is never without one.
+        kernels.may_end(o, h, lo, c, chosen, first, stop, dest, fields["eligible"])
         if decimals is not None:
             for prices in (o, h, lo, c):
                 np.round(prices, decimals, out=prices)
         for name, key in (("up_limit", "UP_LIMIT"), ("down_limit", "DN_LIMIT")):
             if name in fields:
                 kernels.at_limit(c, floats(key), LIMIT_TOLERANCE, first, stop, dest, fields[name])
-        if "eligible" in fields:
-            mask = self.array("ASHARE_FILTER")[day, stock]
-            eligible = np.ascontiguousarray(np.broadcast_to((mask == 1)[:, :, None], o.shape))
-            panel_kernels.fill_column(eligible, first, stop, dest, fields["eligible"])
         if adjust:
             bad = kernels.adjust(o, h, lo, c, v, has_volume, floats("ADJ_FACTOR"))
             if bad >= 0:

@@ -335,9 +335,7 @@ class _Market:
 
     def _fields(self) -> tuple[str, ...]:
         held = {"up_limit": "UP_LIMIT", "down_limit": "DN_LIMIT"}
-        if self.reading["filtered"]:
-            held["eligible"] = "ASHARE_FILTER"
-        return tuple(name for name in FIELDS if held.get(name) in self.cache.files)
+        return tuple(name for name in FIELDS if name == "eligible" or held.get(name) in self.cache.files)
 
     def _digest(
         self,
