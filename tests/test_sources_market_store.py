@@ -154,6 +154,56 @@ def test_a_store_of_a_cache_that_grew_is_the_one_built_anew(growing, tmp_path, r
     np.testing.assert_array_equal(scored.matrix()[1], anew.matrix()[1])
 
 
+@pytest.mark.parametrize("threads", [1, 7, 64])
+def test_days_are_read_together_whatever_the_threads(cache, tmp_path, monkeypatch, threads):
+    """With the memory of the public function, in which all days of this market have room many times."""
+    write = market_store._Market.write
+    parts = []
+    monkeypatch.setattr(market_store._Market, "write", lambda *a: (parts.append(a[2]), write(*a))[1])
+    build_market_store(cache, SPEC, tmp_path / "store", threads=threads, progress=False)
+    assert parts == [slice(0, 14)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_drawn_at_a_time_follows_the_memory(cache, tmp_path, monkeypatch, threads):
+    render = market_store.render_rows
+    drawn = []
+
+    def noted(panel, row, spec, out, **options):
+        drawn.append(out.nbytes)
+        return render(panel, row, spec, out, **options)
+
+    monkeypatch.setattr(market_store, "render_rows", noted)
+    build_market_store(
+        cache, "it49", tmp_path / "store", chunk=16, memory=3_000_000, threads=threads, progress=False
+    )
+    chunk = 16 * 147 * 19
+    assert chunk < max(drawn) <= 3_000_000 // (4 * threads) < sum(drawn)
+
+
+def test_a_stopped_build_goes_on_with_other_threads_and_memory(cache, tmp_path, monkeypatch):
+    arguments = {"chunk": 64, "progress": False}
+    build_market_store(cache, SPEC, tmp_path / "whole", **arguments)
+    write = market_store._Market.write
+    parts = []
+
+    def stops(self, writer, part, delay):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        write(self, writer, part, delay)
+        parts.append((part.start, part.stop))
+
+    monkeypatch.setattr(market_store._Market, "write", stops)
+    small = 2 * 12 * 49 * (180 * 4 + 80 * 3)
+    with pytest.raises(KeyboardInterrupt):
+        build_market_store(cache, SPEC, tmp_path / "part", memory=small, threads=3, **arguments)
+    assert parts == [(0, 4), (4, 8)]
+    monkeypatch.setattr(market_store._Market, "write", lambda *a: (parts.append(a[2]), write(*a))[1])
+    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", memory=1, threads=5, **arguments)
+    assert parts[2:] == [slice(day, day + 1) for day in range(8, 14)]
+    assert tree(tmp_path / "part") == tree(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 def test_a_stopped_build_goes_on(cache, tmp_path, monkeypatch, after):
     arguments = {"chunk": 64, "shard": 128, "memory": 1, "progress": False}

@@ -33,6 +33,8 @@ from pricepix.windows import _share as checked_share
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80
 _WINDOW_BYTES: Final = 100
+# Rises when a build that was stopped before must not be gone on with: its windows or its state are others.
+_CHECKPOINT: Final = 2
 
 
 def build_market_store(
@@ -79,16 +81,17 @@ def build_market_store(
     store : str, path or zarr store
         Where to write.
     mode : {"create", "resume", "overwrite"}
-        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done. A
-        finished store is left as it is, if it was made from the same bars and arguments: the bars are read
-        to tell.
+        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done;
+        `memory` and `threads` may be others than before. A finished store is left as it is, if it was made
+        from the same bars and arguments: the bars are read to tell.
     days, stocks, adjust, no_trade, filtered, decimals, on_bad
         What to read, and how: see `MarketCache.panel`.
     shard : int, optional
         Windows a shard, a multiple of `chunk`.
     memory : int or str
         About how much memory to use, in bytes or as ``"1GiB"``. At least one day, its history and what
-        follows.
+        follows. Up to half of it, 128 MiB a thread, is for drawing; the rest decides how many days are read at
+        a time.
     threads : int, optional
         Threads to draw and compress with; all by default.
 
@@ -125,9 +128,11 @@ def build_market_store(
             f"shard={shard!r} is no multiple of the {chunk} windows of a chunk: give such a number"
         )
     horizons, delay = _checked_horizons(horizons), checked_bars("delay", delay, 0)
-    budget = parse_size(memory) if isinstance(memory, str) else int(memory)
-    # What is drawn and what waits to be written take their part of it.
-    budget = max(0, budget - 2 * threads * DRAW_BYTES)
+    budget = max(0, parse_size(memory) if isinstance(memory, str) else int(memory))
+    # What is drawn and what waits to be written take half of it at most: days are few where they take more, and
+    # the history before each stretch is read again and again.
+    draw_bytes = min(DRAW_BYTES, budget // (4 * threads))
+    budget -= 2 * threads * draw_bytes
     reading: dict[str, Any] = {"adjust": adjust, "no_trade": no_trade, "decimals": decimals, "on_bad": on_bad}
     cache.check_reading(**reading)
     reading["filtered"] = filtered
@@ -143,11 +148,11 @@ def build_market_store(
     schedule = market.schedule(start is not None, end is not None)
     where = Location.of(store, storage_options)
     identity = {
+        "checkpoint": _CHECKPOINT,
         "files": {key: [path.name, path.stat().st_size] for key, path in cache.files.items()},
         "days": [str(cache.days[day.start]), str(cache.days[day.stop - 1])],
         "stocks": [stock.start, stock.stop],
         "reading": reading,
-        "stretch": market.step,
         "spec_digest": spec.digest,
         "horizons": list(horizons),
         "delay": delay,
@@ -157,7 +162,7 @@ def build_market_store(
         "schedule": schedule,
     }
     form = ChunkFormat(layout, *spec.shape, chunk, shard=shard or 0)
-    writer = StoreWriter(where, form, horizons, identity, threads)
+    writer = StoreWriter(where, form, horizons, identity, threads, draw_bytes)
     _check_location(where, mode)
     if mode == "resume" and _state(where) == "finished":
         there = open_store(where)
@@ -172,16 +177,18 @@ def build_market_store(
         )  # fmt: skip
         return there
     with WriteLock(where) as lock:
-        writer.state = {"counts": {}, "candidates": 0, "lanes": market.lanes()}
+        writer.state = {"counts": {}, "candidates": 0, "day": day.start, "lanes": market.lanes()}
         writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()})
-        stretches = market.stretches()
+        begin = writer.state["day"]
         with tqdm(
-            total=day.stop - day.start, initial=min(writer.blocks * market.step, day.stop - day.start),
+            total=day.stop - day.start, initial=begin - day.start,
             desc=f"render {os.path.basename(where.name)}", unit="day", disable=not progress,
         ) as bar:  # fmt: skip
-            for part in stretches[writer.blocks :]:
+            for part in market.stretches(begin):
                 market.write(writer, part, delay)
                 lock.check()
+                # Not a number of stretches: how long they are depends on memory and threads.
+                writer.state["day"] = part.stop
                 writer.end_block()
                 bar.update(part.stop - part.start)
         counts = {
@@ -277,12 +284,10 @@ class _Market:
         beside = bars * _PANEL_BYTES * (self.lead + self.tail)
         return max(1, (self.budget - beside) // (bars * (_PANEL_BYTES + _WINDOW_BYTES)))
 
-    def stretches(self) -> list[slice]:
-        """Return the days of each stretch."""
-        return [
-            slice(a, min(self.day.stop, a + self.step))
-            for a in range(self.day.start, self.day.stop, self.step)
-        ]
+    def stretches(self, begin: int | None = None) -> list[slice]:
+        """Return the days of each stretch, from the first day on or from another one."""
+        days = range(self.day.start if begin is None else begin, self.day.stop, self.step)
+        return [slice(a, min(self.day.stop, a + self.step)) for a in days]
 
     def write(self, writer: StoreWriter, part: slice, delay: int) -> None:
         """Draw and label the windows that end in a stretch of days."""

@@ -21,8 +21,8 @@ from pricepix.location import BUILD, Location
 from pricepix.lock import KEY as LOCK
 
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
-# Column bits that a thread draws at a time. Windows come by time, and the renderer is fast at windows of one
-# instrument that follow each other: the more are drawn together, the more of these there are.
+# Column bits that a thread draws at a time, at most. Windows come by time, and the renderer is fast at windows
+# of one instrument that follow each other: the more are drawn together, the more of these there are.
 DRAW_BYTES: Final = 64 << 20
 Draw = Callable[[int, int], NDArray[np.uint8]]
 
@@ -57,6 +57,8 @@ class StoreWriter:
     identity: Mapping[str, Any]
     """JSON values that decide the store's bytes: another build with the same ones may go on with this one."""
     threads: int
+    draw_bytes: int = DRAW_BYTES
+    """Column bits that a thread draws at a time; about as much again waits to be written. At least a chunk."""
     windows: int = 0
     """Windows written so far, those that wait included."""
     blocks: int = 0
@@ -102,7 +104,7 @@ class StoreWriter:
         """
         size, held = self.form.windows, len(self._bits)
         whole = (held + n) // size
-        group = max(1, min(DRAW_BYTES // (size * self.form.packed_bytes), -(-whole // self.threads)))
+        group = max(1, min(self.draw_bytes // (size * self.form.packed_bytes), -(-whole // self.threads)))
         done: deque[Future[list[bytes]]] = deque()
 
         def encoded(first: int) -> list[bytes]:
