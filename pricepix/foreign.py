@@ -157,7 +157,8 @@ def run_foreign(
 ) -> Translation:
     """Run a configuration of ImageTrading or CNN-for-Trading: build, train, score, evaluate, write its files.
 
-    The translation is told, and saved as ``translated.yaml`` in the run's folder before anything is done.
+    The translation is told, and saved as ``translated.yaml`` in the run's folder before anything is done. In a
+    process that training on several devices started, ``run`` only trains, and nothing is told or written.
 
     Parameters
     ----------
@@ -179,10 +180,14 @@ def run_foreign(
     """
     from pricepix.config import Config
     from pricepix.pipeline import run
+    from pricepix.train.config import is_first_rank
 
     translation = translate_config(source, data=data, out=out)
-    echo(str(translation))
     config = Config.from_dict(translation.config)
+    if not is_first_rank():
+        run(config, echo=echo, progress=progress)
+        return translation
+    echo(str(translation))
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "translated.yaml").write_text(translation.to_yaml(), encoding="utf-8")

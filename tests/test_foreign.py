@@ -317,7 +317,7 @@ def assert_shifted(store, scores, cache):
         assert {int(t) for t in time[~np.isnan(values[:, j])]} == known.get(name, set())
 
 
-def test_cnn_for_trading_runs_from_its_own_file(tmp_path):
+def test_cnn_for_trading_runs_from_its_own_file(tmp_path, monkeypatch):
     pytest.importorskip("lightning")
     # Five days and half a year: the network for 64x60 is too slow for a test.
     text = CNN_FOR_TRADING.replace("CNN20d", "CNN5d").replace("LOOKBACK_WIN: 20", "LOOKBACK_WIN: 5")
@@ -336,3 +336,13 @@ def test_cnn_for_trading_runs_from_its_own_file(tmp_path):
     assert factors["factor"].is_between(0, 1).all()
     store = pp.open_store(tmp_path / "out" / "store.zarr")
     assert store.spec.style == "cnn_for_trading"
+    # A process for another device comes here while the first one scores: it exports nothing, and says nothing.
+    for path in (tmp_path / "factors" / "I20R5.csv", tmp_path / "out" / "translated.yaml"):
+        path.unlink()
+    (tmp_path / "out" / "factor.zarr").rename(tmp_path / "elsewhere")
+    lines: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    run_foreign(tmp_path / "config.yaml", out=tmp_path / "out", echo=lines.append, progress=False)
+    assert not lines
+    assert not (tmp_path / "factors" / "I20R5.csv").exists()
+    assert not (tmp_path / "out" / "translated.yaml").exists()
