@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +110,8 @@ def translate_config(
         ``data/tabularDf.csv`` beside the configuration by default.
     out : str or path, optional
         Folder of everything that a run makes; by default what the configuration names, or a folder called
-        after the model.
+        after the model. Like `data` it is taken from the working directory; paths that stand in the file are
+        taken from the file's folder.
 
     Returns
     -------
@@ -250,11 +254,15 @@ class _Keys:
 
 
 def _day(value: Any) -> str:
-    text = str(value)
-    if isinstance(value, bool) or len(text.replace("-", "")) != 8 or not text.replace("-", "").isdigit():
+    found = re.fullmatch(r"([0-9]{4})(-?)([0-9]{2})\2([0-9]{2})", str(value))
+    if found is None:
         raise ValueError("a day is written YYYYMMDD")
-    text = text.replace("-", "")
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    text = f"{found[1]}-{found[3]}-{found[4]}"
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"a day is written YYYYMMDD, and there is no day {text}") from None
+    return text
 
 
 def _whole(lowest: int = 1) -> Callable[[Any], int]:
@@ -405,7 +413,7 @@ def _image_trading(
     periods = None not in (start, end, test_start, test_end)
     a, b, c, d = (day.replace("-", "") if periods else "" for day in (start, end, test_start, test_end))
     name = f"Train_{a}_{b}-Infer_{c}_{d}" if periods else ""
-    target = Path(out) if out is not None else Path(project or "") / name / (edition or "")
+    target = _anchored(Path(project or "") / name / (edition or ""), folder)
     store = {
         "path": str(_anchored(images, folder) / name / f"{preset}.zarr") if images else None,
         "horizons": sorted({1, horizon}) if horizon else [1],
@@ -415,9 +423,9 @@ def _image_trading(
     }
     config = {
         "version": 1,
-        "out": str(_anchored(target, folder)),
+        "out": str(target) if out is None else _given(out),
         "data": {
-            "market_cache": str(_anchored(data if data is not None else cache or "", folder)),
+            "market_cache": str(_anchored(cache or "", folder)) if data is None else _given(data),
             **({"files": files} if files else {}),
             "session": "ashare",
             **({"adjust": "multiply"} if factor_there else {}),
@@ -548,12 +556,12 @@ def _cnn_for_trading(
         )
     horizon = int(label[3:]) if label else 0
     begin = (start or "").replace("-", "")
-    target = Path(out) if out is not None else Path("pricepix") / f"{model}_{label}_{begin}"
+    target = _anchored(Path("pricepix") / f"{model}_{label}_{begin}", folder)
     config = {
         "version": 1,
-        "out": str(_anchored(target, folder)),
+        "out": str(target) if out is None else _given(out),
         "data": {
-            "source": str(_anchored(data if data is not None else "data/tabularDf.csv", folder)),
+            "source": str(_anchored("data/tabularDf.csv", folder)) if data is None else _given(data),
             "columns": {"instrument": "code", "time": "date"},
         },
         "image": {"preset": preset, "ma": averages, "volume": volume},
@@ -603,7 +611,14 @@ def _cnn_for_trading(
 # -------------------------------------------------------------------------------------------------- both
 
 
+def _given(path: str | PathLike[str]) -> str:
+    """A path that the caller gave, who knows nothing of the configuration's folder."""
+    text = os.fspath(path)
+    return text if "://" in text else str(Path(text).absolute())
+
+
 def _anchored(path: str | PathLike[str], folder: Path | None) -> Path:
+    """A path that stands in the configuration."""
     return Path(path) if folder is None else folder / path
 
 

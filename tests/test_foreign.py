@@ -157,6 +157,22 @@ def test_image_trading_in_our_words(tmp_path):
     assert (short["train"]["horizon"], short["evaluate"]["horizon"]) == (1, 1)
 
 
+@pytest.mark.parametrize(("text", "bars"), [(IMAGE_TRADING, "market_cache"), (CNN_FOR_TRADING, "source")])
+def test_paths_of_the_caller_are_the_callers(text, bars, tmp_path, monkeypatch):
+    """They are taken from the working directory, and those that stand in the file from its folder."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "c.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    given = translate_config("conf/c.yaml", data="mine", out="results")
+    assert given.config["data"][bars] == str(tmp_path / "mine")
+    assert given.config["out"] == str(tmp_path / "results")
+    assert given.exports["model"].startswith(str(tmp_path / "conf" / "models"))
+    named = translate_config("conf/c.yaml").config
+    assert all(path.startswith(str(tmp_path / "conf")) for path in (named["data"][bars], named["out"]))
+    away = translate_config("conf/c.yaml", data="s3://bucket/mine").config
+    assert away["data"][bars] == "s3://bucket/mine"
+
+
 def test_the_projects_own_file_is_taken_as_it_is():
     """What stands in ImageTrading's config.yaml, which has no DATA_FILES."""
     tree = values(IMAGE_TRADING)
@@ -200,6 +216,10 @@ def test_without_indicators_no_average_is_drawn(text, none, left_out):
         (IMAGE_TRADING, "TRAIN.LABEL", "RET_MID", "choose one of RET_SHORT, RET_LONG"),
         (IMAGE_TRADING, "TRAIN.PREDICT_WIN", 0, "TRAIN.PREDICT_WIN: give a whole number of at least 1"),
         (IMAGE_TRADING, "TRAIN.START_DATE", "soon", "a day is written YYYYMMDD"),
+        (IMAGE_TRADING, "TRAIN.START_DATE", 20209999, r"there is no day 2020-99-99 \(got 20209999\)"),
+        (IMAGE_TRADING, "TRAIN.END_DATE", "2021-02-29", "there is no day 2021-02-29"),
+        (IMAGE_TRADING, "INFERENCE.END_DATE", "2021-1-105", "a day is written YYYYMMDD"),
+        (CNN_FOR_TRADING, "TEST.END_DATE", 20011301, "there is no day 2001-13-01"),
         (IMAGE_TRADING, "TRAIN.VALID_RATIO", 1.5, "TRAIN.VALID_RATIO: give a number above 0"),
         (IMAGE_TRADING, "DATASET.SHOW_VOLUME", "no", "DATASET.SHOW_VOLUME: give true or false"),
         (IMAGE_TRADING, "DATASET.PARALLEL_NUM", 0, "DATASET.PARALLEL_NUM: give a whole number"),
