@@ -34,6 +34,7 @@ from pricepix.painter import Painter
 from pricepix.panel import Panel
 from pricepix.plan import Plan, Task, partition_chunks, windows_digest
 from pricepix.render import render_panel
+from pricepix.render.api import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
 from pricepix.windows import WindowIndex
@@ -574,7 +575,7 @@ def _in_memory(
     where = ZarrObjects(MemoryStore(keys), "memory")
     count = form.chunks(n)
     if form.layout == "uint8":
-        pixels = np.empty((count * form.windows, form.height, form.width), np.uint8)
+        pixels = memory_for((count * form.windows, form.height, form.width))
         render_panel(panel, windows, out=pixels[:n], threads=threads)
         pixels[n:] = 0
         parts = pixels.reshape(count, -1)

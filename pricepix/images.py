@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix.moments import as_time, to_series
+from pricepix.render.api import memory_for
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class ImageSet(ABC):
         wanted = self._positions(selection)
         shape = (len(wanted), *self.spec.shape)
         if out is None:
-            out = np.empty(shape, np.uint8)
+            out = memory_for(shape)
         elif out.shape != shape or out.dtype != np.uint8:
             raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
         self._read(wanted, out)

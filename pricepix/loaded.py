@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pricepix.images import ImageSet
 from pricepix.reader import DirectReader, EpochReader, usual_threads
 from pricepix.render import widen
+from pricepix.render.api import memory_for
 from pricepix.sharing import SharedArrays
 from pricepix.store import ImageStore
 
@@ -97,7 +98,7 @@ class LoadedImages(ImageSet):
 def load(store: ImageStore, packed: bool, threads: int | None) -> LoadedImages:
     """Read a whole store into memory; see ``ImageStore.load``."""
     shape = (len(store), store.spec.packed_bytes) if packed else (len(store), *store.spec.shape)
-    held = np.empty(shape, np.uint8)
+    held = memory_for(shape)
 
     def read(chunk: int) -> None:
         a = chunk * store.chunk

@@ -17,7 +17,7 @@ from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, encode_column
 from pricepix.labels import forward_returns
 from pricepix.location import Location
 from pricepix.plan import PARTITION_BYTES
-from pricepix.render.api import render_rows
+from pricepix.render.api import memory_for, render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.windows import WindowIndex
 
@@ -91,7 +91,7 @@ class Painter:
         size = (b - a) * form.packed_bytes
         kept: NDArray[np.uint8] | None = getattr(self._local, "bits", None)
         if kept is None or kept.size < size:
-            kept = self._local.bits = np.empty(size, np.uint8)
+            kept = self._local.bits = memory_for((size,))
         bits = kept[:size].reshape(b - a, form.packed_bytes)
         reason = np.empty(b - a, np.uint8)
         windows = self.windows

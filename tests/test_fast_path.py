@@ -283,3 +283,16 @@ def test_long_histories_of_several_instruments(preset, streamed, make_walk):
     chosen = np.sort(np.random.default_rng(1).choice(len(row), 300, replace=False))
     windows = first[chosen], row[chosen], np.random.default_rng(2).permutation(300)
     assert_equal(spec, table, windows, streamed=streamed)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 60), (1, 7, 5), (0, 64, 60), (3000, 64, 60)])
+def test_memory_for_images_begins_at_a_cache_line(shape):
+    """Several at once, so that none can do so by chance."""
+    for memory in [api.memory_for(shape) for _ in range(5)]:
+        assert memory.shape == shape
+        assert memory.dtype == np.uint8
+        assert memory.flags.c_contiguous
+        assert memory.flags.writeable
+        assert memory.ctypes.data % api.CACHE_LINE == 0 or not memory.size
+        if memory.nbytes >= 2 * api.HUGE_PAGE:
+            assert memory.ctypes.data % api.HUGE_PAGE == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ _parallel_region = threading.Lock()
 _parallel_process: int | None = None
 _allowed_threads = 1
 
+CACHE_LINE, HUGE_PAGE = 64, 1 << 21
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
 NO_MA = np.zeros((0, 0))
@@ -163,7 +165,8 @@ def render_panel(
     spec : ImageSpec, str or dict, optional
         What to draw; the index's own spec by default. Another one must leave every window drawable.
     out : numpy.ndarray, optional
-        Where to write: uint8, C-contiguous, of the result's shape. Allocated when not given.
+        Where to write: uint8, C-contiguous, of the result's shape. Allocated when not given, and then so that
+        images begin where cache lines do; one that does not is written several times slower.
     bits : bool
         Return one bit a pixel, columns first, most significant bit first, instead of one byte.
     threads : int, optional
@@ -184,7 +187,7 @@ def render_panel(
     n = len(windows)
     shape = (n, spec.packed_bytes) if bits else (n, *spec.shape)
     if out is None:
-        out = np.empty(shape, np.uint8)
+        out = memory_for(shape)
     elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
         layout = "C-contiguous" if out.flags.c_contiguous else "not C-contiguous"
         raise ValueError(
@@ -235,6 +238,20 @@ def render_rows(
         panel.bars, *fields_of(panel, spec), NO_MA, spec, first=first, row=row, dest=dest, out=target,
         mode=mode, reason=reason, threads=threads,
     )  # fmt: skip
+
+
+def memory_for(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return uninitialised uint8 memory in which images of whole cache lines begin at one.
+
+    An index goes by time, the renderer by instrument, so images are written far from each other. Where one ends
+    in the midst of a line, stores past the caches wait for the line to be read and merged: 730 instead of 200 ns
+    an image of 64x60. What is large begins at a huge page, of which numpy asks for some.
+    """
+    size = math.prod(shape)
+    alignment = HUGE_PAGE if size >= 2 * HUGE_PAGE else CACHE_LINE
+    raw = np.empty(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].reshape(shape)
 
 
 class Drawer:
@@ -453,7 +470,7 @@ def widen(
             f"bits is {bits.dtype} {bits.shape}, expected uint8 (n, {expected}) for {height}x{width} images"
         )
     if out is None:
-        out = np.empty((len(bits), height, width), np.uint8)
+        out = memory_for((len(bits), height, width))
     elif out.shape != (len(bits), height, width) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {(len(bits), height, width)}")
     if len(bits) and fast.widens(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
