@@ -431,7 +431,8 @@ class Panel:
 
         The arrays are read a block of instruments at a time, so that no more than the panel and a block are
         in memory. Bars before an instrument's first and after its last price are left out; missing bars
-        between stay, as NaN.
+        between stay, as NaN. So a gap has bars only once a later price ends it: pass
+        ``eligible=~np.isnan(close)``, and no window ends in a gap that a later price alone tells of.
 
         Parameters
         ----------
