@@ -167,7 +167,7 @@ def scenes(draw):
     rows = int(offsets[-1])
     table = draw(bars(rows))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    options = {"streamed": draw(st.booleans()), "shift": draw(st.integers(0, 31))}
+    options = {"streamed": draw(st.booleans()), "shift": draw(st.integers(0, 63))}
     if spec.ma and draw(st.integers(0, 2)) == 0:
         averages = table[:, 3:4] + rng.integers(-20, 21, (rows, 1)) / 8
         averages[rng.random((rows, 1)) < draw(st.sampled_from([0.0, 0.3]))] = np.nan

@@ -655,6 +655,7 @@ def _write(
     begin,
     size,
     head,
+    half,
     head_joined,
     tail_joins,
     edge,
@@ -670,7 +671,8 @@ def _write(
 
     Everything between the first and the last multiple of 32 bytes are whole vectors. The ends that remain are
     joined with the neighbouring image's where that is written next (the vector waits in ``edge[96]``), and are
-    written as ordinary, unaligned vectors otherwise.
+    written as ordinary, unaligned vectors otherwise. `half` is 32 if the first of the whole vectors is the second
+    half of a line of the cache, else 0.
     """
     vectors = (size - head) // 32
     if head > 0:
@@ -686,10 +688,25 @@ def _write(
     target = begin + head
     source = at
     left = vectors
+    first = 0
+    rest = size - head - 32 * vectors
+    if streamed and vectors > 0:
+        # A vector that shares its line of 64 bytes with an end goes through the cache as that does: past it, it
+        # would wait for the line to be written back. That is 320 instead of 610 ns an image of 32x15.
+        if head > 0 and half > 0 and not head_joined:
+            t = head * period
+            store(out, target, ink(load_b(planes, at + offsets[t]), load_b(masks, 32 * t)))
+            first = 1
+        if rest > 0 and (half + 32 * vectors) & 63 > 0 and not tail_joins:
+            left -= 1
+            if left >= first:
+                t = head * period + left % period
+                v = ink(load_b(planes, at + left // period * jump + offsets[t]), load_b(masks, 32 * t))
+                store(out, target + 32 * left, v)
     while left > 0:
         n = min(left, period)
         if streamed:
-            for t in range(n):
+            for t in range(first, n):
                 bits = load_b(planes, source + offsets[head * period + t])
                 stream(out, target + 32 * t, ink(bits, load_b(masks, 32 * (head * period + t))))
         else:
@@ -699,7 +716,7 @@ def _write(
         left -= n
         target += 32 * n
         source += jump
-    rest = size - head - 32 * vectors
+        first = 0
     if rest > 0:
         if tail_joins:
             t = head * period + vectors % period
@@ -843,8 +860,9 @@ def render_task(
                 begin = dest[i] * size
                 joins = i + 1 < n and dest[i + 1] == dest[i] + 1
                 _write(
-                    planes, 32 + i % slots * plane_slot, pixels, begin, size, -(address + begin) & 31, joined, joins,
-                    edge, period, jump, offsets, masks, last_offset, last_mask, streamed,
+                    planes, 32 + i % slots * plane_slot, pixels, begin, size, -(address + begin) & 31,
+                    (address + begin + 31) & 32, joined, joins, edge, period, jump, offsets, masks, last_offset,
+                    last_mask, streamed,
                 )  # fmt: skip
                 joined = joins
     fence()
@@ -960,8 +978,9 @@ def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, streamed
             )
         for i in range(max(0, now - 2 * batch), min(now - batch, n)):
             _write(
-                planes, 32 + i % slots * plane_slot, pixels, i * size, size, -(address + i * size) & 31, i > 0,
-                i < n - 1, edge, period, jump, offsets, masks, last_offset, last_mask, streamed,
+                planes, 32 + i % slots * plane_slot, pixels, i * size, size, -(address + i * size) & 31,
+                (address + i * size + 31) & 32, i > 0, i < n - 1, edge, period, jump, offsets, masks, last_offset,
+                last_mask, streamed,
             )  # fmt: skip
     fence()
     scratch[0] = 0  # held until here, as in render_task
