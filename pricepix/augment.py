@@ -47,7 +47,8 @@ class Augment:
         its sign, and the target becomes what it is of that.
     drop_bars : float
         Chance of each bar to lose its open, high, low and volume, so that nothing of it is drawn. Its close still
-        counts in averages and in the price scale. A window that would be left without any bar keeps all.
+        counts in averages and in the price scale. A window that would be left without any bar keeps all. Not for
+        style ``cnn_for_trading`` and scale ``per_field``, which draw no window with a missing price.
     ma : float
         Chance that moving averages are drawn. An image without them is that of the spec with ``ma=()``, whose
         price scale may be another.

@@ -205,7 +205,8 @@ class _MarketCache:
 
     The build reads a stretch of days at a time, scoring none but their times, and the evaluation the days
     that are judged with what the horizons and the baselines look at around them. Networks learn from the
-    store alone; baselines on the numbers behind the images need all bars.
+    store alone; baselines on the numbers behind the images need all bars. An evaluation lays what it reads out
+    on grids of bars by stocks: see the notes of ``evaluate``.
     """
 
     def __init__(self, config: Config) -> None:

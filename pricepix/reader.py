@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pricepix import _reader_kernels as kernels
 from pricepix.moments import as_time
 from pricepix.render import widen
+from pricepix.render.api import HUGE_PAGE
 
 if TYPE_CHECKING:
     from pricepix.images import ImageSet
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
-_HUGE_PAGE: Final = 2 << 20
 _EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
 _TABLE: Final = np.ascontiguousarray(_EIGHT_PIXELS).view(np.uint64).ravel()
 
@@ -609,7 +609,7 @@ class _Buffers:
                 return self._begin(held, size)
         count = size * self._shape[0] * self._shape[1]
         # numpy asks for huge pages from 4 MB on.
-        room = max(count + _HUGE_PAGE, 2 * _HUGE_PAGE) if count >= _HUGE_PAGE // 8 else count
+        room = max(count + HUGE_PAGE, 2 * HUGE_PAGE) if count >= HUGE_PAGE // 8 else count
         fresh = np.empty(room, np.uint8)
         if len(self._held) >= 8:
             self._held.pop(0)
@@ -618,7 +618,7 @@ class _Buffers:
 
     def _begin(self, held: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         count = size * self._shape[0] * self._shape[1]
-        start = -held.ctypes.data % _HUGE_PAGE if len(held) > count else 0
+        start = -held.ctypes.data % HUGE_PAGE if len(held) > count else 0
         return held[start : start + count].reshape(size, *self._shape)
 
 

@@ -126,20 +126,13 @@ def render_windows(
         raise ValueError(
             "rebuild='returns' needs the returns of a panel: use render_panel, or spec.replace(rebuild=None)"
         )
-    block = _exact_floats("ohlcv", ohlcv)
-    if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
-        raise ValueError(
-            f"ohlcv has shape {block.shape}, expected (N, {spec.lookback}, 5): N windows of lookback="
-            f"{spec.lookback} bars with open, high, low, close and volume"
-        )
-    n = block.shape[0]
-    given = _given_averages(ma, n, spec)
-    up, down = _limit_flags(at_limit, n, spec)
+    bars, given, up, down = checked_windows(ohlcv, spec, ma, at_limit)
+    n = len(bars) // spec.lookback
     images = np.empty((n, *spec.shape), np.uint8)
     reason = np.empty(n, np.uint8)
     last = np.arange(n, dtype=np.int64) * spec.lookback + (spec.lookback - 1)
     run(
-        block.reshape(-1, 5), _NO_VALUES, up, down, given, spec,
+        bars, _NO_VALUES, up, down, given, spec,
         first=last - (spec.lookback - 1), row=last, dest=np.arange(n, dtype=np.int64),
         out=images, mode=kernels.PIXELS, reason=reason, threads=None,
     )  # fmt: skip
@@ -479,6 +472,20 @@ def widen(
     else:
         kernels.unpack_images(bits, out)
     return out
+
+
+def checked_windows(
+    ohlcv: Any, spec: ImageSpec, ma: Any, at_limit: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Check windows that are given bar by bar; return their bars end to end, averages and flags of limits."""
+    block = _exact_floats("ohlcv", ohlcv)
+    if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
+        raise ValueError(
+            f"ohlcv has shape {block.shape}, expected (N, {spec.lookback}, 5): N windows of lookback="
+            f"{spec.lookback} bars with open, high, low, close and volume"
+        )
+    n = len(block)
+    return block.reshape(-1, 5), _given_averages(ma, n, spec), *_limit_flags(at_limit, n, spec)
 
 
 def _exact_floats(name: str, values: Any) -> NDArray[np.float64]:

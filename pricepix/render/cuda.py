@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.render import kernels
-from pricepix.render.api import NO_MA, _exact_floats, _given_averages, _limit_flags, drawing_of, fields_of
+from pricepix.render.api import NO_MA, checked_windows, drawing_of, fields_of
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -119,18 +119,11 @@ class CudaRenderer:
                 "rebuild='returns' needs the returns of a panel: use CudaRenderer(panel, spec), or "
                 "spec.replace(rebuild=None)"
             )
-        block = _exact_floats("ohlcv", ohlcv)
-        if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
-            raise ValueError(
-                f"ohlcv has shape {block.shape}, expected (N, {spec.lookback}, 5): N windows of lookback="
-                f"{spec.lookback} bars with open, high, low, close and volume"
-            )
-        n = len(block)
-        up, down = _limit_flags(at_limit, n, spec)
+        bars, given, up, down = checked_windows(ohlcv, spec, ma, at_limit)
         self = cls.__new__(cls)
         self._prepare(
-            block.reshape(-1, 5), np.arange(n + 1, dtype=np.int64) * spec.lookback, spec, device,
-            total_return=np.zeros(0), up=up, down=down, given=_given_averages(ma, n, spec),
+            bars, np.arange(0, len(bars) + 1, spec.lookback, dtype=np.int64), spec, device,
+            total_return=np.zeros(0), up=up, down=down, given=given,
         )  # fmt: skip
         return self
 
