@@ -27,6 +27,8 @@ from pricepix.spec import ImageSpec
 from pricepix.windows import WindowIndex
 
 if TYPE_CHECKING:
+    import torch
+
     from pricepix.render.cuda import CudaRenderer
 
 __all__ = ["PanelImages"]
@@ -122,7 +124,7 @@ class PanelImages(ImageSet):
         self.spec, self.horizons = windows.spec, horizons
         self._delay, self._price, self._threads = delay, price, threads
         self._labels: dict[int, ForwardReturn] = {}
-        self._renderers: dict[str, CudaRenderer] = {}
+        self._renderers: dict[torch.device, CudaRenderer] = {}
         self.location = f"of {panel.n_instruments:,} instruments"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -272,11 +274,13 @@ class PanelImages(ImageSet):
 
     def _renderer(self, device: str) -> CudaRenderer:
         """The renderer on a device, where the panel stays as long as this object."""
-        if device not in self._renderers:
-            from pricepix.render.cuda import CudaRenderer
+        from pricepix.render.cuda import CudaRenderer, gpu_of
 
-            self._renderers[device] = CudaRenderer(self.panel, self.spec, device=device)
-        return self._renderers[device]
+        # "cuda" is one of the numbered ones.
+        gpu = gpu_of(device)
+        if gpu not in self._renderers:
+            self._renderers[gpu] = CudaRenderer(self.panel, self.spec, device=device)
+        return self._renderers[gpu]
 
 
 class AugmentedBatch(NamedTuple):
@@ -391,10 +395,22 @@ class DeviceReader(DirectReader):
         index = np.concatenate(indices)
         rows = torch.from_numpy(self.images.windows.row[index]).to(renderer.device)
         places = torch.from_numpy(index).to(renderer.device)
+        # Bars that every window has of its own are made, and looked at, batch by batch. Others lie on the device and
+        # stay as they are: all windows are looked at before the first is drawn, without drawing any, in one wait.
+        own_bars = self.images.spec.rebuild is not None
+        if not own_bars:
+            self.images._check(index, renderer.reasons(rows).cpu().numpy())
         at = 0
         for size in map(len, indices):
-            images: Any = renderer.render(rows[at : at + size])
-            yield Batch(images, places[at : at + size])  # type: ignore[arg-type]
+            part = slice(at, at + size)
+            reason = torch.empty(size, dtype=torch.uint8, device=renderer.device)
+            images: Any = renderer.render(rows[part], reason=reason)
+            if own_bars:
+                self.images._check(index[part], reason.cpu().numpy())
+            if places.is_cuda:
+                # The stream may be another than that of their making, which may get their memory when they are gone.
+                places.record_stream(torch.cuda.current_stream(places.device))
+            yield Batch(images, places[part])  # type: ignore[arg-type]
             at += size
 
 

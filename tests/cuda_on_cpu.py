@@ -7,6 +7,7 @@ golden window. Shared memory begins as rubbish, as on a GPU.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from pathlib import Path
@@ -62,13 +63,16 @@ class Cpu(cuda._Gpu):
     def threads(self, drawing):
         return 1
 
-    def view(self, tensor, dtype, count):
+    def view(self, tensor, dtype, *shape):
         flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
         memory = flat.reshape(-1).view(torch.uint8).numpy()
-        return memory[: count * np.dtype(dtype).itemsize].view(dtype)
+        return cuda._Seen(
+            tensor, memory[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+        )
 
     def launch(self, shape, *arguments):
-        self._draw(*arguments, np.full(shape[2], 0xA5, np.uint8))
+        arrays = [each.array if isinstance(each, cuda._Seen) else each for each in arguments]
+        self._draw(*arrays, np.full(shape[2], 0xA5, np.uint8))
 
 
 def install():

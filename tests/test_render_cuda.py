@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_render_properties import spoiled_windows
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_windows
-from pricepix.render import api
+from pricepix.render import api, cuda
 from pricepix.render.cuda import OUTSIDE, CudaRenderer
 
 torch = pytest.importorskip("torch")
@@ -58,7 +58,7 @@ def test_kernel_without_a_gpu(way):
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     # Ten more where the golden files are.
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) in (26, 36)
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) in (27, 37)
 
 
 # ---- golden files
@@ -315,6 +315,60 @@ def test_bad_input_is_named(panel):
         renderer.render([50], reason=torch.zeros(1, dtype=torch.int64, device=renderer.device))
 
 
+@on_device
+def test_the_kernel_sees_no_memory_that_is_not_held(panel, monkeypatch):
+    """What `launch` is given as a tensor it keeps for its stream; so nothing reaches the kernel in another way."""
+    given = []
+    launch = cuda._Gpu.launch
+
+    def listening(gpu, shape, *arguments):
+        given.append(arguments)
+        launch(gpu, shape, *arguments)
+
+    monkeypatch.setattr(cuda._Gpu, "launch", listening)
+    for spec in (ImageSpec.preset("jkx5"), ImageSpec(5, rebuild="returns")):
+        renderer = CudaRenderer(panel, spec)
+        rows = torch.tensor([50, 60], device=renderer.device)
+        renderer.render(rows)
+        renderer.render(rows, dtype="bfloat16")
+        renderer.reasons(rows)
+    assert len(given) == 6
+    for arguments in given:
+        held = [each for each in arguments if isinstance(each, cuda._Seen)]
+        # Table, states, rows; words and pixels of the output; reasons. The rest are numbers.
+        assert len(held) == 6
+        assert all(isinstance(each, (tuple, np.uint64)) for each in arguments)
+        for each in held:
+            assert isinstance(each.tensor, torch.Tensor)
+            assert _address(each.array) == each.tensor.data_ptr()
+
+
+def _address(array):
+    if SIMULATED or COMPILED:
+        return np.asarray(array).ctypes.data
+    return array.device_ctypes_pointer.value
+
+
+@on_device
+@pytest.mark.skipif(SIMULATED or COMPILED, reason="there are streams on a GPU alone")
+@pytest.mark.parametrize("rebuild", [None, "returns"])
+def test_memory_is_kept_until_another_stream_has_drawn(panel, rebuild):
+    spec = ImageSpec.preset("jkx20").replace(rebuild=rebuild)
+    rows = np.arange(400, 600)
+    renderer = CudaRenderer(panel, spec)
+    renderer.render(rows)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(1 << 28)
+        images = renderer.render(rows)
+    del renderer
+    # Memory of the same sizes, on the stream where the tables were made.
+    rubbish = [torch.full((1 << shift,), 255, dtype=torch.uint8, device="cuda") for shift in range(10, 24)]
+    stream.synchronize()
+    assert np.array_equal(images.cpu().numpy(), cpu(panel, rows, spec)[0])
+    del rubbish
+
+
 # ---- what a process without a GPU says
 
 
@@ -331,6 +385,53 @@ def test_without_a_gpu_the_error_says_so(make_walk, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r'needs torch: pip install "pricepix\[cuda\]"'):
         CudaRenderer(panel, "jkx5")
+
+
+@on_host
+def test_a_launch_keeps_its_memory_for_the_stream():
+    """Torch, Numba and the kernel stand in for those of a GPU: what is asked of them, and in which order."""
+    done = []
+
+    class Tensor:
+        def __init__(self, name):
+            self.name = name
+
+        def record_stream(self, stream):
+            done.append(f"{self.name} for stream {stream.cuda_stream}")
+
+    class Kernel:
+        def __getitem__(self, shape):
+            return lambda *arguments: done.append((shape, arguments))
+
+    for handle in (0, 7):
+        done.clear()
+        gpu = cuda._Gpu.__new__(cuda._Gpu)
+        gpu.simulated, gpu.device, gpu._multiprocessors = False, torch.device("cuda", 1), 2
+        streams = {torch.device("cuda", 1): types.SimpleNamespace(cuda_stream=handle)}
+        gpu.torch = types.SimpleNamespace(cuda=types.SimpleNamespace(current_stream=streams.__getitem__))
+        gpu._cuda = types.SimpleNamespace(
+            external_stream=lambda of: of, legacy_default_stream=lambda: "legacy"
+        )
+        gpu._kernels = types.SimpleNamespace(draw=Kernel())
+        gpu.launch((300, 64, 1000), cuda._Seen(Tensor("table"), "a"), 5, cuda._Seen(Tensor("out"), "b"))
+        assert done[0] == ((300, 64, handle or "legacy", 1000), ("a", 5, "b"))
+        assert done[1:] == [f"table for stream {handle}", f"out for stream {handle}"]
+
+
+@on_host
+def test_a_gpu_has_one_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(numba.cuda, "is_available", lambda: True)
+    second = torch.device("cuda", 1)
+    for name in ("cuda", "cuda:1", 1, None, second, torch.device("cuda")):
+        assert cuda.gpu_of(name) == second
+    assert cuda.gpu_of("cuda:0") == cuda.gpu_of(0) == torch.device("cuda", 0) != second
+    with pytest.raises(ValueError, match="device='cpu' is no GPU"):
+        cuda.gpu_of("cpu")
+    monkeypatch.setattr(numba.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="torch sees cuda:1, but Numba's CUDA target does not"):
+        cuda.gpu_of("cuda")
 
 
 @on_host

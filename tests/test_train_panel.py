@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ pytest.importorskip("lightning")
 import pricepix as pp  # noqa: E402
 from pricepix import factor, train  # noqa: E402
 from pricepix.images import ImageSet  # noqa: E402
-from pricepix.train.loop import Task  # noqa: E402
+from pricepix.train.data import ArrayReader, Loader, _pinned  # noqa: E402
+from pricepix.train.loop import Task, _Data  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
@@ -178,8 +180,21 @@ class TestAfterwards:
         assert maps["last"].shape == (4, 32, 15)
 
 
-def test_a_device_draws_the_same_batches() -> None:
-    """In CUDA's simulator, which must be chosen before Numba is imported."""
+def _in_the_simulator(code: str, folder: Path) -> str:
+    """What code prints in CUDA's simulator, which must be chosen before Numba is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_device_draws_the_same_batches(tmp_path: Path) -> None:
     code = """
         import numpy as np, torch
         import pricepix as pp
@@ -187,6 +202,7 @@ def test_a_device_draws_the_same_batches() -> None:
         table = pp.samples.simulate(3, 30, seed=1, delist_rate=0, list_late=0)
         images = pp.PanelImages(pp.Panel.from_table(table, progress=False), "jkx5", horizons=(5,))
         assert images.renders_on("cuda") and not images.renders_on("cpu")
+        assert images._renderer("cuda") is images._renderer("cuda:0")
         options = dict(mask=np.arange(20), batch_size=6, seed=2)
         ours = images.batches(**options, device="cuda", threads=2)
         for one, other in zip(ours.epoch(1, 1), images.batches(**options).epoch(1, 1), strict=True):
@@ -198,12 +214,135 @@ def test_a_device_draws_the_same_batches() -> None:
         assert sorted(torch.cat([batch[1] for batch in given]).tolist()) == list(range(20))
         print("same")
     """
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "same", done.stderr
+    assert _in_the_simulator(code, tmp_path) == "same"
+
+
+def test_a_device_draws_no_window_whose_bars_have_changed(tmp_path: Path) -> None:
+    """The error is the CPU reader's; it comes before a batch with such a window, and at most once."""
+    code = """
+        import numpy as np
+        import pricepix as pp
+        table = pp.samples.simulate(1, 30, seed=1, delist_rate=0, list_late=0)
+        panel = pp.Panel.from_table(table, adjust="multiply", progress=False)
+        for rebuild in (None, "returns"):
+            spec = pp.ImageSpec.preset("jkx5").replace(rebuild=rebuild)
+            bars = panel.bars.copy()
+            fields = {name: values.copy() for name, values in panel.fields.items()}
+            mine = pp.Panel(bars, panel.offsets, panel.instruments, panel.time, None, fields)
+            images = pp.PanelImages(mine, spec, horizons=())
+            for values in (bars, *fields.values()):
+                values.flags.writeable = True
+                values[images.windows.row[9] - 4 :] = np.nan
+            options = dict(mask=np.arange(12), batch_size=4, shuffle=False)
+            for device in ("cuda", "cpu"):
+                given = 0
+                try:
+                    for batch in images.batches(**options, device=device):
+                        given += 1
+                except ValueError as error:
+                    print(given, error)
+            # The first window is as it was, and whoever stops there hears of nothing else.
+            batches = images.batches(mask=np.arange(2), batch_size=1, shuffle=False, device="cuda").epoch()
+            try:
+                for batch in batches:
+                    raise KeyError("one's own")
+            except KeyError:
+                batches.close()
+    """
+    plain, of_cpu, rebuilt, rebuilt_of_cpu = _in_the_simulator(code, tmp_path).splitlines()
+    for line in (of_cpu, rebuilt_of_cpu):
+        assert "of panel images of 1 instruments can not be drawn any more (" in line
+    assert plain == "0 " + of_cpu.partition(" ")[2]
+    # After a first batch with all its windows.
+    assert rebuilt == rebuilt_of_cpu
+    assert rebuilt[0] != "0"
+
+
+def test_a_run_draws_on_its_device_what_is_not_augmented(panel: pp.Panel, tmp_path: Path) -> None:
+    """Augmented batches come from the CPU, wherever the network is; those that validate from its device."""
+    code = """
+        import pricepix as pp
+        from pricepix import train
+        made = []
+        class OnDevice(pp.PanelImages):
+            # The trainer has the CPU, for which the simulator stands in.
+            def renders_on(self, device):
+                return super().renders_on("cuda")
+            def _reader(self, selection, **options):
+                if "device" in options:
+                    options["device"] = "cuda"
+                reader = super()._reader(selection, **options)
+                made.append((type(reader).__name__, getattr(reader, "augment", None)))
+                return reader
+        table = pp.samples.simulate(3, 40, seed=1, delist_rate=0, list_late=0)
+        panel = pp.Panel.from_table(table, progress=False)
+        network = train.CNNSpec("small", 32, 15, (train.ConvBlock(2, pool=(8, 2)),))
+        augment = pp.Augment(invert=0.5)
+        for change in (augment, None):
+            figures = []
+            for kind in (pp.PanelImages, OnDevice):
+                result = train.fit(
+                    kind(panel, "jkx5", horizons=(5,)), network, out=f"{kind.__name__}-{change is None}",
+                    augment=change, epochs=1, validations=1, batch_size=16, progress=False,
+                )
+                figures.append(result.folds[0].members[0]["val_loss"])
+            assert figures[0] == figures[1]
+            print(*(f"{name} {changed is not None}" for name, changed in made), sep=", ")
+            made.clear()
+    """
+    # What fit looks at before there is a folder; the number of steps; training; validation.
+    augmented, plain = _in_the_simulator(code, tmp_path).splitlines()
+    training = "PanelReader True, PanelReader True, DeviceReader False"
+    assert augmented == "PanelReader True, PanelReader False, " + training
+    assert plain == "PanelReader False, DeviceReader False, DeviceReader False, DeviceReader False"
+
+
+class TestPinned:
+    """Batches on their way to a GPU; memory is pinned where there is one alone, so that a copy stands in for it."""
+
+    @staticmethod
+    def _loader(**options: Any) -> list[Any]:
+        reader = ArrayReader(np.arange(60.0).reshape(20, 3), np.arange(20), batch_size=8, shuffle=True)
+        return list(Loader(reader, torch.arange(20), lambda: 0, **options))
+
+    def test_batches_are_copied_to_pinned_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pinned: list[Any] = []
+
+        def pin(tensor: Any) -> Any:
+            pinned.append(tensor.clone())
+            return pinned[-1]
+
+        plain = self._loader()
+        monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+        given = self._loader(pinned=True)
+        assert len(given) == 3
+        assert [id(part) for batch in given for part in batch[:2]] == [id(part) for part in pinned]
+        for ours, theirs in zip(given, plain, strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+            assert ours[2] == theirs[2]
+
+    def test_what_a_device_made_stays_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("it is on a device"))
+        made = torch.empty(3, device="meta")
+        assert _pinned(made) is made
+
+    def test_for_a_cpu_nothing_is_pinned(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("there is no GPU"))
+        assert len(self._loader()) == 3
+
+    @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:1", True)])
+    def test_the_device_that_trains_decides(self, device: str, pinned: bool) -> None:
+        asked = []
+
+        def reader_of(part: str, rank: int, ranks: int, where: str) -> Any:
+            asked.append(where)
+            return ArrayReader(np.zeros((4, 1)), np.arange(4), batch_size=2, shuffle=False)
+
+        data = _Data(reader_of, torch.arange(4), None)
+        data.trainer = types.SimpleNamespace(  # type: ignore[assignment]
+            strategy=types.SimpleNamespace(root_device=torch.device(device)), global_rank=0, world_size=1
+        )
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            assert (loader._ready is _pinned) is pinned
+        assert asked == [device, device]

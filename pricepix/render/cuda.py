@@ -6,6 +6,7 @@ The panel lives on the device; a call moves nothing but the windows' rows. What 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -154,7 +155,8 @@ class CudaRenderer:
                 table = np.empty((self._fields, len(bars)))
                 kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
                 self._table = self._gpu.upload(table)
-        self._nothing = self._gpu.torch.zeros(8, dtype=self._gpu.torch.uint8, device=self.device)
+            # Stands where there is no output; never written, nor read.
+            self._nothing = self._gpu.upload(np.zeros(8, np.uint8))
 
     @property
     def _fields(self) -> int:
@@ -271,7 +273,7 @@ class CudaRenderer:
                 f"{len(states)} rows, first {array[outside][:3].tolist()}: take them from a WindowIndex of "
                 "this panel and spec"
             )
-        return torch.from_numpy(array).to(self.device)
+        return self._gpu.send(array)
 
     def _run(
         self, ends: torch.Tensor, reason: torch.Tensor | None, out: torch.Tensor | None, ink: _Ink
@@ -295,16 +297,20 @@ class CudaRenderer:
             return
         packed = self.spec.rebuild is not None
         plan = self._plan._replace(word_shift=ink.word_shift, packed=int(packed), dry=int(out is None))
-        written = self._nothing if out is None else out
+        written = self._nothing.tensor if out is None else out
         bytes_written = written.numel() * written.element_size()
         # An output of less than a word has none; a view of nothing is not to be relied on.
-        in_words = written if bytes_written >= 8 else self._nothing
+        in_words = written if bytes_written >= 8 else self._nothing.tensor
         view = self._gpu.view
         with self._gpu.context():
+            if packed:
+                rebuilt = self._rebuilt(ends)
+                table = view(self._gpu.send(rebuilt), rebuilt.dtype, *rebuilt.shape)
+            else:
+                table = self._table
             self._gpu.launch(
                 (n, self._threads, self._shared),
-                self._gpu.upload(self._rebuilt(ends)) if packed else self._table,
-                self._states, view(ends, np.int64, n), self._drawing, plan, ink.paper, ink.flip,
+                table, self._states, view(ends, np.int64, n), self._drawing, plan, ink.paper, ink.flip,
                 view(in_words, np.uint64, max(1, bytes_written // 8)),
                 view(written, ink.pixel, bytes_written // ink.pixel.itemsize),
                 view(reason, np.uint8, n),
@@ -381,44 +387,76 @@ class _View:
         }
 
 
+class _Seen(NamedTuple):
+    """A tensor, and its memory as a kernel takes it."""
+
+    tensor: torch.Tensor
+    array: Any
+
+
+def gpu_of(device: Any) -> torch.device:
+    """Return the one name of a GPU: with its number, torch's current one where none is given.
+
+    Parameters
+    ----------
+    device : torch.device, str, int or None
+        As in `CudaRenderer`.
+
+    Raises
+    ------
+    ImportError, RuntimeError, ValueError
+        As in `CudaRenderer`.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"CudaRenderer needs torch: {INSTALL}") from error
+    try:
+        from numba import cuda
+
+        from pricepix.render import cuda_kernels
+    except ImportError as error:
+        raise ImportError(f"CudaRenderer needs Numba's CUDA target: {INSTALL}") from error
+    if cuda_kernels.SIMULATED:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"torch {torch.__version__} sees no GPU: CudaRenderer needs one, and a torch that was built for "
+            "it (https://pytorch.org/get-started); on the CPU, use render_panel"
+        )
+    wanted = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+    if wanted.type != "cuda":
+        raise ValueError(
+            f"device={device!r} is no GPU: give 'cuda', 'cuda:1' or a number, or use render_panel"
+        )
+    found = torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
+    if not cuda.is_available():
+        raise RuntimeError(
+            f"torch sees {found}, but Numba's CUDA target does not: {INSTALL} (for a driver of CUDA 12, "
+            'pip install "numba-cuda[cu12]")'
+        )
+    return found
+
+
 class _Gpu:
-    """One GPU as torch and Numba see it, or CUDA's simulator."""
+    """One GPU as torch and Numba see it, or CUDA's simulator.
+
+    Torch's allocator gives the memory of a tensor that is gone to the next one on the stream where it was made:
+    work that another stream still has to do with it must be recorded, which `launch` does for all it is given.
+    """
 
     def __init__(self, device: Any) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError(f"CudaRenderer needs torch: {INSTALL}") from error
-        try:
-            from numba import cuda
+        self.device = gpu_of(device)
+        import torch
+        from numba import cuda
 
-            from pricepix.render import cuda_kernels
-        except ImportError as error:
-            raise ImportError(f"CudaRenderer needs Numba's CUDA target: {INSTALL}") from error
+        from pricepix.render import cuda_kernels
+
         self.torch, self._cuda, self._kernels = torch, cuda, cuda_kernels
         self.simulated = cuda_kernels.SIMULATED
-        if self.simulated:
-            self.device = torch.device("cpu")
-            self._multiprocessors = 0
-            return
-        if not torch.cuda.is_available():
-            raise RuntimeError(
-                f"torch {torch.__version__} sees no GPU: CudaRenderer needs one, and a torch that was built for "
-                "it (https://pytorch.org/get-started); on the CPU, use render_panel"
-            )
-        wanted = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
-        if wanted.type != "cuda":
-            raise ValueError(
-                f"device={device!r} is no GPU: give 'cuda', 'cuda:1' or a number, or use render_panel"
-            )
-        index = torch.cuda.current_device() if wanted.index is None else wanted.index
-        self.device = torch.device("cuda", index)
-        if not cuda.is_available():
-            raise RuntimeError(
-                f"torch sees {self.device}, but Numba's CUDA target does not: {INSTALL} (for a driver of CUDA 12, "
-                'pip install "numba-cuda[cu12]")'
-            )
-        self._multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
+        self._multiprocessors = 0
+        if not self.simulated:
+            self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def threads(self, drawing: kernels.Drawing) -> int:
         """Threads a block, a power of two: a warp where that is enough to write the image."""
@@ -442,28 +480,46 @@ class _Gpu:
         """Where Numba's calls reach this device: ``upload``, ``view`` and ``launch`` belong inside."""
         return nullcontext() if self.simulated else self._cuda.gpus[self.device.index]
 
-    def upload(self, array: NDArray[Any]) -> Any:
-        """A copy on the device, as Numba sees it."""
-        tensor = self.torch.from_numpy(array).to(self.device)
-        return self.view(tensor, array.dtype, array.size).reshape(*array.shape)
+    def upload(self, array: NDArray[Any]) -> _Seen:
+        """A copy on the device, there for every stream when this returns.
 
-    def view(self, tensor: torch.Tensor, dtype: Any, count: int) -> Any:
-        """The first memory of a tensor as a flat Numba device array of another type."""
+        For a copy that may block, torch waits for the stream that it queued the copy on: no event has to.
+        """
+        return self.view(self.torch.from_numpy(array).to(self.device), array.dtype, *array.shape)
+
+    def send(self, array: NDArray[Any]) -> torch.Tensor:
+        """A copy on the device for what torch's current stream does next, without waiting for it.
+
+        Only from pinned memory does a copy not wait; torch uses that again when the copy is done.
+        """
+        tensor = self.torch.from_numpy(array)
+        return tensor if self.simulated else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def view(self, tensor: torch.Tensor, dtype: Any, *shape: int) -> _Seen:
+        """The first memory of a tensor as an array of another type."""
+        count = math.prod(shape)
         if self.simulated:
             from numba.cuda.cudadrv.devicearray import FakeCUDAArray
 
             flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-            array = flat.reshape(-1).view(self.torch.uint8).numpy()
-            return FakeCUDAArray(array[: count * np.dtype(dtype).itemsize].view(dtype))
-        return self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
+            memory = flat.reshape(-1).view(self.torch.uint8).numpy()
+            array = FakeCUDAArray(memory[: count * np.dtype(dtype).itemsize].view(dtype))
+        else:
+            array = self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
+        return _Seen(tensor, array.reshape(*shape))
 
     def launch(self, shape: tuple[int, int, int], *arguments: Any) -> None:
         """Start the kernel over so many images, threads and bytes of shared memory, on torch's current stream."""
         images, threads, shared = shape
+        arrays = [each.array if isinstance(each, _Seen) else each for each in arguments]
         if self.simulated:
-            self._kernels.draw[min(images, 2), threads, 0, shared](*arguments)
+            self._kernels.draw[min(images, 2), threads, 0, shared](*arrays)
             return
         blocks = max(min(images, _BLOCKS * self._multiprocessors), _FEWEST_BLOCKS)
-        handle = self.torch.cuda.current_stream(self.device).cuda_stream
+        current = self.torch.cuda.current_stream(self.device)
+        handle = current.cuda_stream
         stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
-        self._kernels.draw[blocks, threads, stream, shared](*arguments)
+        self._kernels.draw[blocks, threads, stream, shared](*arrays)
+        for each in arguments:
+            if isinstance(each, _Seen):
+                each.tensor.record_stream(current)

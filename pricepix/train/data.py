@@ -71,14 +71,22 @@ class Loader:
 
     Lightning saves and restores it with the checkpoint through ``state_dict``; the epoch to give comes from
     `epoch_of`, for it is the trainer that counts epochs. `mirrored` has the targets of windows whose prices an
-    augmentation mirrors.
+    augmentation mirrors. With `pinned`, batches are copied to pinned memory, from which a GPU fetches them while it
+    works; from other memory the copy waits until the GPU is done with what came before.
     """
 
     def __init__(
-        self, reader: Reader, targets: Tensor, epoch_of: Callable[[], int], mirrored: Tensor | None = None
+        self,
+        reader: Reader,
+        targets: Tensor,
+        epoch_of: Callable[[], int],
+        mirrored: Tensor | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
         self._reader, self._targets, self._epoch_of = reader, targets, epoch_of
         self._mirrored = mirrored
+        self._ready = _pinned if pinned else _as_tensor
         self._position = (0, 0)
         self._restored: tuple[int, int] | None = None
 
@@ -104,7 +112,7 @@ class Loader:
             if flags:
                 assert self._mirrored is not None
                 target = torch.where(_as_tensor(flags[0]), self._mirrored[index], target)
-            yield _as_tensor(inputs), target, (epoch, k)
+            yield self._ready(inputs), self._ready(target), (epoch, k)
             del inputs
 
     def state_dict(self) -> dict[str, int]:
@@ -118,6 +126,12 @@ class Loader:
 
 def _as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(values)
+
+
+def _pinned(values: NDArray[Any] | Tensor) -> Tensor:
+    """A copy in pinned memory, which torch uses again only when what was queued to read it is done."""
+    tensor = _as_tensor(values)
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 class StoreDataset(IterableDataset[tuple[Tensor, ...]]):

@@ -492,11 +492,12 @@ class _Data(lightning.LightningDataModule):
     def _loader(self, part: str) -> Loader:
         assert self.trainer is not None
         trainer = self.trainer
-        device = str(trainer.strategy.root_device)
-        reader = self._reader_of(part, trainer.global_rank, trainer.world_size, device)
+        device = trainer.strategy.root_device
+        reader = self._reader_of(part, trainer.global_rank, trainer.world_size, str(device))
         return Loader(
-            reader, self._targets, lambda: trainer.current_epoch if part == "train" else 0, self._mirrored
-        )
+            reader, self._targets, lambda: trainer.current_epoch if part == "train" else 0, self._mirrored,
+            pinned=device.type == "cuda",
+        )  # fmt: skip
 
     def train_dataloader(self) -> Loader:
         """Training batches of this rank."""
