@@ -41,7 +41,8 @@ class PanelImages(ImageSet):
 
     Index, forward returns and images are those of the store that ``render_universe`` makes of the same
     arguments, pixel by pixel. Memory is the panel and 12 bytes a window, and a forward return once it is
-    asked for. Training, scoring and evaluation take it in place of a store.
+    asked for; batches of a spec with a moving average lay it beside the bars, 48 bytes a bar, in panels of up
+    to 89 million bars. Training, scoring and evaluation take it in place of a store.
 
     Parameters
     ----------
@@ -125,6 +126,7 @@ class PanelImages(ImageSet):
         self._delay, self._price, self._threads = delay, price, threads
         self._labels: dict[int, ForwardReturn] = {}
         self._renderers: dict[torch.device, CudaRenderer] = {}
+        self._laid_out: SharedArrays | None = None
         self.location = f"of {panel.n_instruments:,} instruments"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,7 +144,7 @@ class PanelImages(ImageSet):
             panel.tz, panel.digest, self.spec.to_dict(), dict(windows.counts), dict(windows.schedule),
             self.horizons, self._delay, self._price, self._threads,
         )  # fmt: skip
-        return _restore, (panel._cache["shared"], self._shared, rest)
+        return _restore, (panel._cache["shared"], self._shared, self._laid_out, rest)
 
     @cached_property
     def _shared(self) -> SharedArrays:
@@ -237,11 +239,18 @@ class PanelImages(ImageSet):
 
     def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Draw a batch in this thread, without the interpreter's lock."""
-        self._check(positions, self._drawer.draw(positions, out))
+        reason = self._drawer.draw(positions, out)
+        if reason is not None:
+            self._check(positions, reason)
 
     @cached_property
     def _drawer(self) -> Drawer:
-        return Drawer(self.windows)
+        if self._laid_out is not None:
+            return Drawer(self.windows, self._laid_out["table"])
+        drawer = Drawer(self.windows)
+        if drawer.table is not None:
+            self._laid_out = SharedArrays({"table": drawer.table})
+        return drawer
 
     def _check(self, positions: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         if reason.any():
@@ -319,7 +328,10 @@ class PanelReader(DirectReader):
     ) -> None:
         super().__init__(images, selection, **options)
         self.augment = None if augment is None else Augment.of(augment)
-        if self.augment is not None:
+        if self.augment is None:
+            # Before there are workers: they then share what it has laid out.
+            images._drawer  # noqa: B018
+        else:
             self.augment.check(images.spec)
             if self.augment.jitter_end and not self._neighbours(self.augment.jitter_end):
                 raise ValueError(
@@ -414,7 +426,9 @@ class DeviceReader(DirectReader):
             at += size
 
 
-def _restore(bars: SharedArrays, index: SharedArrays, rest: tuple[Any, ...]) -> PanelImages:
+def _restore(
+    bars: SharedArrays, index: SharedArrays, laid_out: SharedArrays | None, rest: tuple[Any, ...]
+) -> PanelImages:
     tz, digest, spec, counts, schedule, horizons, delay, price, threads = rest
     fields = {name.removeprefix(_FIELD): bars[name] for name in bars if name.startswith(_FIELD)}
     panel = Panel(bars["bars"], bars["offsets"], bars["instruments"], bars["time"], tz, fields)
@@ -424,5 +438,5 @@ def _restore(bars: SharedArrays, index: SharedArrays, rest: tuple[Any, ...]) -> 
     )
     images = PanelImages.__new__(PanelImages)
     images._take(panel, windows, horizons, delay, price, threads)
-    images.__dict__["_shared"] = index
+    images.__dict__["_shared"], images._laid_out = index, laid_out
     return images

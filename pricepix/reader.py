@@ -599,27 +599,24 @@ class _Buffers:
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._shape = shape
-        self._held: list[tuple[int, NDArray[np.uint8]]] = []
+        self._held: list[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]] = []
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        for length, held in self._held:
-            # Three references: the list's, the loop's and the argument's. A view, or a tensor over it, holds one
-            # more.
-            if length == size and sys.getrefcount(held) == 3:
-                return self._begin(held, size)
+        for length, memory, batch in self._held:
+            # Four references: the list's, the loop's, the argument's, and that of the view which is kept. Another
+            # view, or a tensor over it, holds one more.
+            if length == size and sys.getrefcount(memory) == 4:
+                return batch[:]
         count = size * self._shape[0] * self._shape[1]
         # numpy asks for huge pages from 4 MB on.
         room = max(count + HUGE_PAGE, 2 * HUGE_PAGE) if count >= HUGE_PAGE // 8 else count
         fresh = np.empty(room, np.uint8)
+        start = -fresh.ctypes.data % HUGE_PAGE if room > count else 0
+        whole = fresh[start : start + count].reshape(size, *self._shape)
         if len(self._held) >= 8:
             self._held.pop(0)
-        self._held.append((size, fresh))
-        return self._begin(fresh, size)
-
-    def _begin(self, held: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-        count = size * self._shape[0] * self._shape[1]
-        start = -held.ctypes.data % HUGE_PAGE if len(held) > count else 0
-        return held[start : start + count].reshape(size, *self._shape)
+        self._held.append((size, fresh, whole))
+        return whole[:]
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel
@@ -265,6 +265,33 @@ def test_neither_tasks_nor_threads_change_anything(scene, threads):
                 more = draw(spec, table, windows, mode, shift=shift, threads=threads, **options)
         assert np.array_equal(one[0], more[0])
         assert np.array_equal(one[1], more[1])
+
+
+@given(scenes(), st.randoms(use_true_random=False))
+def test_bars_beside_their_averages_give_the_same_bytes(scene, random):
+    """As a drawer of random batches has them; windows that are deferred are drawn by the plain kernels."""
+    spec, offsets, table, (first, row, _dest), options = scene
+    assume(spec.ma and fast.takes(spec))
+    with path(plain=True):
+        expected, expected_reason = draw(
+            spec, table, (first, row, np.arange(len(row))), kernels.PIXELS, at_limit=options.get("at_limit")
+        )
+    beside = np.full((len(table), fast.LAID_OUT), 7.0)
+    fast.lay_out(table, offsets, spec.ma[0], api.drawing_of(spec).partial_ma, beside)
+    assert np.array_equal(beside[:, :5], table, equal_nan=True)
+    instrument = np.searchsorted(offsets, row, side="right").astype(np.int32) - 1
+    for array in (beside, row, instrument):
+        array.flags.writeable = False
+    which = np.array(random.choices(range(len(row)), k=random.randint(1, 400)))
+    out, reason = np.full((len(which), *spec.shape), 7, np.uint8), np.full(len(which), 99, np.uint8)
+    undrawn = fast.render_some(
+        *fast.arguments_of(beside, None, "at_limit" in options, spec), row, instrument, offsets, which,
+        out.reshape(-1), options["streamed"], reason,
+    )  # fmt: skip
+    assert undrawn == np.count_nonzero(reason)
+    done = reason != fast.DEFERRED
+    assert np.array_equal(reason[done], expected_reason[which[done]])
+    assert np.array_equal(out[done], expected[which[done]])
 
 
 @pytest.mark.parametrize("preset", sorted(ImageSpec.presets()))

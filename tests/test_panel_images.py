@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import pricepix as pp
 from pricepix.images import ImageSet
 from pricepix.reader import BatchReader, DirectReader
+from pricepix.render import api
 from pricepix.sharing import SharedArrays
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -369,6 +370,32 @@ def test_options_of_drawn_images_are_refused_by_a_store(store: pp.ImageStore) ->
         store.batches(mask=np.arange(5), batch_size=1, ranks=2)
 
 
+class TestAveragesKept:
+    """Random batches of specs with an average draw from a copy of the panel that has it beside the bars."""
+
+    def drawn(self, images: pp.PanelImages) -> Any:
+        return np.concatenate([batch.images for batch in images.batches(batch_size=64, prefetch=0)])
+
+    def test_not_of_a_panel_too_large_to_keep_twice(
+        self, panel: pp.Panel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = pp.PanelImages(panel, "jkx20")
+        expected = self.drawn(images)
+        assert images._drawer.table is not None
+        assert images._drawer.table.nbytes == 48 * len(panel)
+        for most, kept in ((48 * len(panel), True), (48 * len(panel) - 1, False)):
+            monkeypatch.setattr(api, "TABLE_BYTES", most)
+            other = pp.PanelImages(panel, "jkx20")
+            assert (other._drawer.table is not None) == kept
+            np.testing.assert_array_equal(self.drawn(other), expected)
+
+    def test_not_for_a_few_windows_nor_without_an_average(self, panel: pp.Panel) -> None:
+        for few in (pp.PanelImages(panel, "jkx20", sample=0.1), pp.PanelImages(panel, pp.ImageSpec(20, 64))):
+            drawn = self.drawn(few)
+            assert few._drawer.table is None
+            assert len(drawn) == len(few)
+
+
 class TestPickles:
     def test_they_are_small_and_map_one_file(self, images: ImageSet) -> None:
         whole = images.read()
@@ -389,6 +416,22 @@ class TestPickles:
         for one, other in zip(pickle.loads(dumped), reader, strict=True):
             np.testing.assert_array_equal(one.index, other.index)
             np.testing.assert_array_equal(one.images, other.images)
+
+    @pytest.mark.parametrize("preset", ["jkx20", "cnnft20"])
+    def test_readers_share_the_averages(self, panel: pp.Panel, preset: str) -> None:
+        images = pp.PanelImages(panel, preset)
+        assert images._drawer.table is not None
+        reader = images.batches(batch_size=64, seed=3)
+        again = pickle.loads(pickle.dumps(reader))
+        table = again.images._drawer.table
+        assert not table.flags.owndata
+        assert not table.flags.writeable
+        np.testing.assert_array_equal(table, images._drawer.table)
+        files = _files(os.getpid())
+        assert pickle.loads(pickle.dumps(again)).images._laid_out.path == images._laid_out.path
+        assert _files(os.getpid()) == files
+        for batch in again:
+            np.testing.assert_array_equal(batch.images, images.read(batch.index))
 
     def test_images_of_a_panel_share_it_once(self, panel: pp.Panel) -> None:
         one, other = pp.PanelImages(panel, "jkx5"), pp.PanelImages(panel, "jkx20")

@@ -28,7 +28,16 @@ import numba
 import numpy as np
 
 from pricepix.render.kernels import CLOSE as CLOSE_COLUMN
-from pricepix.render.kernels import CNN_FOR_TRADING, DRY, IMAGE_TRADING, JKX, PIXELS, jit, parallel_jit
+from pricepix.render.kernels import (
+    CNN_FOR_TRADING,
+    DRY,
+    IMAGE_TRADING,
+    JKX,
+    PIXELS,
+    jit,
+    moving_average,
+    parallel_jit,
+)
 from pricepix.render.reasons import CONSTANT_VOLUME, FLAT, FLAT_BARS, INFINITE, NO_PRICE, VALID
 from pricepix.render.simd import (
     absolute,
@@ -43,6 +52,7 @@ from pricepix.render.simd import (
     load_bars,
     load_f,
     load_i,
+    load_wide_bars,
     load_word,
     lower_of,
     pointer,
@@ -80,6 +90,8 @@ STREAM_BYTES: Final = 32 << 20
 # Windows between the fetch of a window's bars and their use. In a shuffled batch, where nothing leads up to them,
 # that saves a tenth of the time and more if the panel is larger than the caches.
 _AHEAD: Final = 3
+LAID_OUT: Final = 6
+"""Columns of what ``lay_out`` writes."""
 MAX_LOOKBACK: Final = 512
 MAX_AVERAGE: Final = 512
 MAX_HEIGHT: Final = 512
@@ -155,9 +167,13 @@ def takes(spec: ImageSpec) -> bool:
 
 
 def arguments_of(
-    bars: NDArray[np.float64], given: NDArray[np.float64], at_limit: bool, spec: ImageSpec
+    bars: NDArray[np.float64], given: NDArray[np.float64] | None, at_limit: bool, spec: ImageSpec
 ) -> tuple[Any, ...]:
-    """First arguments of the drivers. `at_limit`: flat windows may be drawn, which is the plain kernel's work."""
+    """First arguments of the drivers.
+
+    `given` are averages, float64 (rows, 1); none of them where they come from the closes; None where `bars` is
+    what ``lay_out`` writes. `at_limit`: flat windows may be drawn, which is the plain kernel's work.
+    """
     sketch = sketch_of(spec)
     tall = True if spec.height > 64 else None
     truncated = True if spec.style == "cnn_for_trading" else None
@@ -286,6 +302,21 @@ def _byte_tables(height: int, width: int) -> tuple[Any, ...]:
     return offset(byte).reshape(-1), masks, mask(last), int(offset(last)), period, copies, jump
 
 
+@jit
+def lay_out(bars: Any, offsets: Any, average: int, partial: int, table: Any) -> None:
+    """Write bars and their moving average side by side: open, high, low, close, volume, average of every row.
+
+    For windows from anywhere. Each averages 20 bars of its own for 20 columns of pixels, and fetches 39 bars,
+    which lie in 25 lines of memory; of this table it reads 15 and averages nothing.
+    """
+    for instrument in range(offsets.shape[0] - 1):
+        a, b = offsets[instrument], offsets[instrument + 1]
+        means = np.empty(b - a)
+        moving_average(np.abs(bars[a:b, CLOSE_COLUMN]), 0, average, 1, partial, means)
+        table[a:b, :5] = bars[a:b]
+        table[a:b, 5] = means
+
+
 # A stretch of bars -------------------------------------------------------------------------------------------
 
 
@@ -325,8 +356,9 @@ def _prepare(
     average takes 3.
     """
     lookback, volume, average = sketch.lookback, sketch.volume, sketch.average
+    columns = LAID_OUT if given is None else 5
     lead = 0
-    if average and given.shape[0] == 0:
+    if given is not None and average and given.shape[0] == 0:
         lead = average - 1
         known = min(lead, start - first)
         for i in range(lead - known):
@@ -335,18 +367,26 @@ def _prepare(
             f[HISTORY + i] = abs(panel[5 * (start - lead + i) + CLOSE_COLUMN])
     infinite, zero, least = splat_f(np.inf), splat_f(0.0), splat_f(-np.inf)
     for i in range(0, count, 4):
-        if start + i + 4 <= total:
-            o, h, l, c, v = load_bars(panel, 5 * (start + i))
-        else:
+        rows, at = panel, columns * (start + i)
+        if start + i + 4 > total:
             # The panel ends inside these four rows.
-            for k in range(5 * (total - start - i)):
-                f[ODD + k] = panel[5 * (start + i) + k]
-            o, h, l, c, v = load_bars(f, ODD)
+            for k in range(columns * (total - start - i)):
+                f[ODD + k] = panel[at + k]
+            rows, at = f, ODD
+        if given is None:
+            o, h, l, c, v, m = load_wide_bars(rows, at)
+        else:
+            o, h, l, c, v = load_bars(rows, at)
+            store(f, HISTORY + lead + i, absolute(c))
         o, h, l, c = absolute(o), absolute(h), absolute(l), absolute(c)
-        store(f, HISTORY + lead + i, c)
         # All prices make the scale. The comparisons are such that a NaN loses against the number beside it.
-        store(f, LOWEST + i, lower_of(o, lower_of(h, lower_of(l, lower_of(c, infinite)))))
-        store(f, HIGHEST + i, higher_of(o, higher_of(h, higher_of(l, higher_of(c, least)))))
+        low = lower_of(o, lower_of(h, lower_of(l, lower_of(c, infinite))))
+        high = higher_of(o, higher_of(h, higher_of(l, higher_of(c, least))))
+        if given is None:
+            low, high = lower_of(m, low), higher_of(m, high)
+            store(f, AVERAGE + i, where_nan(m, infinite, m))
+        store(f, LOWEST + i, low)
+        store(f, HIGHEST + i, high)
         # Nothing of a bar without high or low is drawn, and infinite is what the drawing takes for missing.
         o = where_nan(h, infinite, where_nan(l, infinite, where_nan(o, infinite, o)))
         c = where_nan(h, infinite, where_nan(l, infinite, where_nan(c, infinite, c)))
@@ -360,9 +400,10 @@ def _prepare(
             store(f, VOLUME + i, v)
             store(f, MOST + i, v)
             store(f, LEAST + i, v)
-    if sketch.style == CNN_FOR_TRADING or given.shape[0] > 0:
-        _count_odd_bars(panel, start, count, sketch, f)
-    if average:
+    averages_given = given is not None and given.shape[0] > 0
+    if sketch.style == CNN_FOR_TRADING or averages_given:
+        _count_odd_bars(panel, columns, start, count, sketch, f)
+    if average and given is not None:
         if given.shape[0] > 0:
             for i in range(count):
                 f[AVERAGE + i] = abs(given[start + i, 0])
@@ -397,7 +438,7 @@ def _prepare(
             store(f, SCALE + i, span / (load_f(f, HIGHEST + i) - load_f(f, LOWEST + i)))
             store(f, VOLUME_SCALE + i, volume_span / load_f(f, MOST + i))
     for i in range(windows):
-        f[REASON + i] = _judge(f, i, sketch, given.shape[0] > 0)
+        f[REASON + i] = _judge(f, i, sketch, averages_given)
 
 
 @jit
@@ -473,7 +514,7 @@ def _join_all(f: Any, count: int, sketch: Sketch) -> None:
 
 
 @jit
-def _count_odd_bars(panel: Any, start: int, count: int, sketch: Sketch, f: Any) -> None:
+def _count_odd_bars(panel: Any, columns: int, start: int, count: int, sketch: Sketch, f: Any) -> None:
     """Running number of bars that the style cares for: ``f[ODD + b] - f[ODD + a]`` of rows a..b - 1.
 
     With given averages: bars that have a price at all. In CNN-for-Trading: bars whose prices add up to four
@@ -482,7 +523,7 @@ def _count_odd_bars(panel: Any, start: int, count: int, sketch: Sketch, f: Any) 
     number = 0.0
     for i in range(count):
         f[ODD + i] = number
-        at = 5 * (start + i)
+        at = columns * (start + i)
         o, h, l, c, v = (
             abs(panel[at]),
             abs(panel[at + 1]),
@@ -800,7 +841,11 @@ def render_task(
     packed = (size + 7) // 8
     base, volume_base = 64 - sketch.price_height, 64 - height
 
-    reach = lookback + (sketch.average - 1 if sketch.average and given.shape[0] == 0 else 0)
+    columns, reach = 5, lookback
+    if given is None:
+        columns = LAID_OUT
+    elif sketch.average and given.shape[0] == 0:
+        reach += sketch.average - 1
     run_first = run_end = 0
     joined = False
     for now in range(0, n + 2 * batch, batch):
@@ -808,7 +853,9 @@ def render_task(
             soon = i + _AHEAD
             if soon < n and not 0 <= row[soon] - row[soon - 1] < lookback:
                 # Bars that nothing leads up to, as in a shuffled batch, lie anywhere in memory.
-                for k in range(5 * max(first[soon], row[soon] - reach), 5 * row[soon] + 5, 8):
+                for k in range(
+                    columns * max(first[soon], row[soon] + 1 - reach), columns * (row[soon] + 1), 8
+                ):
                     prefetch(bars, k)
             if i == run_end:
                 run_first = row[i] - lookback + 1

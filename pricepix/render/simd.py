@@ -241,22 +241,35 @@ def fence() -> None:
     """Let every store before come before everything after, in the eyes of other threads too."""
 
 
-def _build_load_bars(builder: Any, bars: Any, i: Any, scope: Any) -> list[Any]:
-    kind = ir.VectorType(_DOUBLE, 4)
-    v = [
-        builder.load(_address(builder, scope, bars, builder.add(i, _I64(4 * k)), kind), align=8)
-        for k in range(5)
-    ]
-    pairs = [_pick(builder, v[k], v[min(k + 1, 4)], list(range(8))) for k in (0, 2, 4)]
-    head = _pick(builder, pairs[0], pairs[1], list(range(16)))
-    tail = _pick(builder, pairs[2], pairs[2], list(range(16)))
-    return [_pick(builder, head, tail, [f, f + 5, f + 10, f + 15]) for f in range(5)]
+def _loading_bars(columns: int) -> Any:
+    def build(builder: Any, bars: Any, i: Any, scope: Any) -> list[Any]:
+        kind = ir.VectorType(_DOUBLE, 4)
+        v = [
+            builder.load(_address(builder, scope, bars, builder.add(i, _I64(4 * k)), kind), align=8)
+            for k in range(columns)
+        ]
+        # Joined to one vector; what fills it up is never picked.
+        while len(v) > 1:
+            v = [
+                _pick(builder, v[k], v[min(k + 1, len(v) - 1)], list(range(2 * v[0].type.count)))
+                for k in range(0, len(v), 2)
+            ]
+        lanes = [[f + columns * k for k in range(4)] for f in range(columns)]
+        return [_pick(builder, v[0], v[0], four) for four in lanes]
+
+    return (lambda bars, i: types.UniTuple(_F, columns)(bars, types.intp)), build
 
 
-@_instruction(lambda bars, i: types.UniTuple(_F, 5)(bars, types.intp), _build_load_bars)
+@_instruction(*_loading_bars(5))
 def load_bars(bars: Any, i: int) -> Any:
     """Four rows of five float64 from index i on, as five vectors: one a column."""
     return tuple(bars[i : i + 20].reshape(4, 5).T.copy())
+
+
+@_instruction(*_loading_bars(6))
+def load_wide_bars(bars: Any, i: int) -> Any:
+    """Four rows of six float64 from index i on, as six vectors: one a column."""
+    return tuple(bars[i : i + 24].reshape(4, 6).T.copy())
 
 
 # Four float64 ------------------------------------------------------------------------------------------------
