@@ -269,6 +269,44 @@ def test_trend_finds_reversal_in_a_market_that_reverts():
     assert np.array_equal(found[at <= 450], again[at <= 450], equal_nan=True)
 
 
+def test_how_long_the_calendar_is_changes_no_earlier_value_of_the_trend():
+    """Which lags take part is decided by the bars so far: 100 enters at bar 100, 200 at bar 200, whatever follows."""
+    rng = np.random.default_rng(7)
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.02, (520, 30)), axis=0))
+    # A third is listed late, and has no value before it has the averages.
+    close[:150, ::3] = np.nan
+    labels = [f"N{i}" for i in range(30)]
+
+    def found(bars: int) -> np.ndarray:
+        part = close[:bars]
+        panel = pp.Panel.from_arrays(part, part, part, part, instruments=labels, progress=False)
+        return trend(Market.of(panel, panel.instruments), np.arange(bars), 21)
+
+    whole = found(520)
+    for bars in (130, 205, 300, 410):
+        assert np.array_equal(found(bars), whole[:bars], equal_nan=True)
+    assert np.isfinite(whole[130, 1])
+    assert np.isnan(whole[130, 0])
+    assert np.isfinite(whole[390]).all()
+
+
+def test_the_first_value_of_the_trend_by_hand():
+    rng = np.random.default_rng(8)
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.02, (45, 25)), axis=0))
+    labels = [f"N{i}" for i in range(25)]
+    panel = pp.Panel.from_arrays(close, close, close, close, instruments=labels, progress=False)
+    value = trend(Market.of(panel, panel.instruments), np.array([20, 41, 44]), 21, lags=(3, 10, 100))
+    assert np.isnan(value[0]).all()
+
+    def ratio(t: int) -> np.ndarray:
+        return np.stack([close[t + 1 - lag : t + 1].mean(axis=0) / close[t] for lag in (3, 10)], axis=1)
+
+    design = np.column_stack([np.ones(25), ratio(20)])
+    slopes = np.linalg.lstsq(design, close[41] / close[20] - 1, rcond=None)[0][1:]
+    for row, t in ((1, 41), (2, 44)):
+        np.testing.assert_allclose(value[row], ratio(t) @ slopes, rtol=1e-9)
+
+
 def test_bars_around_the_judged_ones_are_those_of_the_settings():
     # A year for momentum before; two quarters' ends, five bars' delay and five bars' wait after.
     assert reach(252.0, baselines=["MOM"]) == (252, 131)

@@ -46,7 +46,9 @@ def trend(
     month : int
         Bars of a month.
     lags : sequence of int
-        Those longer than half of the calendar are left out.
+        A lag takes part in a month's regression if at least half of the instruments with a price had as many bars
+        by then, and in a date's value if it took part in one of the months averaged for it; its slope is 0 in
+        the others.
     memory : int
         Months of slopes that are averaged; fewer at the beginning.
 
@@ -56,36 +58,39 @@ def trend(
         NaN where an average is missing or no slopes are known yet.
     """
     level = market.level
-    used = [lag for lag in lags if lag <= len(level) // 2]
     out = np.full((len(at), level.shape[1]), np.nan)
-    if not used or len(at) == 0:
+    if len(at) == 0:
         return out
     total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
     begun = np.cumsum(~np.isnan(level), axis=0)
 
     def ratios(t: int) -> Floats:
         """Averages over price at bar t, (instruments, lags); NaN before there are the bars."""
-        columns = np.full((level.shape[1], len(used)), np.nan)
-        for k, lag in enumerate(used):
-            if t + 1 >= lag:
-                enough = begun[t] >= lag
+        columns = np.full((level.shape[1], len(lags)), np.nan)
+        for k, lag in enumerate(lags):
+            enough = begun[t] >= lag
+            if enough.any():
                 mean = (total[t + 1] - total[t + 1 - lag]) / lag
                 columns[enough, k] = mean[enough] / level[t][enough]
         return columns
 
     ends = np.arange(month - 1, int(at[-1]) + 1, month)
-    slopes = np.full((len(ends), len(used)), np.nan)
+    slopes = np.full((len(ends), len(lags)), np.nan)
     for m in range(1, len(ends)):
         x, r = ratios(int(ends[m - 1])), level[ends[m]] / level[ends[m - 1]] - 1.0
-        good = ~np.isnan(r) & ~np.isnan(x).any(axis=1)
-        if np.count_nonzero(good) > len(used) + 1:
-            design = np.column_stack([np.ones(int(good.sum())), x[good]])
-            slopes[m] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
+        priced = begun[ends[m - 1]] > 0
+        used = 2 * np.count_nonzero(~np.isnan(x), axis=0) >= np.count_nonzero(priced)
+        good = priced & ~np.isnan(r) & ~np.isnan(x[:, used]).any(axis=1)
+        if used.any() and np.count_nonzero(good) > np.count_nonzero(used) + 1:
+            design = np.column_stack([np.ones(int(good.sum())), x[np.ix_(good, used)]])
+            slopes[m] = 0.0
+            slopes[m, used] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
     for j, t in enumerate(at.tolist()):
         past = slopes[: int(np.searchsorted(ends, t, side="right"))]
         past = past[~np.isnan(past[:, 0])][-memory:]
-        if len(past):
-            out[j] = ratios(t) @ past.mean(axis=0)
+        used = (past != 0.0).any(axis=0)
+        if used.any():
+            out[j] = ratios(t)[:, used] @ past[:, used].mean(axis=0)
     return out
 
 

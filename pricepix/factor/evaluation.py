@@ -245,8 +245,7 @@ def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     """Return how many bars before the first judged date, and after the last one, `evaluate` looks at.
 
     A panel of these alone gives the figures of one that has all bars, but for the trend factor: its months are
-    counted from the panel's first bar, and lags longer than half of the panel are left out, so that a shorter one
-    may lose those of 800 and 1000 bars.
+    counted from the panel's first bar.
 
     Parameters
     ----------
