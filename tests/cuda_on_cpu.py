@@ -18,23 +18,22 @@ import torch
 
 from pricepix.render import cuda, cuda_kernels
 
-# A kernel's words, and what they come to for the only thread of the only block.
+# A kernel's words, and what they come to for the only thread of a block.
 WORDS = {
     "@cuda.jit(device=True)": "@jit",
     "@cuda.jit\n": "@jit\n",
     "cuda.threadIdx.x": "np.int32(0)",
     "cuda.blockDim.x": "np.int32(1)",
-    "cuda.blockIdx.x": "np.int32(0)",
-    "cuda.gridDim.x": "np.int32(1)",
+    "cuda.blockIdx.x": "block",
     "cuda.syncthreads()": "pass",
     "words: Any, pixels: Any, reasons: Any,\n) -> None:": (
-        "words: Any, pixels: Any, reasons: Any, shared: Any,\n) -> None:"
+        "words: Any, pixels: Any, reasons: Any, shared: Any, block: Any,\n) -> None:"
     ),
 }
 
 
 def compiled_kernel():
-    """``draw`` of ``cuda_kernels``, with shared memory as its last argument."""
+    """``draw`` of ``cuda_kernels``, with shared memory and the number of the block as its last arguments."""
     source = Path(cuda_kernels.__file__).read_text(encoding="utf-8")
     for word, meaning in WORDS.items():
         assert word in source, f"the kernel does not say {word!r} any more: WORDS must follow it"
@@ -72,7 +71,9 @@ class Cpu(cuda._Gpu):
 
     def launch(self, shape, *arguments):
         arrays = [each.array if isinstance(each, cuda._Seen) else each for each in arguments]
-        self._draw(*arrays, np.full(shape[2], 0xA5, np.uint8))
+        images, _, shared = shape
+        for block in range(images + 1):
+            self._draw(*arrays, np.full(shared, 0xA5, np.uint8), block)
 
 
 def install():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -406,7 +407,7 @@ def test_a_launch_keeps_its_memory_for_the_stream():
     for handle in (0, 7):
         done.clear()
         gpu = cuda._Gpu.__new__(cuda._Gpu)
-        gpu.simulated, gpu.device, gpu._multiprocessors = False, torch.device("cuda", 1), 2
+        gpu.simulated, gpu.device = False, torch.device("cuda", 1)
         streams = {torch.device("cuda", 1): types.SimpleNamespace(cuda_stream=handle)}
         gpu.torch = types.SimpleNamespace(cuda=types.SimpleNamespace(current_stream=streams.__getitem__))
         gpu._cuda = types.SimpleNamespace(
@@ -484,9 +485,8 @@ def fusible(ptx):
     return [pair for pair in sums if products & set(pair)]
 
 
-@pytest.mark.parametrize("architecture", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
-@pytest.mark.parametrize("pixel", ["uint8", "uint16", "uint32"])
-def test_no_product_is_fused_with_a_sum(compile_ptx, architecture, pixel):
+def kernel_for(pixel):
+    """The kernel, and its signature for a size of pixel; every spec is drawn by the same."""
     from numba import float64, int64, uint8, uint64
 
     from pricepix.render import cuda_kernels
@@ -506,7 +506,13 @@ def test_no_product_is_fused_with_a_sum(compile_ptx, architecture, pixel):
         pixels,
         uint8[::1],
     )
-    ptx = compile_ptx(cuda_kernels.draw.py_func, signature, architecture)
+    return cuda_kernels.draw.py_func, signature
+
+
+@pytest.mark.parametrize("architecture", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize("pixel", ["uint8", "uint16", "uint32"])
+def test_no_product_is_fused_with_a_sum(compile_ptx, architecture, pixel):
+    ptx = compile_ptx(*kernel_for(pixel), architecture)
     assert f".target sm_{architecture[0]}{architecture[1]}" in ptx
     assert "div.rn.f64" in ptx
     assert "mul.f64" in ptx or "mul.rn.f64" in ptx
@@ -514,6 +520,38 @@ def test_no_product_is_fused_with_a_sum(compile_ptx, architecture, pixel):
     assert not re.search(r"fma\.\w+\.f64", ptx)
     assert not re.search(r"div\.(approx|full)|rcp\.", ptx)
     assert fusible(ptx) == []
+
+
+@pytest.mark.parametrize("pixel", ["uint8", "uint16", "uint32"])
+def test_the_kernel_fits_into_registers(compile_ptx, tmp_path, pixel):
+    """What docs/gpu.md says of it; the number of registers decides how many images are drawn at once."""
+    assembler = shutil.which("ptxas")
+    if assembler is None:
+        pytest.skip("there is no ptxas: install a CUDA toolkit")
+    path = tmp_path / "kernel.ptx"
+    path.write_text(compile_ptx(*kernel_for(pixel), (9, 0)))
+    made = subprocess.run(
+        [assembler, "-v", "-arch=sm_90", str(path), "-o", str(tmp_path / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = made.stdout + made.stderr
+    if "Unsupported .version" in report:
+        pytest.skip("ptxas is of an older CUDA than pricepix[cuda]")
+    assert made.returncode == 0, report
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
+    assert int(re.search(r"Used (\d+) registers", report)[1]) <= 80, report
+
+
+def test_a_bar_is_asked_for_at_once(compile_ptx):
+    """Prices and volume are all loaded before the first of them is compared: they wait for memory together."""
+    ptx = compile_ptx(*kernel_for("uint8"), (9, 0))
+    at_once = 0
+    for block in re.split(r"^\$?\w+:", ptx, flags=re.MULTILINE):
+        before = re.split(r"setp\.\w+\.f64", block)[0]
+        at_once = max(at_once, len(re.findall(r"ld\.global\.[bf]64", before)))
+    assert at_once >= 5
 
 
 def test_a_product_and_a_sum_would_be_fused(compile_ptx):

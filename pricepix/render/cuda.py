@@ -32,9 +32,6 @@ OUTSIDE: Final = kernels.OUTSIDE
 # without asking for more, and small blocks leave room for others beside them.
 _LARGEST_WHOLE = 24 << 10
 _STRIP_BYTES = 16 << 10
-# Blocks a multiprocessor, each of which draws image after image: several times what runs at once, so that the last
-# ones end at about the same time.
-_BLOCKS = 256
 # Blocks for which Numba does not warn of an idle GPU; those without an image end at once.
 _FEWEST_BLOCKS = 256
 _DTYPES = ("uint8", "bfloat16", "float16", "float32")
@@ -454,9 +451,6 @@ class _Gpu:
 
         self.torch, self._cuda, self._kernels = torch, cuda, cuda_kernels
         self.simulated = cuda_kernels.SIMULATED
-        self._multiprocessors = 0
-        if not self.simulated:
-            self._multiprocessors = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def threads(self, drawing: kernels.Drawing) -> int:
         """Threads a block, a power of two: a warp where that is enough to write the image."""
@@ -513,9 +507,9 @@ class _Gpu:
         images, threads, shared = shape
         arrays = [each.array if isinstance(each, _Seen) else each for each in arguments]
         if self.simulated:
-            self._kernels.draw[min(images, 2), threads, 0, shared](*arrays)
+            self._kernels.draw[images, threads, 0, shared](*arrays)
             return
-        blocks = max(min(images, _BLOCKS * self._multiprocessors), _FEWEST_BLOCKS)
+        blocks = max(images, _FEWEST_BLOCKS)
         current = self.torch.cuda.current_stream(self.device)
         handle = current.cuda_stream
         stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()

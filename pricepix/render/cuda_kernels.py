@@ -104,7 +104,7 @@ class Strip(NamedTuple):
 
 @jit
 def least(a: Any, b: Any) -> Any:
-    """``min``, which the CUDA target that comes with Numba 0.68 does not compile."""
+    """``min``, which the CUDA target that comes with Numba 0.68 does not compile; b where a is NaN."""
     return a if a < b else b
 
 
@@ -112,6 +112,12 @@ def least(a: Any, b: Any) -> Any:
 def most(a: Any, b: Any) -> Any:
     """``max``, likewise."""
     return a if a > b else b
+
+
+@jit
+def number(x: float) -> int:
+    """1 where x is a number, 0 where it is NaN."""
+    return 0 if math.isnan(x) else 1
 
 
 @jit
@@ -139,6 +145,14 @@ def ink_pixel(pixel: int, word_shift: int, paper: Any, flip: Any) -> Any:
 
 
 @cuda.jit(device=True)
+def _cell(table: Any, field: int, row: int) -> float:
+    """A table's value."""
+    # An index that may be negative, as Numba sees it, costs six operations more; so loops use unsigned ones.
+    value: float = table[np.uint64(field), np.uint64(row)]
+    return value
+
+
+@cuda.jit(device=True)
 def _measure(
     table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any
 ) -> None:
@@ -148,34 +162,41 @@ def _measure(
     prices, volumes and odd bars there are.
     """
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
-    fields = 4 + drawing.volume + plan.averages
     first = last - (drawing.bars - 1) * stride
     groups = 4 if drawing.per_field else 1 + drawing.volume
+    lowest, highest, smallest, largest = np.inf, -np.inf, np.inf, -np.inf
     found = 0
-    for group in range(groups):
-        lowest, highest = np.inf, -np.inf
-        for field in range(fields):
-            belongs = field if drawing.per_field else int(field == VOLUME and drawing.volume == 1)
-            if belongs == group:
-                d = t
-                while d < drawing.bars:
-                    value = table[field, first + d * stride]
-                    if not math.isnan(value):
-                        if field < 4:
-                            found += 1
-                        elif group == 1:
-                            found += VOLUMES
-                        lowest, highest = least(lowest, value), most(highest, value)
-                    d += threads
-        extremes[2 * group * threads + t] = lowest
-        extremes[(2 * group + 1) * threads + t] = highest
-    if drawing.style == CNN_FOR_TRADING:
+    if drawing.per_field:
+        for field in range(4):
+            lowest, highest = np.inf, -np.inf
+            d = t
+            while d < drawing.bars:
+                value = _cell(table, field, first + d * stride)
+                lowest, highest = least(value, lowest), most(value, highest)
+                found += number(value)
+                d += threads
+            extremes[2 * field * threads + t], extremes[(2 * field + 1) * threads + t] = lowest, highest
+    else:
         d = t
         while d < drawing.bars:
             row = first + d * stride
-            if is_odd_bar(table[OPEN, row], table[HIGH, row], table[LOW, row], table[CLOSE, row]):
+            # All of a bar is asked for before any of it is looked at: memory is waited for once, not field by field.
+            open_, high = _cell(table, OPEN, row), _cell(table, HIGH, row)
+            low, close = _cell(table, LOW, row), _cell(table, CLOSE, row)
+            volume = _cell(table, VOLUME, row) if drawing.volume else np.nan
+            for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+                average = _cell(table, n, row)
+                lowest, highest = least(average, lowest), most(average, highest)
+            lowest = least(open_, least(high, least(low, least(close, lowest))))
+            highest = most(open_, most(high, most(low, most(close, highest))))
+            smallest, largest = least(volume, smallest), most(volume, largest)
+            found += number(open_) + number(high) + number(low) + number(close) + VOLUMES * number(volume)
+            if drawing.style == CNN_FOR_TRADING and is_odd_bar(open_, high, low, close):
                 found += ODD
             d += threads
+        extremes[t], extremes[threads + t] = lowest, highest
+        if drawing.volume:
+            extremes[2 * threads + t], extremes[3 * threads + t] = smallest, largest
     counts[plan.counts_at + t] = found
     step = threads // 2
     while step > 0:
@@ -194,11 +215,12 @@ def _measure(
 @cuda.jit(device=True)
 def _column(image: Any, column: int, top: int, end: int, strip: Strip) -> None:
     """Ink the rows from `top` to `end` of a column, as far as they lie in the strip."""
-    at = strip.at + column + (most(top, strip.top) - strip.top) * strip.width
-    last = strip.at + column + (least(end, strip.end - 1) - strip.top) * strip.width
+    # In 32 bits, beyond which shared memory does not go: five operations a pixel instead of seven.
+    at = np.int32(strip.at + column + (most(top, strip.top) - strip.top) * strip.width)
+    last = np.int32(strip.at + column + (least(end, strip.end - 1) - strip.top) * strip.width)
     while at <= last:
-        image[np.uint64(at)] = INK
-        at += strip.width
+        image[np.uint32(at)] = INK
+        at = np.int32(at + strip.width)
 
 
 @cuda.jit(device=True)
@@ -213,7 +235,7 @@ def _draw_joint(
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
-        high, low = table[HIGH, row], table[LOW, row]
+        high, low = _cell(table, HIGH, row), _cell(table, LOW, row)
         if not (math.isnan(high) or math.isnan(low)):
             top, end = floor - price_level(high, lowest, ppu), floor - price_level(low, lowest, ppu)
             if drawing.pixel_chart:
@@ -221,29 +243,29 @@ def _draw_joint(
                 _column(image, column + 1, end, end, strip)
             else:
                 _column(image, column + 1, top, end, strip)
-            price = table[OPEN, row]
+            price = _cell(table, OPEN, row)
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column, top, top, strip)
                 if drawing.style == JKX:
                     _column(image, column + 1, top, top, strip)
-            price = table[CLOSE, row]
+            price = _cell(table, CLOSE, row)
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column + 2, top, top, strip)
         if drawing.volume:
-            tall = volume_rows(table[VOLUME, row], volume_ppu)
+            tall = volume_rows(_cell(table, VOLUME, row), volume_ppu)
             if tall > 0:
                 top = drawing.height - tall
                 _column(image, column + 1, top, top if drawing.pixel_chart else drawing.height - 1, strip)
         for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
-            if math.isnan(table[n, row]):
+            if math.isnan(_cell(table, n, row)):
                 continue
-            here = floor - price_level(table[n, row], lowest, ppu)
+            here = floor - price_level(_cell(table, n, row), lowest, ppu)
             if d == bars - 1 or drawing.pixel_chart:
                 _column(image, column + 1, here, here, strip)
-            elif not math.isnan(table[n, row + stride]):
-                there = floor - price_level(table[n, row + stride], lowest, ppu)
+            elif not math.isnan(_cell(table, n, row + stride)):
+                there = floor - price_level(_cell(table, n, row + stride), lowest, ppu)
                 rise = abs(there - here)
                 for c in range(4):
                     start, end = segment_offsets(rise, c)
@@ -269,7 +291,7 @@ def _draw_per_field(
                 row = bottom - limit_level(bottom, up)
             else:
                 lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
-                row = bottom - field_level(table[field, first + d * stride], lowest, highest, bottom)
+                row = bottom - field_level(_cell(table, field, first + d * stride), lowest, highest, bottom)
             if field == HIGH:
                 top = row
             elif field == LOW:
@@ -291,21 +313,21 @@ def _draw_cnn_for_trading(
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
-        top = bottom - truncated_level(table[OPEN, row], lowest, highest, span, base)
+        top = bottom - truncated_level(_cell(table, OPEN, row), lowest, highest, span, base)
         _column(image, column, top, top, strip)
-        top = bottom - truncated_level(table[HIGH, row], lowest, highest, span, base)
-        end = bottom - truncated_level(table[LOW, row], lowest, highest, span, base)
+        top = bottom - truncated_level(_cell(table, HIGH, row), lowest, highest, span, base)
+        end = bottom - truncated_level(_cell(table, LOW, row), lowest, highest, span, base)
         _column(image, column + 1, top, end, strip)
-        top = bottom - truncated_level(table[CLOSE, row], lowest, highest, span, base)
+        top = bottom - truncated_level(_cell(table, CLOSE, row), lowest, highest, span, base)
         _column(image, column + 2, top, top, strip)
         for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
-            if not math.isnan(table[n, row]):
-                top = bottom - truncated_level(table[n, row], lowest, highest, span, base)
+            if not math.isnan(_cell(table, n, row)):
+                top = bottom - truncated_level(_cell(table, n, row), lowest, highest, span, base)
                 _column(image, column, top, top, strip)
                 _column(image, column + 1, top, top, strip)
         if drawing.volume:
             smallest, largest = extremes[2 * threads], extremes[3 * threads]
-            tall = truncated_volume_rows(table[VOLUME, row], smallest, largest, drawing.volume_height)
+            tall = truncated_volume_rows(_cell(table, VOLUME, row), smallest, largest, drawing.volume_height)
             _column(image, column + 1, drawing.height - tall, drawing.height - 1, strip)
         d += threads
 
@@ -348,8 +370,7 @@ def _write(
     """Copy the strip out to the pixels `begin` to `end` of the output."""
     t, threads, shift = cuda.threadIdx.x, cuda.blockDim.x, plan.word_shift
     first, last = (begin + (1 << shift) - 1) >> shift, end >> shift
-    # Pixel 0 of the output would lie here. Indices that may be negative, as Numba sees it, cost six operations
-    # each; those of the inner loops are unsigned.
+    # Pixel 0 of the output would lie here.
     origin = 8 * plan.image_at - (begin >> 3 << 3)
     if shift == 3:
         word = first + t
@@ -382,7 +403,7 @@ def draw(
     table: Any, states: Any, ends: Any, drawing: Drawing, plan: Plan, paper: Any, flip: Any,
     words: Any, pixels: Any, reasons: Any,
 ) -> None:  # fmt: skip
-    """Draw the windows that end at panel rows `ends`; a block draws every ``gridDim.x``-th of them.
+    """Draw the windows that end at panel rows `ends`, a block each.
 
     `table` float64 (fields, rows) as ``kernels.tabulate`` writes it, or ``tabulate_rebuilt`` where `plan` says
     packed; `states` uint8 (panel rows). The output is seen twice: `words` uint64, as far as whole words go, and
@@ -399,47 +420,46 @@ def draw(
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
     width = drawing.width
     stride = 1 if plan.packed else drawing.aggregate
-    number = cuda.blockIdx.x
-    while number < ends.shape[0]:
-        last = ends[number]
-        state = 0
-        if 0 <= last < states.shape[0]:
-            state = int(states[last])
-        reason, scale = OUTSIDE, Scale(0.0, 0.0, 0, 0.0, 0)
-        if state & WHOLE:
-            if plan.packed:
-                last = (number + 1) * drawing.bars - 1
-            _measure(table, last, stride, drawing, plan, extremes, counts)
-            reason, scale = _judge(state, drawing, plan, extremes, counts)
-        if t == 0:
-            reasons[number] = reason
-        if not plan.dry:
-            top = 0
-            while top < drawing.height:
-                end = least(top + plan.strip, drawing.height)
-                begin: Any = (int64(number) * drawing.height + top) * width
-                strip = Strip(8 * plan.image_at + (begin & 7), top, end, width)
-                word = t
-                while word < ((begin & 7) + (end - top) * width + 7) >> 3:
-                    eights[np.uint64(plan.image_at + word)] = 0
-                    word += threads
-                cuda.syncthreads()
-                if reason == VALID:
-                    if drawing.style == CNN_FOR_TRADING:
-                        _draw_cnn_for_trading(table, last, stride, drawing, plan, extremes, bytes_, strip)
-                    elif drawing.per_field:
-                        flat, up = scale.flat == 4, state & UP != 0
-                        _draw_per_field(table, last, stride, drawing, flat, up, extremes, bytes_, strip)
-                    else:
-                        _draw_joint(table, last, stride, drawing, plan, scale, bytes_, strip)
-                cuda.syncthreads()
-                _write(
-                    begin, begin + (end - top) * width, plan, bytes_, pairs, fours, eights, words, pixels,
-                    paper, flip,
-                )  # fmt: skip
-                # Before the next zeros.
-                cuda.syncthreads()
-                top += plan.strip
-        else:
-            cuda.syncthreads()
-        number += cuda.gridDim.x
+    # One image a block: a loop over images would keep in registers all that is the same for each.
+    image = int64(cuda.blockIdx.x)
+    if image >= ends.shape[0]:
+        return
+    last = ends[image]
+    state = 0
+    if 0 <= last < states.shape[0]:
+        state = int(states[last])
+    reason, scale = OUTSIDE, Scale(0.0, 0.0, 0, 0.0, 0)
+    if state & WHOLE:
+        if plan.packed:
+            last = (image + 1) * drawing.bars - 1
+        _measure(table, last, stride, drawing, plan, extremes, counts)
+        reason, scale = _judge(state, drawing, plan, extremes, counts)
+    if t == 0:
+        reasons[image] = reason
+    if plan.dry:
+        return
+    top = 0
+    while top < drawing.height:
+        end = least(top + plan.strip, drawing.height)
+        begin: Any = (image * drawing.height + top) * width
+        strip = Strip(8 * plan.image_at + (begin & 7), top, end, width)
+        word = t
+        while word < ((begin & 7) + (end - top) * width + 7) >> 3:
+            eights[np.uint64(plan.image_at + word)] = 0
+            word += threads
+        cuda.syncthreads()
+        if reason == VALID:
+            if drawing.style == CNN_FOR_TRADING:
+                _draw_cnn_for_trading(table, last, stride, drawing, plan, extremes, bytes_, strip)
+            elif drawing.per_field:
+                flat, up = scale.flat == 4, state & UP != 0
+                _draw_per_field(table, last, stride, drawing, flat, up, extremes, bytes_, strip)
+            else:
+                _draw_joint(table, last, stride, drawing, plan, scale, bytes_, strip)
+        cuda.syncthreads()
+        _write(
+            begin, begin + (end - top) * width, plan, bytes_, pairs, fours, eights, words, pixels, paper, flip
+        )
+        # Before the next zeros.
+        cuda.syncthreads()
+        top += plan.strip
