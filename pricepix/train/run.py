@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix import __version__
 from pricepix.augment import Augment
+from pricepix.moments import stamp
 from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
 from pricepix.train.baselines import store_rows, window_series
@@ -283,7 +284,7 @@ def fit(
     if augment is not None:
         mirrored = torch.from_numpy(make_targets(target, -store.returns(horizon), store.time).values)
     result = FitResult(folder, config)
-    for fold in folds:
+    for fold, described in zip(folds, config["folds"], strict=True):
         place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
         train_index = fold.train
         if balance == "undersample":
@@ -305,7 +306,12 @@ def fit(
             "target": target,
             "balance": balance,
             "augment": config["augment"],
-            "train": config["folds"][folds.index(fold)]["train"],
+            "train": described["train"],
+            "validation": described["validation"],
+            # The last exit of a label that taught or chose the weights: out of sample begins there.
+            "seen_through": stamp(
+                int(samples.exit_time[np.concatenate([fold.train, fold.validation])].max()), samples.tz
+            ),
             "train_images": len(train_index),
             "store_digest": store.digest,
             "hyper": settings.to_dict(),
