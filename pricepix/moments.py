@@ -7,6 +7,7 @@ there is none.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,13 @@ def _formats() -> list[str]:
 
 
 TIME_FORMATS = tuple(_formats())
+
+# How a date ends that is written as a moment: midnight, and the offset of the zone whose midnight it is.
+_MIDNIGHT = r"(?:^|[ T])00:00(?::00(?:\.0+)?)?\s*(?:Z|UTC|[+-]\d\d:?\d\d|[+-]\d\d)$"
+_OFFSET = re.compile(r"(?:Z|UTC|([+-])(\d\d):?(\d\d)?)$")
+# So many bars at midnight are dates: of two bars a day only half are.
+_DATES = 0.9
+_PROBED = 1000
 
 
 @dataclass
@@ -116,20 +124,23 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
             "every bar needs a time"
         )
     tz = None
+    text = None
     if options.time_unit is not None:
         if not series.dtype.is_integer():
             raise ValueError(
                 f"time_unit={options.time_unit!r} is for counts since 1970, but {where} is {series.dtype}"
             )
-        return Times(series.cast(pl.Int64).to_numpy(), _TICK_NS[options.time_unit], "UTC")
+        since = Times(series.cast(pl.Int64).to_numpy(), _TICK_NS[options.time_unit], "UTC")
+        return _kept_dates(since, where, options, series)
     if series.dtype.is_integer():
         series = _parse(series.cast(pl.String), where, options, was_number=True)
     elif series.dtype == pl.String:
-        series = _parse(series, where, options)
+        text, series = series, _parse(series, where, options)
     if isinstance(series.dtype, pl.Datetime):
         unit, tz = series.dtype.time_unit, series.dtype.time_zone
         if tz is not None:
-            return Times(series.to_physical().to_numpy(), _TICK_NS[unit], check_zone(tz))
+            aware = Times(series.to_physical().to_numpy(), _TICK_NS[unit], check_zone(tz))
+            return _kept_dates(aware, where, options, series if text is None else text)
     elif series.dtype == pl.Date:
         if options.tz is None:
             return Times(series.to_physical().cast(pl.Int64).to_numpy(), DAY_NS, None)
@@ -150,6 +161,75 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
             )
         return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
     return Times(series.to_physical().to_numpy(), _TICK_NS[unit], None)
+
+
+def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Series) -> Times:
+    """Return the times; ValueError if they are dates, told as midnights of a zone, that another zone moves.
+
+    `column` is what they were read from: text still has the midnights of its own offsets, which the times, in
+    UTC, no longer show.
+    """
+    zone = options.tz or times.tz
+    written = column.dtype == pl.String
+    if zone == times.tz and not written:
+        return times
+    # A few rows tell of nearly every table that it holds no dates; where it might, all of them are looked at.
+    for every in dict.fromkeys((max(1, len(column) // _PROBED), 1)):
+        ns = times.ticks[::every] * times.scale
+        if written:
+            dates = column.gather_every(every).str.strip_chars().str.contains(_MIDNIGHT).to_numpy()
+        else:
+            dates = _clock(ns, times.tz) == 0
+        if dates.mean() < _DATES:
+            return times
+    clock = _clock(ns, zone)
+    moved = dates & (clock != 0)
+    if moved.any():
+        hours = [str(np.datetime64(int(t), "ns"))[11:16] for t in np.unique(clock[moved])]
+        told = " or ".join(hours) if len(hours) <= 3 else f"{hours[0]} to {hours[-1]}"
+        at = int(moved.argmax())
+        text = column[at].strip() if written else None
+        raise _moved_dates(where, options, times.tz, int(ns[at]), told, column.name or "time", text)
+    return times
+
+
+def _moved_dates(
+    where: str, options: TimeOptions, tz: str | None, ns: int, hours: str, name: str, text: str | None
+) -> ValueError:
+    """Return the error for dates that `tz=` would move to other hours; `ns` and `text` are the first of them."""
+    zone = options.tz or tz
+    column = f"pl.col({name!r})"
+    if text is not None:
+        sign, hour, minute = _OFFSET.search(text).groups(default="0")  # type: ignore[union-attr]
+        offset = (int(hour) * 60 + int(minute)) * (-1 if sign == "-" else 1)
+        came, place = repr(text), "their offset"
+        day = str(np.datetime64(ns + offset * 60_000_000_000, "ns"))[:10]
+        keep = "tz='UTC'" if offset == 0 else "tz= the zone they are of, such as 'Asia/Shanghai' for +08:00"
+        drop = f"give the dates alone (polars: {column}.str.slice(0, 10)), or {keep}"
+        moments = f"{column}.str.to_datetime(time_zone='UTC')"
+    else:
+        came, place = stamp(ns, tz), str(tz)
+        day = came[:10]
+        if options.time_unit is not None:
+            column = f"pl.from_epoch({column}, {options.time_unit!r})"
+            drop, moments = f"{column}.dt.date()", f"{column}.dt.replace_time_zone({tz!r})"
+        else:
+            drop, moments = f"{column}.dt.replace_time_zone(None); pandas: .dt.tz_localize(None)", column
+        drop = f"drop their zone before they are read (polars: {drop}), or keep it with tz={tz!r}"
+    there = stamp(ns, zone)
+    which = "same day" if there.startswith(day) else "day before"
+    mover = f"tz={zone!r}" if options.tz else f"{zone}, in which times with offsets are read,"
+    return ValueError(
+        f"{where}: the bars come at 00:00 of {place}, as dates do; {mover} would put them at {hours} of the {which} "
+        f"({came} is {there} there). If they are dates, {drop}. If they are moments, as in a market that never "
+        f"closes, convert them (polars: {moments}.dt.convert_time_zone({zone!r}))"
+    )
+
+
+def _clock(ns: NDArray[np.int64], tz: str | None) -> NDArray[np.int64]:
+    """Time of day in a zone, in ns."""
+    wall = ns if tz == "UTC" else to_series(ns, tz).dt.replace_time_zone(None).to_physical().to_numpy()
+    return wall % DAY_NS
 
 
 def _to_datetime(text: pl.Series, fmt: str) -> pl.Series:

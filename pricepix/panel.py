@@ -291,7 +291,9 @@ class Panel:
             "0".
         tz : str, optional
             Zone of the market. Times without a zone are then wall-clock times of it. Times with a zone keep
-            their instants. Without it, times with a zone keep theirs and times without stay wall-clock times.
+            their instants; bars that all come at 00:00 of one zone and would not lie at 00:00 of this one are
+            refused, for they are dates. Without it, times with a zone keep theirs and times without stay
+            wall-clock times.
         time_format : str, optional
             How times in text are written, in chrono's notation (``"%d/%m/%Y %H:%M"``). By default ISO 8601,
             YYYYMMDD, YYYYMMDDhhmm and YYYYMMDDhhmmss, also as integers.
@@ -319,9 +321,9 @@ class Panel:
         Raises
         ------
         ValueError
-            Columns missing or ambiguous, no rows, times or numbers that cannot be read, mixed time zones, or
-            bars with faults. The message names the column, the first value and its row, and the way to mend
-            it.
+            Columns missing or ambiguous, no rows, times or numbers that cannot be read, mixed time zones, dates
+            that the zone would move, or bars with faults. The message names the column, the first value and its
+            row, and the way to mend it.
         FileNotFoundError
             No file there.
         TypeError

@@ -320,6 +320,10 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
         zone = str(dtype.tz)
         if not moments.is_zone(zone):
             remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
+            wall = values.dt.tz_localize(None)
+            if not wall.hasnans and (wall.dt.normalize() == wall).mean() > 0.5:
+                # Perhaps dates, which only their offset tells: text keeps it.
+                return pl.Series(name, values.astype(str).to_numpy(object), dtype=pl.String)
             zone = "UTC"
         ticks = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
         unit = "ms" if dtype.unit == "s" else dtype.unit

@@ -689,6 +689,165 @@ def test_dates_in_a_zone_begin_at_its_midnight():
     assert panel.time[0] == ns("2020-03-02T05:00")
 
 
+def daily(zone: str, days: int = 40) -> pl.DataFrame:
+    """Dates of bars, as midnights of a zone: over a change of the clocks in Europe, America and New Zealand."""
+    start = dt.datetime(2020, 3, 2)
+    time = pl.datetime_range(start, start + dt.timedelta(days=days - 1), "1d", time_unit="us", eager=True)
+    price = pl.Series(np.full(days, 2.0))
+    table = pl.DataFrame({"time": time, "open": price, "high": price, "low": price, "close": price})
+    return table.with_columns(pl.col("time").dt.replace_time_zone(zone))
+
+
+def _day(panel: Panel, row: int = 0) -> str:
+    return panel.stamp(int(panel.time[row]))
+
+
+def as_indexed(table: pl.DataFrame, folder):
+    frame = table.to_pandas().set_index("time")
+    frame.index.name = None
+    return frame
+
+
+def as_parquet(table: pl.DataFrame, folder):
+    table.write_parquet(folder / "bars.parquet")
+    return folder / "bars.parquet"
+
+
+def as_feather(table: pl.DataFrame, folder):
+    table.write_ipc(folder / "bars.feather")
+    return folder / "bars.feather"
+
+
+def as_csv(table: pl.DataFrame, folder):
+    table.write_csv(folder / "bars.csv")
+    return folder / "bars.csv"
+
+
+SHIPPED = {
+    "polars": lambda table, folder: table,
+    "arrow": lambda table, folder: table.to_arrow(),
+    "pandas": lambda table, folder: table.to_pandas(),
+    "index": as_indexed,
+    "parquet": as_parquet,
+    "feather": as_feather,
+    "csv": as_csv,
+}
+
+
+@pytest.mark.parametrize("way", SHIPPED)
+def test_dates_at_midnight_of_another_zone_are_refused(way, tmp_path):
+    """They would lie on the day before, or at hours that no bar has."""
+    source = SHIPPED[way](daily("UTC"), tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"time column '\w+' of .*: the bars come at 00:00 of (UTC|their offset), as dates do; "
+        r"tz='America/New_York' would put them at 19:00 or 20:00 of the day before \('?2020-03-02.00:00:00.* is "
+        r"2020-03-01 19:00:00-05:00 there\).*tz='UTC'.*convert_time_zone\('America/New_York'\)",
+    ):
+        Panel.from_table(source, tz="America/New_York")
+    # Days of a market that never closes are read as before.
+    for zone in (None, "UTC"):
+        panel = Panel.from_table(source, tz=zone)
+        assert (panel.tz, _day(panel)) == ("UTC", "2020-03-02 00:00:00+00:00")
+
+
+def test_what_is_advised_for_dates_of_another_zone(tmp_path):
+    table, options = daily("UTC"), {"tz": "America/New_York"}
+    dates = Panel.from_table(table.with_columns(pl.col("time").dt.replace_time_zone(None)), **options)
+    assert _day(dates) == "2020-03-02 00:00:00-05:00"
+    frame = table.to_pandas()
+    frame["time"] = frame["time"].dt.tz_localize(None)
+    assert Panel.from_table(frame, **options).digest == dates.digest
+    moments = Panel.from_table(
+        table.with_columns(pl.col("time").dt.convert_time_zone("America/New_York")), **options
+    )
+    assert _day(moments) == "2020-03-01 19:00:00-05:00"
+    text = pl.read_csv(as_csv(table, tmp_path), infer_schema_length=0)
+    assert (
+        Panel.from_table(text.with_columns(pl.col("time").str.slice(0, 10)), **options).digest == dates.digest
+    )
+    instants = pl.col("time").str.to_datetime(time_zone="UTC").dt.convert_time_zone("America/New_York")
+    assert Panel.from_table(text.with_columns(instants), **options).digest == moments.digest
+    count = table.with_columns(pl.col("time").dt.epoch("s"))
+    with pytest.raises(
+        ValueError, match=r"of UTC, as dates do.*pl.from_epoch\(pl.col\('time'\), 's'\)\.dt\.date\(\)"
+    ):
+        Panel.from_table(count, time_unit="s", **options)
+    since = pl.from_epoch("time", "s")
+    assert Panel.from_table(count.with_columns(since.dt.date()), **options).digest == dates.digest
+    instants = since.dt.replace_time_zone("UTC").dt.convert_time_zone("America/New_York")
+    assert Panel.from_table(count.with_columns(instants), **options).digest == moments.digest
+    assert Panel.from_table(count, time_unit="s").tz == "UTC"
+
+
+ZONES = ("UTC", "America/New_York", "Europe/London", "Asia/Kolkata", "Asia/Shanghai", "Pacific/Auckland")
+
+
+@pytest.mark.parametrize("asked", [None, *ZONES])
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("came", ZONES)
+def test_dates_keep_their_day_or_are_refused(came, written, asked):
+    table = daily(came)
+    if written:
+        table = table.with_columns(pl.col("time").dt.strftime("%Y-%m-%d %H:%M:%S%:z"))
+    zone = asked or ("UTC" if written else came)
+    if zone == came:
+        panel = Panel.from_table(table, tz=asked)
+        assert [_day(panel, k)[:19] for k in range(2)] == ["2020-03-02 00:00:00", "2020-03-03 00:00:00"]
+    else:
+        with pytest.raises(ValueError, match=r"the bars come at 00:00 of .*, as dates do"):
+            Panel.from_table(table, tz=asked)
+
+
+def test_dates_with_an_offset_alone_are_refused():
+    """No zone of the tz database in pandas: what is read as UTC would lie on the day before."""
+    pd = pytest.importorskip("pandas")
+    frame = daily("Asia/Kolkata").to_pandas()
+    frame["time"] = frame["time"].dt.tz_convert(dt.timezone(dt.timedelta(hours=5, minutes=30)))
+    assert Panel.from_table(frame, tz="Asia/Kolkata").tz == "Asia/Kolkata"
+    with pytest.raises(
+        ValueError, match=r"UTC, in which times with offsets are read, would put them at 18:30 of the day"
+    ):
+        Panel.from_table(frame)
+    frame.loc[3, "time"] = pd.NaT
+    with pytest.raises(ValueError, match="is missing in 1 rows, the first is row 3"):
+        Panel.from_table(frame)
+
+
+def test_arrays_of_dates_of_another_zone_are_refused():
+    pd = pytest.importorskip("pandas")
+    price = np.full((40, 1), 2.0)
+    days = pd.DatetimeIndex(daily("UTC").to_pandas()["time"])
+    with pytest.raises(ValueError, match="time of the arrays: the bars come at 00:00 of UTC, as dates do"):
+        Panel.from_arrays(price, price, price, price, time=days, tz="Asia/Shanghai")
+    assert Panel.from_arrays(price, price, price, price, time=days).tz == "UTC"
+
+
+def test_a_bar_of_today_hides_no_dates():
+    last = pl.datetime(2020, 4, 10, 14, 31, time_zone="UTC")
+    table = daily("UTC").with_columns(time=pl.when(pl.int_range(pl.len()) == 39).then(last).otherwise("time"))
+    with pytest.raises(ValueError, match="00:00 of UTC, as dates do"):
+        Panel.from_table(table, tz="America/New_York")
+
+
+@pytest.mark.parametrize(("step", "rows"), [("1h", 48_000), ("12h", 3000), ("5m", 300)])
+@pytest.mark.parametrize("written", [False, True])
+def test_bars_in_the_day_are_no_dates(step, rows, written):
+    """Of hours round the clock, a sample may hit midnights alone: the 48th row of each two days."""
+    start = dt.datetime(2015, 3, 2)
+    times = pl.datetime_range(start, dt.datetime(2030, 1, 1), step, time_zone="UTC", eager=True)[:rows]
+    if written:
+        times = times.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    panel = one_instrument(times, tz="America/New_York")
+    assert _day(panel) == "2015-03-01 19:00:00-05:00"
+    assert one_instrument(times).tz == "UTC"
+
+
+def test_zones_of_the_same_clock_keep_dates():
+    panel = Panel.from_table(daily("UTC"), tz="Africa/Abidjan")
+    assert _day(panel) == "2020-03-02 00:00:00+00:00"
+
+
 def test_offsets_in_text():
     panel = one_instrument(["2020-03-06 09:30:00-05:00", "2020-03-09T09:30:00-04:00".replace("T", " ")])
     assert panel.tz == "UTC"
