@@ -144,6 +144,8 @@ class PanelImages(ImageSet):
             panel.tz, panel.digest, self.spec.to_dict(), dict(windows.counts), dict(windows.schedule),
             self.horizons, self._delay, self._price, self._threads,
         )  # fmt: skip
+        # Made here at the latest: whoever unpickles this would make one of its own.
+        self._drawer  # noqa: B018
         return _restore, (panel._cache["shared"], self._shared, self._laid_out, rest)
 
     @cached_property

@@ -946,7 +946,9 @@ def render_some(
         count = min(n - a, TASK_WINDOWS)
         for i in range(count):
             row[i] = rows[which[a + i]]
-            first[i] = offsets[instruments[which[a + i]]]
+            # Beside their averages bars need none before the window: a look-up less in memory far away. Windows that
+            # share bars are of one instrument anyway.
+            first[i] = 0 if given is None else offsets[instruments[which[a + i]]]
         render_task(
             panel, given, at_limit, sketch, tall, truncated, tables,
             first[:count], row[:count], dest[:count], out[a * size : (a + count) * size], PIXELS, streamed,
