@@ -11,6 +11,7 @@ import fnmatch
 import glob
 import gzip
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -623,16 +624,39 @@ def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> 
     out = text.cast(pl.Float64, strict=False)
     bad = out.is_null() & text.is_not_null()
     if bad.any():
-        at = int(bad.arg_true()[0])
-        raise _bad_value(
-            part,
-            ours,
-            series[at],
-            at,
-            int(bad.sum()),
-            f"; if it marks a missing value: null_values=[{text[at]!r}]",
-        )
+        at, wrong = int(bad.arg_true()[0]), text.filter(bad)
+        hint = _number_hint(wrong, part.names[ours])
+        if not hint and len(wrong) == text.count() and wrong.n_unique() > 1:
+            hint = f"; no value is one: strip what is no number, or name another column: columns={{{ours!r}: ...}}"
+        hint = hint or f"; if it marks a missing value: null_values=[{text[at]!r}]"
+        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
     return out
+
+
+def _number_hint(bad: pl.Series, column: str) -> str:
+    """Return how to make numbers of text that lacks only a currency's sign or points for commas, or nothing."""
+    sign = re.sub(r"[-+\s\d.,]", "", bad[0])
+    # No other letters: 1.5k is not 1.5.
+    if sign != "%" and not re.fullmatch("[A-Z]{3}", sign) and "Sc" not in map(unicodedata.category, sign):
+        sign = ""
+    steps, rest = f"pl.col({column!r})", bad
+    if sign:
+        steps += f".str.replace({sign!r}, '', literal=True).str.strip_chars()"
+        rest = rest.str.replace(sign, "", literal=True).str.strip_chars()
+    if rest.str.contains(",", literal=True).any():
+        thousands = rest.str.contains(r"^[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$").all()
+        decimals = rest.str.contains(r"^[-+]?\d*(,\d+)?$").all()
+        if thousands and decimals:
+            return (
+                f"; mend the column before it is read, {steps}.str.replace_all(',', '').cast(pl.Float64) where commas "
+                "group thousands, .str.replace(',', '.') where they are decimal points"
+            )
+        steps += ".str.replace_all(',', '')" if thousands else ".str.replace(',', '.')"
+        rest = rest.str.replace_all(",", "") if thousands else rest.str.replace(",", ".")
+    if rest is bad or rest.cast(pl.Float64, strict=False).null_count():
+        return ""
+    carried = f"they carry {sign!r}: " if sign else ""
+    return f"; {carried}mend the column before it is read, {steps}.cast(pl.Float64){' / 100' if sign == '%' else ''}"
 
 
 def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:

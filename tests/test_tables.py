@@ -958,6 +958,70 @@ def test_objects_in_a_pandas_price_column(frame):
         Panel.from_table(table)
 
 
+@pytest.mark.parametrize(
+    ("written", "advised"),
+    [
+        (
+            "{:.2f}$",
+            "they carry '$': mend the column before it is read, {}.str.replace('$', '', literal=True)",
+        ),
+        ("USD {:.2f}", "they carry 'USD': "),
+        ("-€{:.2f}", "they carry '€': "),
+        ("{:.2f}%", ".str.strip_chars().cast(pl.Float64) / 100"),
+        (
+            "{:.2f} kr",
+            "; no value is one: strip what is no number, or name another column: columns={'close': ...}",
+        ),
+        ("{:.2f}k", "; no value is one: "),
+    ],
+)
+@pytest.mark.parametrize("kind", ["polars", "csv"])
+def test_numbers_with_a_sign_are_no_missing_values(written, advised, kind, frame, tmp_path):
+    prices = [written.format(x) for x in frame["close"]]
+    wrong = frame.with_columns(close=pl.Series(prices))
+    source = wrong if kind == "polars" else _write(wrong, tmp_path / "x.csv")
+    with pytest.raises(ValueError, match="is not a number; 12 such rows") as told:
+        Panel.from_table(source)
+    message = str(told.value)
+    assert (
+        f"taken as close: {prices[0]!r} in row 0 (counting from 0) is not a number; 12 such rows" in message
+    )
+    assert advised.replace("{}", "pl.col('close')") in message
+    assert "null_values" not in message
+    if "mend the column before it is read, " in message:
+        # What is advised makes numbers of them.
+        mended = wrong.with_columns(eval(message.partition("is read, ")[2], {"pl": pl}))
+        number = frame["close"] * (-1 if written.startswith("-") else 0.01 if "%" in written else 1)
+        np.testing.assert_allclose(mended["close"].to_numpy(), number.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("prices", "numbers"),
+    [
+        (["1,234.50", "999.5"], [1234.5, 999.5]),
+        (["$1,234.50", "$12"], [1234.5, 12.0]),
+        (["12,5", "7", "103,25"], [12.5, 7.0, 103.25]),
+        (["1,234,567", "1,000"], [1234567.0, 1000.0]),
+    ],
+)
+def test_commas_in_numbers(prices, numbers):
+    n = len(prices)
+    days = [dt.date(2020, 3, k + 1) for k in range(n)]
+    table = pl.DataFrame({"date": days, **dict.fromkeys(("open", "high", "low"), [1.0] * n), "close": prices})
+    with pytest.raises(ValueError, match="mend the column before it is read") as told:
+        Panel.from_table(table)
+    mended = table.select(eval(str(told.value).partition("is read, ")[2], {"pl": pl}))
+    assert mended["close"].to_list() == numbers
+    doubtful = table.with_columns(close=pl.Series(["1,234"] * n))
+    with pytest.raises(ValueError, match=r"where commas group thousands, .* where they are decimal points"):
+        Panel.from_table(doubtful)
+
+
+def test_one_word_throughout_may_be_a_missing_value(frame):
+    with pytest.raises(ValueError, match=r"null_values=\['none yet'\]"):
+        Panel.from_table(frame.with_columns(volume=pl.lit("none yet")))
+
+
 def test_numbers_in_text_are_numbers(frame, expected):
     assert Panel.from_table(frame.with_columns(pl.col("close").cast(pl.String))).digest == expected.digest
     values = pl.Series([None if k == 2 else str(v) for k, v in enumerate(frame["close"])])
