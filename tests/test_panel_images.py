@@ -390,6 +390,10 @@ class TestAveragesKept:
             np.testing.assert_array_equal(self.drawn(other), expected)
 
     def test_not_for_a_few_windows_nor_without_an_average(self, panel: pp.Panel) -> None:
+        week = pp.PanelImages(panel, "jkx5", every="week")
+        assert week._drawer.table is not None
+        for batch in week.batches(batch_size=16):
+            np.testing.assert_array_equal(batch.images, week.read(batch.index))
         for few in (pp.PanelImages(panel, "jkx20", sample=0.1), pp.PanelImages(panel, pp.ImageSpec(20, 64))):
             drawn = self.drawn(few)
             assert few._drawer.table is None

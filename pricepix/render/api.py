@@ -311,9 +311,9 @@ class Drawer:
 
 
 def _worth_laying_out(windows: WindowIndex) -> bool:
-    """Whether windows use most of a panel that is not too large to be kept twice."""
+    """Whether windows, such as those of every week, use most of a panel that is not too large to be kept twice."""
     rows = len(windows.panel.bars)
-    return rows <= 4 * len(windows) and rows * fast.LAID_OUT * 8 <= TABLE_BYTES
+    return rows <= 8 * len(windows) and rows * fast.LAID_OUT * 8 <= TABLE_BYTES
 
 
 def fields_of(
