@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
 
 from pricepix import document
 from pricepix.chunks import ChunkFormat, Content, check_sealed, checksum, numcodecs_allowed
@@ -481,7 +483,15 @@ class ImageStore(ImageSet):
 
 def open_images(source: ImageSet | StoreLike) -> ImageSet:
     """Return `source` if it is a set of images, else the store that lies there."""
-    return source if isinstance(source, ImageSet) else open_store(source)
+    if isinstance(source, ImageSet):
+        return source
+    if not isinstance(source, str | os.PathLike | Store | Location):
+        # A panel or a table, most likely, whose text would fill the screen.
+        raise TypeError(
+            f"a {type(source).__name__} is no set of images: give a store, its path, or PanelImages(panel, spec), "
+            "which draws images of a panel or table as they are asked for"
+        )
+    return open_store(source)
 
 
 def open_store(

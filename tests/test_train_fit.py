@@ -533,7 +533,7 @@ class TestBadInput:
 
     def test_model_of_another_size(self, store: ImageStore) -> None:
         with pytest.raises(
-            ValueError, match=r"jkx20 takes images of 64x60, .* holds 32x15: choose jkx5 or cnnft5"
+            ValueError, match=r"jkx20 takes images of 64x60, .* are 32x15: choose jkx5 or cnnft5"
         ):
             _fit(store, "jkx20", 5)
         with pytest.raises(ValueError, match="cnn1d20 takes 20 bars"):
@@ -596,6 +596,107 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"returns over 1, 5 bars|no returns"):
             _fit(store, "jkx5", 7)
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"seed": -1}, "seed is -1; give a whole number of at least 0"),
+            ({"seed": None}, "seed is None; give a whole number"),
+            ({"ensemble": 1.5}, "ensemble is 1.5; give a whole number of at least 1"),
+            ({"precision": "fp8"}, "precision='fp8': .*'bf16-mixed'"),
+            ({"precision": "transformer-engine"}, "precision='transformer-engine'"),
+            ({"accelerator": "tpux"}, "accelerator='tpux'.* cpu"),
+            ({"accelerator": "cpu", "devices": 0}, "devices=0"),
+            ({"accelerator": "cpu", "devices": 3}, "batch_size is 32, which 3 devices cannot share"),
+            ({"device": 3}, "device is 3; give 'cpu'"),
+            ({"threads": 0}, "threads is 0; give a whole number of at least 1"),
+            ({"log_every": 0}, "log_every is 0"),
+            ({"checkpoint_minutes": -1}, "checkpoint_minutes is -1; give a number of at least 0"),
+            ({"checkpoint_minutes": float("nan")}, "checkpoint_minutes is nan"),
+            ({"pool_bytes": -1}, "pool_bytes is -1"),
+            ({"pool_bytes": "2GB"}, "pool_bytes is '2GB'"),
+            ({"horizon": "5"}, "horizon is '5'; give a whole number"),
+            ({"target": None}, "target is None; choose 'up'"),
+            ({"batch_size": 32.5}, "batch_size is 32.5; give a whole number"),
+            ({"epochs": 1.5}, "epochs is 1.5"),
+            ({"patience": 1.5}, "patience is 1.5; give a whole number of at least 1, or None"),
+            ({"lr": "1e-3"}, "lr is '1e-3'; give a number above 0"),
+            ({"lr": float("inf")}, "lr is inf"),
+            ({"weight_decay": -1}, "weight_decay is -1; give a number of at least 0"),
+            ({"embargo": "x"}, "'x'"),
+            ({"model": "logistic", "panel": "none.csv"}, r"none\.csv"),
+        ],
+    )
+    def test_arguments_are_checked_before_there_is_a_folder(
+        self, store: ImageStore, tmp_path: Path, options: Any, message: str
+    ) -> None:
+        given = {"model": SMALL, "horizon": 5, "out": tmp_path / "x"} | QUICK | options
+        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+            _fit(store, **given)
+        assert not (tmp_path / "x").exists()
+
+    def test_hyper_is_a_preset_or_one_s_own(self, store: ImageStore) -> None:
+        with pytest.raises(TypeError, match="hyper is a dict; give a Hyper, or one of paper"):
+            _fit(store, SMALL, 5, hyper={"lr": 1.0})
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_what_fails_before_its_first_checkpoint_leaves_nothing(
+        self, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+    ) -> None:
+        out = tmp_path / "x"
+        if there:
+            out.mkdir()
+        original = Task.training_step
+
+        def dying(task: Task, batch: Any, batch_idx: int) -> Any:
+            if task.global_step == 3:
+                (out / "noted by somebody else.txt").touch()
+                raise RuntimeError("out of memory")
+            return original(task, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Task, "training_step", dying)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                _fit(store, SMALL, 5, out=out, split="walk", train="3m", test="1m", **QUICK)
+        assert [path.name for path in out.iterdir()] == ["noted by somebody else.txt"]
+        (out / "noted by somebody else.txt").unlink()
+        # The corrected call, of other arguments.
+        assert _fit(store, SMALL, 5, out=out, seed=1, **(QUICK | {"epochs": 1})).folds[0].members
+
+    def test_a_run_that_went_on_is_kept_when_it_fails_again(
+        self, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed before its first checkpoint it is resumed; what then fails leaves it as it was."""
+        out = tmp_path / "x"
+        _fit(store, SMALL, 5, out=out, **QUICK)
+        shutil.rmtree(out / "member_0")
+
+        def dying(*arguments: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(Task, "training_step", dying)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            _fit(store, SMALL, 5, out=out, resume=True, **QUICK)
+        assert (out / "config.yaml").exists()
+
+    def test_bars_are_no_images(self, store: ImageStore, table: Any) -> None:
+        for given in (table, pp.Panel.from_table(table), None):
+            with pytest.raises(
+                TypeError, match=r"is no set of images: give a store, its path, or PanelImages"
+            ) as no:
+                _fit(given, SMALL, 5)
+            assert len(str(no.value)) < 200
+
+    def test_panel_images_are_called_so(self, table: Any) -> None:
+        images = pp.PanelImages(table, "jkx5", horizons=())
+        for horizon in (None, 20):
+            with pytest.raises(ValueError, match=r"panel images of 10 .* with horizons=\((5|20),\)"):
+                _fit(images, SMALL, horizon)
+        images = pp.PanelImages(table, "jkx5", horizons=(1, 2))
+        for model, horizon in (("jkx5", None), ("jkx5", 20), ("jkx20", 1), ("cnn1d20", 1)):
+            with pytest.raises(ValueError, match="panel images of 10 instruments") as no:
+                _fit(images, model, horizon)
+            assert "store" not in str(no.value)
+
     @pytest.mark.parametrize("missing", ["torch", "lightning"])
     def test_missing_packages(self, missing: str) -> None:
         code = f"import sys; sys.modules[{missing!r}] = None; from pricepix import train; train.fit(None)"
@@ -615,6 +716,82 @@ class TestBadInput:
             "import sys; sys.modules['lightning'] = None; from pricepix import train; train.PriceCNN('jkx5')"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def split_bars() -> Any:
+    return pp.samples.simulate(10, 120, seed=5, delist_rate=0, split_rate=0.01, halt_rate=0, list_late=0)
+
+
+@pytest.fixture(scope="module")
+def panels(split_bars: Any) -> dict[str, pp.Panel]:
+    """Those that the images show, and others."""
+    adjusted = pp.Panel.from_table(split_bars, adjust="multiply", progress=False)
+    plain = pp.Panel(adjusted.bars, adjusted.offsets, adjusted.instruments, adjusted.time, adjusted.tz)
+    return {
+        "own": adjusted,
+        "of other fields": plain,
+        "raw": pp.Panel.from_table(split_bars, progress=False),
+        "begins later": pp.Panel.from_table(
+            split_bars.filter(split_bars["time"] > split_bars["time"].unique().sort()[3]),
+            adjust="multiply",
+            progress=False,
+        ),
+    }
+
+
+@pytest.fixture(scope="module", params=["on disk", "appended to", "in memory", "loaded", "drawn"])
+def split_images(
+    request: Any, split_bars: Any, panels: dict[str, pp.Panel], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    options: dict[str, Any] = {"horizons": (5,), "progress": False}
+    if request.param == "drawn":
+        return pp.PanelImages(panels["own"], "jkx5", horizons=(5,))
+    if request.param == "in memory":
+        return pp.render_universe(panels["own"], "jkx5", None, chunk=100, **options)
+    folder = tmp_path_factory.mktemp("stores") / "s"
+    cut = split_bars["time"].unique().sort()[100]
+    earlier = pp.Panel.from_table(
+        split_bars.filter(split_bars["time"] < cut), adjust="multiply", progress=False
+    )
+    made = pp.render_universe(earlier, "jkx5", folder, **options)
+    if request.param == "on disk":
+        # The panels above are longer than the one that it was made from.
+        return made
+    made = pp.append(made, panels["own"], progress=False)
+    return made.load() if request.param == "loaded" else made
+
+
+class TestTheImagesOwnPanel:
+    """A baseline learns from the bars that the images show, and from no others."""
+
+    LEARN = QUICK | {"epochs": 1, "model": "logistic", "horizon": 5}
+
+    @pytest.mark.parametrize("which", ["own", "of other fields"])
+    def test_a_panel_of_the_same_bars_is_taken(
+        self, split_images: Any, panels: dict[str, pp.Panel], tmp_path: Path, which: str
+    ) -> None:
+        result = _fit(split_images, panel=panels[which], out=tmp_path / "x", **self.LEARN)
+        assert result.folds[0].members
+
+    def test_other_bars_are_refused(
+        self, split_images: Any, panels: dict[str, pp.Panel], tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            ValueError, match=r"the panel.* is not that of .*: it gives another image of S\d+ at "
+        ) as no:
+            _fit(split_images, panel=panels["raw"], out=tmp_path / "x", **self.LEARN)
+        assert "give the panel that the images were made from, read with the same arguments" in str(no.value)
+        assert ("leave panel out" in str(no.value)) == isinstance(split_images, pp.PanelImages)
+        if (digest := split_images.attrs.get("panel_digest")) is not None:
+            assert f"(digest {panels['raw'].digest})" in str(no.value)
+            assert f"({digest})" in str(no.value)
+        with pytest.raises(ValueError, match="it gives another image of"):
+            _fit(split_images, panel=panels["begins later"], out=tmp_path / "x", **self.LEARN)
+        # As much for a network on images, for which the panel says where windows begin.
+        with pytest.raises(ValueError, match="it gives another image of"):
+            _fit(split_images, panel=panels["raw"], out=tmp_path / "x", **(self.LEARN | {"model": SMALL}))
+        assert not (tmp_path / "x").exists()
 
 
 def test_kernels_leave_torch_its_number_of_threads() -> None:

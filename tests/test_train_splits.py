@@ -188,7 +188,7 @@ def test_samples_of_a_store(tmp_path: Any) -> None:
         assert exact.start_time[i] == times[np.searchsorted(times, store.time[i]) - 19]
     guessed = Samples.from_store(store, 5, usable)
     assert np.abs(guessed.start_time - exact.start_time).max() <= 3 * DAY
-    with pytest.raises(KeyError, match="give the store's panel"):
+    with pytest.raises(KeyError, match="give the panel that the images were made from"):
         Samples.from_store(store, 5, usable, pp.Panel.from_table(table.filter(instrument="S0000")))
 
 

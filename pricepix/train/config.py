@@ -6,9 +6,10 @@ import difflib
 import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
-__all__ = ["HYPER", "Hyper", "is_first_rank"]
+__all__ = ["HYPER", "Hyper", "is_first_rank", "number", "whole"]
 
 
 def is_first_rank() -> bool:
@@ -17,6 +18,21 @@ def is_first_rank() -> bool:
     Lightning starts the script again for each of them, with its number in the environment.
     """
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """Return an argument as a whole number, or say what is wrong with it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{otherwise}")
+    return int(value)
+
+
+def number(name: str, value: Any, *, above: bool = False) -> float:
+    """Return an argument as a finite number of at least 0, or above it, or say what is wrong with it."""
+    known = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    if not known or value < 0 or (above and value == 0):
+        raise ValueError(f"{name} is {value!r}; give a number {'above' if above else 'of at least'} 0")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -76,18 +92,13 @@ class Hyper:
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(repr, choices))}"
                 )
         for name in ("batch_size", "epochs", "step_epochs", "validations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(
-                f"patience is {self.patience}; give at least 1 validation, or None never to stop early"
-            )
+            whole(name, getattr(self, name), 1)
+        if self.patience is not None:
+            whole("patience", self.patience, 1, ", or None never to stop early")
         for name in ("lr", "gamma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+            number(name, getattr(self, name), above=True)
         for name in ("weight_decay", "min_lr", "warmup_epochs", "warmup_from", "min_delta"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number of at least 0")
+            number(name, getattr(self, name))
 
     @classmethod
     def of(cls, hyper: Hyper | str, **changes: Any) -> Hyper:
@@ -96,6 +107,8 @@ class Hyper:
             if hyper not in HYPER:
                 raise ValueError(f"there are no hyper-parameters {hyper!r}; choose one of {', '.join(HYPER)}")
             hyper = HYPER[hyper]
+        if not isinstance(hyper, cls):
+            raise TypeError(f"hyper is a {type(hyper).__name__}; give a Hyper, or one of {', '.join(HYPER)}")
         names = [f.name for f in fields(cls)]
         for name in changes:
             if name not in names:

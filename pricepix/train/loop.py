@@ -67,6 +67,32 @@ class Device:
     channels_last: bool = False
     compile: bool = False
 
+    def ranks(self) -> int:
+        """How many devices take part.
+
+        Raises
+        ------
+        ValueError
+            If lightning has no such accelerator, devices or precision.
+        """
+        try:
+            with _quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return lightning.Trainer(
+                    accelerator=self.accelerator,
+                    devices=self.devices,
+                    precision=self.precision,  # type: ignore[arg-type]
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                ).world_size
+        except Exception as error:  # of many kinds, one of them lightning's own
+            raise ValueError(
+                f"lightning does not train with accelerator={self.accelerator!r}, devices={self.devices!r} and "
+                f"precision={self.precision!r}: {error}"
+            ) from error
+
     def own(self) -> torch.device:
         """The device of this process: the run's only one, or the one with the number of its rank."""
         if self.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():

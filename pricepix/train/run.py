@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +21,8 @@ from pricepix.augment import Augment
 from pricepix.moments import stamp
 from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
-from pricepix.train.baselines import store_rows, window_series
-from pricepix.train.config import Hyper, is_first_rank
+from pricepix.train.baselines import check_bars, store_rows, window_series
+from pricepix.train.config import Hyper, is_first_rank, number, whole
 from pricepix.train.data import ArrayReader, Reader
 from pricepix.train.models import (
     PRESETS,
@@ -206,11 +208,13 @@ def fit(
     from pricepix.train.loop import Device, Interrupted, train_member
 
     settings = Hyper.of(hyper, **changes)
+    ensemble, seed = whole("ensemble", ensemble, 1), whole("seed", seed, 0)
+    log_every, pool_bytes = whole("log_every", log_every, 1), whole("pool_bytes", pool_bytes, 0)
+    threads = None if threads is None else whole("threads", threads, 1)
+    checkpoint_minutes = number("checkpoint_minutes", checkpoint_minutes)
     store = open_images(store)
     horizon = _horizon(store, horizon)
     spec = _model(model, store)
-    if ensemble < 1:
-        raise ValueError(f"ensemble is {ensemble}; give at least 1 network")
     if balance not in ("none", "weights", "undersample"):
         raise ValueError(f"balance is {balance!r}; choose 'none', 'weights' or 'undersample'")
     if panel is not None:
@@ -237,6 +241,12 @@ def fit(
     if instruments is not None or mask is not None:
         chosen[:] = False
         chosen[select(store, instruments=instruments, mask=mask)] = True
+    series = None
+    if panel is not None:
+        row = store_rows(store, panel)
+        check_bars(store, panel, row)
+        if isinstance(spec, SeriesSpec):
+            series = window_series(panel, store.spec, row)
     known = panel if panel is not None else store.panel
     samples = Samples.from_store(store, horizon, targets.usable & chosen, known)
     samples = replace(samples, not_chosen=int(np.count_nonzero(targets.usable & ~chosen)))
@@ -251,7 +261,7 @@ def fit(
     if device is not None:
         accelerator, devices = _one_device(device, accelerator, devices)
     machine = Device(accelerator, devices, precision, channels_last, compile)
-    _check_shared(settings.batch_size, len(devices) if isinstance(devices, (list, tuple)) else devices)
+    _check_shared(settings.batch_size, machine.ranks())
     config = _plain(
         {
             "pricepix": __version__,
@@ -276,116 +286,129 @@ def fit(
             "device": asdict(machine),
         }
     )
-    folder = _folder(out, spec.name, horizon, config, resume)
-    series = (
-        window_series(panel, store.spec, store_rows(store, panel)) if isinstance(spec, SeriesSpec) else None
-    )
     mirrored = None
     if augment is not None:
         mirrored = torch.from_numpy(make_targets(target, -store.returns(horizon), store.time).values)
+    chances = (mirrored.numpy(), augment.invert) if mirrored is not None and augment is not None else None
+    parts = [_balanced(fold.train, targets, balance, seed, chances) for fold in folds]
+    folder = _folder(out, spec.name, horizon, config, resume)
     result = FitResult(folder, config)
-    for fold, described in zip(folds, config["folds"], strict=True):
-        place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
-        train_index = fold.train
-        if balance == "undersample":
-            assert targets.values.dtype == np.int64
-            train_index = balanced(train_index, targets.values, targets.classes, seed)  # type: ignore[arg-type]
-        weights = None
-        if balance == "weights":
-            found = np.bincount(targets.values[train_index], minlength=targets.classes)
-            if mirrored is not None and augment is not None:
-                # The classes as the network sees them: so many windows are mirrored, and their labels with them.
-                turned = np.bincount(mirrored.numpy()[train_index], minlength=targets.classes)
-                found = (1 - augment.invert) * found + augment.invert * turned
-            weights = torch.from_numpy(class_weights(found))
-        statistics = _statistics(store, series, train_index, seed, threads)
-        metadata = {
-            "image_spec": store.spec.to_dict(),
-            "horizon": horizon,
-            "delay": store.delay,
-            "target": target,
-            "balance": balance,
-            "augment": config["augment"],
-            "train": described["train"],
-            "validation": described["validation"],
-            # The last exit of a label that taught or chose the weights: out of sample begins there.
-            "seen_through": stamp(
-                int(samples.exit_time[np.concatenate([fold.train, fold.validation])].max()), samples.tz
-            ),
-            "train_images": len(train_index),
-            "store_digest": store.digest,
-            "hyper": settings.to_dict(),
-            "pricepix": __version__,
-        }
-        members = []
-        for i in range(ensemble):
-            own = place / f"member_{i}"
-            if (own / DONE).exists():
-                members.append(json.loads((own / DONE).read_text()))
-                continue
-            member_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-            network = _new_network(spec, member_seed, statistics, targets, train_index)
-            network.metadata = _plain(metadata | {"seed": seed, "member": i})
+    with _begun(folder, config):
+        for fold, described, (train_index, weights) in zip(folds, config["folds"], parts, strict=True):
+            place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
+            statistics = _statistics(store, series, train_index, seed, threads)
+            metadata = {
+                "image_spec": store.spec.to_dict(),
+                "horizon": horizon,
+                "delay": store.delay,
+                "target": target,
+                "balance": balance,
+                "augment": config["augment"],
+                "train": described["train"],
+                "validation": described["validation"],
+                # The last exit of a label that taught or chose the weights: out of sample begins there.
+                "seen_through": stamp(
+                    int(samples.exit_time[np.concatenate([fold.train, fold.validation])].max()), samples.tz
+                ),
+                "train_images": len(train_index),
+                "store_digest": store.digest,
+                "hyper": settings.to_dict(),
+                "pricepix": __version__,
+            }
+            members = []
+            for i in range(ensemble):
+                own = place / f"member_{i}"
+                if (own / DONE).exists():
+                    members.append(json.loads((own / DONE).read_text()))
+                    continue
+                member_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+                network = _new_network(spec, member_seed, statistics, targets, train_index)
+                network.metadata = _plain(metadata | {"seed": seed, "member": i})
 
-            def reader_of(
-                part: str, rank: int, ranks: int, where: str, member_seed: int = member_seed
-            ) -> Reader:
-                index = train_index if part == "train" else fold.validation  # noqa: B023
-                _check_shared(settings.batch_size, ranks)
-                size = settings.batch_size // ranks
-                shuffle = part == "train"
-                if series is not None:
-                    return ArrayReader(
-                        series,
-                        index,
-                        batch_size=size,
-                        shuffle=shuffle,
-                        seed=member_seed,
-                        rank=rank,
-                        ranks=ranks,
-                    )
-                options: dict[str, Any] = {"pool_bytes": pool_bytes}
-                if threads is not None:
-                    options["threads"] = threads
-                if augment is not None and part == "train":
-                    options["augment"] = augment
-                elif store.renders_on(where):
-                    options["device"] = where
-                return store.batches(
-                    mask=index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
-                    **options,
-                )  # fmt: skip
+                def reader_of(
+                    part: str, rank: int, ranks: int, where: str, member_seed: int = member_seed
+                ) -> Reader:
+                    index = train_index if part == "train" else fold.validation  # noqa: B023
+                    _check_shared(settings.batch_size, ranks)
+                    size = settings.batch_size // ranks
+                    shuffle = part == "train"
+                    if series is not None:
+                        return ArrayReader(
+                            series,
+                            index,
+                            batch_size=size,
+                            shuffle=shuffle,
+                            seed=member_seed,
+                            rank=rank,
+                            ranks=ranks,
+                        )
+                    options: dict[str, Any] = {"pool_bytes": pool_bytes}
+                    if threads is not None:
+                        options["threads"] = threads
+                    if augment is not None and part == "train":
+                        options["augment"] = augment
+                    elif store.renders_on(where):
+                        options["device"] = where
+                    return store.batches(
+                        mask=index, batch_size=size, shuffle=shuffle, seed=member_seed, rank=rank, ranks=ranks,
+                        **options,
+                    )  # fmt: skip
 
-            try:
-                report = train_member(
-                    network, reader_of, torch.from_numpy(targets.values), settings, machine, own,
-                    seed=member_seed, class_weights=weights, checkpoint_minutes=checkpoint_minutes,
-                    log_every=log_every, progress=progress, mirrored=mirrored,
-                )  # fmt: skip
-            except Interrupted:
-                raise KeyboardInterrupt(
-                    f"training stopped and was saved in {own}; go on with resume=True and out={str(folder)!r}"
-                ) from None
-            if is_first_rank():
-                _write_json(own / DONE, report)
-            members.append(report)
-        trained = load_model(place)
-        # On every rank: what `fit` returns is the same for all, so that a script may use it anywhere.
-        where = machine.own()
-        predictions = _predict(trained, store, series, fold.test, threads, where)
-        metrics = _evaluate(trained, predictions, store, series, fold.test, targets, threads, where)
-        result.folds.append(FoldResult(fold, place, members, trained, metrics, predictions))
-    if is_first_rank():
-        _write_json(
-            folder / SUMMARY,
-            {"folds": [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]},
-        )
+                try:
+                    report = train_member(
+                        network, reader_of, torch.from_numpy(targets.values), settings, machine, own,
+                        seed=member_seed, class_weights=weights, checkpoint_minutes=checkpoint_minutes,
+                        log_every=log_every, progress=progress, mirrored=mirrored,
+                    )  # fmt: skip
+                except Interrupted:
+                    raise KeyboardInterrupt(
+                        f"training stopped and was saved in {own}; go on with resume=True and out={str(folder)!r}"
+                    ) from None
+                if is_first_rank():
+                    _write_json(own / DONE, report)
+                members.append(report)
+            trained = load_model(place)
+            # On every rank: what `fit` returns is the same for all, so that a script may use it anywhere.
+            where = machine.own()
+            predictions = _predict(trained, store, series, fold.test, threads, where)
+            metrics = _evaluate(trained, predictions, store, series, fold.test, targets, threads, where)
+            result.folds.append(FoldResult(fold, place, members, trained, metrics, predictions))
+        if is_first_rank():
+            _write_json(
+                folder / SUMMARY,
+                {
+                    "folds": [
+                        {"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds
+                    ]
+                },
+            )
     return result
 
 
-def _check_shared(batch_size: int, devices: Any) -> None:
-    """Refuse a batch that devices cannot share; a number that lightning still has to find comes later."""
-    if isinstance(devices, int) and devices > 1 and batch_size % devices:
+def _balanced(
+    index: NDArray[np.int64],
+    targets: Targets,
+    balance: str,
+    seed: int,
+    mirrored: tuple[NDArray[Any], float] | None,
+) -> tuple[NDArray[np.int64], torch.Tensor | None]:
+    """The windows that train, and the weights of their classes; `mirrored` has targets and their chance."""
+    if balance == "undersample":
+        assert targets.values.dtype == np.int64
+        index = balanced(index, targets.values, targets.classes, seed)  # type: ignore[arg-type]
+    if balance != "weights":
+        return index, None
+    found = np.bincount(targets.values[index], minlength=targets.classes)
+    if mirrored is not None:
+        # The classes as the network sees them: so many windows are mirrored, and their labels with them.
+        values, chance = mirrored
+        found = (1 - chance) * found + chance * np.bincount(values[index], minlength=targets.classes)
+    return index, torch.from_numpy(class_weights(found))
+
+
+def _check_shared(batch_size: int, devices: int) -> None:
+    """Refuse a batch that devices cannot share."""
+    if batch_size % devices:
         raise ValueError(
             f"batch_size is {batch_size}, which {devices} devices cannot share evenly; give a multiple of {devices}"
         )
@@ -393,8 +416,8 @@ def _check_shared(batch_size: int, devices: Any) -> None:
 
 def _one_device(device: str, accelerator: str, devices: Any) -> tuple[str, Any]:
     """Return lightning's accelerator and devices for one device."""
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+    kind, _, place = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or (place and not place.isdigit()) or (kind == "cpu" and place):
         raise ValueError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:1'")
     if (accelerator, devices) != ("auto", "auto"):
         raise ValueError(
@@ -404,24 +427,29 @@ def _one_device(device: str, accelerator: str, devices: Any) -> tuple[str, Any]:
         return "cpu", 1
     if not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch {torch.__version__} sees no GPU; give 'cpu'")
-    return "gpu", [int(number)] if number else 1
+    return "gpu", [int(place)] if place else 1
 
 
 def _horizon(store: ImageSet, horizon: int | None) -> int:
-    known = store.horizons
-    if horizon is None:
-        if len(known) == 1:
-            return known[0]
-        if store.spec.lookback in known:
-            return store.spec.lookback
+    known, lookback = store.horizons, store.spec.lookback
+    horizon = None if horizon is None else whole("horizon", horizon, 1)
+    if not known:
+        wanted = lookback if horizon is None else horizon
         raise ValueError(
-            f"the store has returns over {', '.join(map(str, known)) or 'no horizon'} bars; "
-            "choose one with horizon="
+            f"{store.kind} {store.location} with no returns to learn from: make the images again, with "
+            f"horizons=({wanted},)"
+        )
+    if horizon is None:
+        if len(known) == 1 or lookback in known:
+            return known[0] if len(known) == 1 else lookback
+        raise ValueError(
+            f"{store.kind} {store.location} with returns over {', '.join(map(str, known))} bars: choose one with "
+            "horizon="
         )
     if horizon not in known:
         raise ValueError(
-            f"store {store.location} has no returns over {horizon!r} bars, only over "
-            f"{', '.join(map(str, known)) or 'none'}: choose one of these, or rebuild it with "
+            f"{store.kind} {store.location} with no returns over {horizon} bars, only over "
+            f"{', '.join(map(str, known))}: choose one of these, or make the images again, with "
             f"horizons=(..., {horizon})"
         )
     return horizon
@@ -451,12 +479,12 @@ def _model(model: str | CNNSpec | SeriesSpec, store: ImageSet) -> CNNSpec | Seri
     if isinstance(spec, CNNSpec) and (spec.height, spec.width) != shape:
         fitting = [name for name, preset in PRESETS.items() if (preset.height, preset.width) == shape]
         raise ValueError(
-            f"model {spec.name} takes images of {spec.height}x{spec.width}, store {store.location} holds "
-            f"{shape[0]}x{shape[1]}: choose {' or '.join(fitting) or 'a CNNSpec of that size'}"
+            f"model {spec.name} takes images of {spec.height}x{spec.width}, those of {store.kind} {store.location} "
+            f"are {shape[0]}x{shape[1]}: choose {' or '.join(fitting) or 'a CNNSpec of that size'}"
         )
     if isinstance(spec, SeriesSpec) and spec.lookback != lookback:
         raise ValueError(
-            f"model {spec.name} takes {spec.lookback} bars, windows of store {store.location} have "
+            f"model {spec.name} takes {spec.lookback} bars, windows of {store.kind} {store.location} have "
             f"{lookback}: choose model 'logistic' or one of that lookback"
         )
     return spec
@@ -521,9 +549,33 @@ def _folder(out: Any, name: str, horizon: int, config: dict[str, Any], resume: b
             f"{folder} exists and is not empty; resume=True goes on with its run, "
             "another out starts a new one"
         )
+    return folder
+
+
+@contextmanager
+def _begun(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Make the folder of a run, and take it back if the run fails before its first checkpoint.
+
+    What is left would hold nothing to go on from, and be in the way of the next run.
+    """
+    saved = folder / CONFIG
+    if saved.exists():
+        yield
+        return
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     saved.write_text(yaml.safe_dump(config, sort_keys=False))
-    return folder
+    try:
+        yield
+    except BaseException:
+        if next(folder.rglob("*.ckpt"), None) is None:
+            for own in (*folder.glob("member_*"), *folder.glob("fold_*")):
+                shutil.rmtree(own, ignore_errors=True)
+            saved.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
 
 
 def _difference(before: Any, now: Any) -> str:

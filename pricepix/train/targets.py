@@ -97,7 +97,7 @@ def _classes(kind: str) -> int:
         return 2
     if kind == "terciles":
         return 3
-    name, _, number = kind.partition(":")
+    name, _, number = str(kind).partition(":")
     if name == "quantiles" and number.isdigit() and int(number) >= 2:
         return int(number)
     raise ValueError(f"target is {kind!r}; choose {_KINDS} with K of at least 2")
