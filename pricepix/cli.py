@@ -453,8 +453,10 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 @click.argument("cache")
 @click.argument("table_path", metavar="TABLE")
 @click.argument("report")
-@click.option("--horizon", type=int, default=20, show_default=True, help="Bars of the forward return.")
-@click.option("--delay", type=int, default=0, show_default=True, help="Bars to the entry.")
+@click.option(
+    "--horizon", type=int, help="Bars of the forward return; those that the model learned by default."
+)
+@click.option("--delay", type=int, help="Bars to the entry; those of the images' returns by default.")
 @click.option("--quantiles", type=int, default=10, show_default=True, help="Number of portfolios.")
 @click.option(
     "--rebalance", callback=_number_or_text, help="bar, day, week, month, quarter, horizon or a number."
@@ -481,7 +483,10 @@ def evaluate(
 
     TABLE may be a store that import-jkx made: its monthly returns are the bars.
     """
+    import warnings
+
     from pricepix import Panel, open_store
+    from pricepix.factor import OtherBarsWarning
     from pricepix.factor import evaluate as run
 
     for name in ("costs", "baselines"):
@@ -493,7 +498,11 @@ def evaluate(
         bars = jkx_panel(table_path)
     else:
         bars = Panel.from_table(table_path, progress=progress, **table)
-    found = run(cache, bars, progress=progress, **options)
+        click.echo(str(bars.report), err=True)
+    with warnings.catch_warnings():
+        # What is printed says it.
+        warnings.simplefilter("ignore", OtherBarsWarning)
+        found = run(cache, bars, progress=progress, **options)
     click.echo(repr(found))
     click.echo(found.report(report, store=open_store(store) if store else None, model=model))
 

@@ -176,7 +176,7 @@ class Evaluate(Section):
     """Evaluation and report. See ``pricepix.factor.evaluate``."""
 
     horizon: int | None = None
-    delay: int = 0
+    delay: int | None = None
     quantiles: int = 10
     rebalance: str | int | None = None
     costs: list[float] | None = None

@@ -13,9 +13,11 @@ from tqdm import tqdm
 from pricepix.build import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
+from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
 from pricepix.panel import Panel
-from pricepix.store import ImageStore, open_store
+from pricepix.panel_images import PanelImages
+from pricepix.store import open_images
 from pricepix.tables import BOOL_FIELDS
 
 __all__ = ["Audit", "audit"]
@@ -60,7 +62,7 @@ class Audit:
 
 def audit(
     panel: Panel | Any,
-    store: ImageStore | Any,
+    store: ImageSet | Any,
     cache: FactorCache | Any = None,
     *,
     date: Any = None,
@@ -82,7 +84,8 @@ def audit(
     ----------
     panel : Panel or anything ``Panel.from_table`` takes
         The bars that the store was made from.
-    store : ImageStore, str or path
+    store : ImageSet, str or path
+        A store, a loaded one, or panel images.
     cache : FactorCache, str or path, optional
         Without it, images and labels are audited.
     date : str, date, datetime or int, optional
@@ -111,24 +114,22 @@ def audit(
         Panel, store, cache and model do not belong together, or no window stands at or before the date.
     """
     panel = Panel.of(panel)
-    store = store if isinstance(store, ImageStore) else open_store(store)
+    store = open_images(store)
     if cache is not None and not isinstance(cache, FactorCache):
         cache = open_cache(cache)
     made_from = store.attrs.get("panel_digest")
     if made_from is not None and panel.digest != made_from:
         raise ValueError(
-            f"the panel (digest {panel.digest}) is not the one that store {store.location} was made from "
-            f"({made_from}): "
-            "pass that panel, read with the same arguments"
+            f"{store.kind} {store.location} came from another panel (digest {made_from}) than this one (digest "
+            f"{panel.digest}): pass that panel, read with the same arguments"
         )
     if cache is not None and cache.attrs["store_digest"] != store.digest:
         raise ValueError(
-            f"cache {cache.location} holds the scores of store {cache.attrs['store_digest']}, not of "
-            f"{store.digest}: pass "
-            "the store that was scored"
+            f"cache {cache.location} holds the scores of images of digest {cache.attrs['store_digest']}, not those of "
+            f"{store.kind} {store.location} ({store.digest}): pass what was scored"
         )
     if (store.attrs["schedule"].get("mask") is None) != (mask is None):
-        raise ValueError("pass mask= if and only if the store was built with one")
+        raise ValueError(f"pass mask= if and only if {store.kind} {store.location} came with one")
     scorer = _scorer(cache, model) if cache is not None else None
     time = store.time
     values = cache.of_windows(store) if cache is not None else None
@@ -140,7 +141,7 @@ def audit(
     before = int(np.searchsorted(time, last, side="right"))
     if before == 0:
         raise ValueError(
-            f"no window of store {store.location} stands at or before {panel.stamp(last)}: the first "
+            f"no window of {store.kind} {store.location} stands at or before {panel.stamp(last)}: the first "
             "stands at "
             f"{panel.stamp(time[0])}; give a later date"
         )
@@ -235,27 +236,26 @@ def _runs(
 
 
 def _rebuilt(
-    store: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None, first: int, last: int
-) -> ImageStore | None:
-    """Build the windows from `first` to `last` again; None where not one can be drawn."""
+    store: ImageSet, panel: Panel, mask: NDArray[np.bool_] | None, first: int, last: int
+) -> ImageSet | None:
+    """Make the windows from `first` to `last` again, as they were made; None where not one can be drawn."""
     schedule = store.attrs["schedule"]
+    chosen: dict[str, Any] = {
+        "horizons": store.horizons,
+        "delay": store.delay,
+        "every": schedule["every"],
+        "price": store.attrs["label_price"],
+        "start": first,
+        "end": last,
+        "mask": mask,
+        "sample": schedule.get("sample"),
+        "seed": schedule.get("seed") or 0,
+        "max_gap": schedule.get("max_gap_ns"),
+    }
     try:
-        return render_universe(
-            panel,
-            store.spec,
-            None,
-            horizons=store.horizons,
-            delay=store.delay,
-            every=schedule["every"],
-            price=store.attrs["label_price"],
-            start=first,
-            end=last,
-            mask=mask,
-            sample=schedule.get("sample"),
-            seed=schedule.get("seed") or 0,
-            max_gap=schedule.get("max_gap_ns"),
-            progress=False,
-        )
+        if isinstance(store, PanelImages):
+            return PanelImages(panel, store.spec, **chosen)
+        return render_universe(panel, store.spec, None, **chosen, progress=False)
     except ValueError:
         # Garbage may leave nothing to draw after the date; before it, the comparison says what is missing.
         return None
@@ -263,7 +263,7 @@ def _rebuilt(
 
 def _compare(
     found: Audit,
-    store: ImageStore,
+    store: ImageSet,
     panel: Panel,
     mask: NDArray[np.bool_] | None,
     a: int,
@@ -322,7 +322,7 @@ def _compare(
 
 
 def _check_places(
-    found: Audit, cache: FactorCache, store: ImageStore, values: NDArray[np.float32], last: int
+    found: Audit, cache: FactorCache, store: ImageSet, values: NDArray[np.float32], last: int
 ) -> None:
     """Every value of the cache up to the date, moved on by the shift, must be that of a window."""
     calendar = np.sort(cache.time[cache.time != NO_TIME])
@@ -338,7 +338,7 @@ def _check_places(
         )
 
 
-def _count_changed(store: ImageStore, later: ImageStore | None, first: int) -> int:
+def _count_changed(store: ImageSet, later: ImageSet | None, first: int) -> int:
     """Images after the date that are no longer what they were, or no longer drawn."""
     if later is None:
         return 1

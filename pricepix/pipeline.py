@@ -87,6 +87,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         return model
 
     from pricepix.factor import evaluate, open_cache, score
+    from pricepix.factor.evaluation import settled
 
     digest = digests["score"]
     if record.done("score", digest, factor):
@@ -105,6 +106,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     report = out / "report.html"
     settings: dict[str, Any] = {"horizon": _horizon(config, store), "start": _out_of_sample(config)}
     settings |= {name: value for name, value in config.evaluate.arguments().items() if value is not None}
+    settings["horizon"], settings["delay"] = settled(cache.attrs, settings["horizon"], settings.get("delay"))
     digest = _digest(settings, digest)
     if record.done("evaluate", digest, report):
         echo(f"evaluate  up to date: {report}")
@@ -113,7 +115,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         found = evaluate(cache, bars.of_evaluation(settings, store), progress=progress, **settings)
         found.report(report, store=store, model=model)
         record.finish("evaluate", digest)
-        echo(f"evaluate  {found!r}: {report}")
+        echo(f"evaluate  {report}: {found!r}")
     return report
 
 

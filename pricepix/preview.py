@@ -133,7 +133,7 @@ def enlarge(
     path : path
         PNG file to write, replaced if it exists.
     panel : Panel or anything ``Panel.from_table`` takes, optional
-        The bars that the store was made from.
+        The bars that the image was made from. Panel images have them.
 
     Returns
     -------
@@ -171,6 +171,7 @@ def enlarge(
         caption = f"{instrument}  {stamp}  {spec.style} {_size(spec.shape)}"
         for h in store.horizons:
             caption += f"   {h} bars: {_percent(store.returns(h)[position])}"
+        panel = store.panel if panel is None else panel
     window = None
     if panel is not None:
         from pricepix.panel import Panel
@@ -178,7 +179,7 @@ def enlarge(
         window = _window(Panel.of(panel), str(instrument), time, lookback, store)
         if store is not None and window.image is not None and not np.array_equal(window.image, image):
             raise ValueError(
-                f"the panel's bars of {instrument!r} do not give the image in store {store.location}, which "
+                f"the panel's bars of {instrument!r} do not give the image of {store.kind} {store.location}, which "
                 "was made from other bars: give the panel that it was made from, or none"
             )
     return _save(_enlarged(image, caption, window), target)
@@ -212,7 +213,7 @@ def _windows_of(store: ImageSet, instrument: str | Sequence[str] | None) -> NDAr
     """Positions of the windows of some instruments, ascending."""
     if instrument is None:
         if len(store) == 0:
-            raise ValueError(f"store {store.location} holds no images: there is nothing to show")
+            raise ValueError(f"{store.kind} {store.location}: no images, there is nothing to show")
         return np.arange(len(store))
     wanted = [instrument] if isinstance(instrument, str) else list(instrument)
     found = []
@@ -235,7 +236,9 @@ def _known_horizons(store: ImageSet, horizon: int | Sequence[int] | None) -> tup
     for h in wanted:
         if h not in store.horizons:
             known = ", ".join(map(str, store.horizons)) or "none"
-            raise ValueError(f"store {store.location} has no forward returns over {h!r} bars: it has {known}")
+            raise ValueError(
+                f"{store.kind} {store.location}: no forward returns over {h!r} bars: there are {known}"
+            )
     return wanted
 
 
@@ -278,6 +281,8 @@ def _percent(value: float) -> str:
 
 
 def _name(store: ImageSet) -> str:
+    if store.panel is not None:
+        return f"{store.kind} {store.location}"
     return (
         "in memory"
         if store.location == "memory"

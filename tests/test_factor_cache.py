@@ -132,7 +132,7 @@ def test_shift_moves_along_the_markets_bars_and_over_days(intraday, tmp_path, sh
 
 def test_a_sparse_store_needs_the_panel_to_be_shifted(panel, tmp_path):
     store = store_of(panel, every="week")
-    with pytest.raises(ValueError, match="windows at every week only: give panel="):
+    with pytest.raises(ValueError, match="windows of store memory end at every week only: give panel="):
         score(store, ink, tmp_path / "f.zarr", shift=1, progress=False)
     cache = score(store, ink, tmp_path / "f.zarr", shift=1, panel=panel, progress=False)
     calendar = panel.calendar
@@ -402,7 +402,7 @@ def test_a_checkpoint_for_other_images_is_refused_before_anything_is_written(sto
     pytest.importorskip("torch")
     from pricepix.train.models import PriceCNN
 
-    with pytest.raises(ValueError, match=r"takes images of 64x60, store .* holds 32x15 ones"):
+    with pytest.raises(ValueError, match=r"takes images of 64x60, those of store .* are 32x15"):
         score(store, PriceCNN("jkx20"), tmp_path / "f.zarr", progress=False)
     net = PriceCNN("jkx5")
     net.metadata = {"image_spec": SPEC.replace(ma=()).to_dict(), "horizon": 5}

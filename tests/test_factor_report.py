@@ -128,8 +128,8 @@ def test_attribution_maps_of_a_network(panel, store, tmp_path):
     path = write_report(found, tmp_path / "r.html", store=store, model=network, per_quantile=4, sheet=6)
     assert (tmp_path / "r_figures" / "attribution_by_quantile.png").stat().st_size > 1000
     # The model saw these dates in training, and the report says so.
-    assert found.figures["data"]["dates_within_training"] > 0
-    assert "these figures are not out of sample" in path.read_text()
+    assert found.figures["data"]["dates_seen"] > 0
+    assert "dates are not out of sample: the model has seen" in path.read_text()
     with pytest.raises(ValueError, match="is not the one of the cache"):
         write_report(found, tmp_path / "x.html", store=store, model=PriceCNN("jkx5"))
 
@@ -153,7 +153,7 @@ def test_pictures_need_their_own_store(panel, store, tmp_path):
     cache = score(store, ink, None, progress=False)
     found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
     other = pp.render_universe(panel, "jkx5", None, horizons=(5,), every="week", progress=False)
-    with pytest.raises(ValueError, match="is not the one that was scored"):
+    with pytest.raises(ValueError, match=r"scored from images of digest \w+, not from store memory"):
         found.report(tmp_path / "r.html", store=other)
     with pytest.raises(ValueError, match="pass store= with model="):
         found.report(tmp_path / "r.html", model="somewhere")

@@ -264,7 +264,7 @@ def test_instrument_without_a_window(tmp_path):
 
 
 def test_unknown_horizon(store, tmp_path):
-    with pytest.raises(ValueError, match="no forward returns over 5 bars: it has 1, 20"):
+    with pytest.raises(ValueError, match="no forward returns over 5 bars: there are 1, 20"):
         contact_sheet(store, tmp_path / "a.png", horizon=5)
 
 

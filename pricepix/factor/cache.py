@@ -67,9 +67,13 @@ class FactorCache:
     def __repr__(self) -> str:
         days, instruments, intervals = self.shape
         windows = self.attrs["windows"] - self.attrs.get("skipped", 0)
+        blank = self.attrs.get("without_value") or 0
+        valued = f" ({blank:,} without a value)" if 0 < blank < windows else ""
+        if blank and blank == windows:
+            valued = " (none with a value)"
         return (
             f"FactorCache({self.location}: {days:,} days, {instruments:,} instruments, {intervals} a day, "
-            f"{windows:,} windows of {self.attrs['model']['name']}, shift {self.shift})"
+            f"{windows:,} windows{valued} of {self.attrs['model']['name']}, shift {self.shift})"
         )
 
     @property
@@ -240,7 +244,7 @@ def open_cache(location: CacheLike) -> FactorCache:
     if not cache.attrs["complete"]:
         raise ValueError(
             f"cache {location} is not finished ({cache.attrs['windows']:,} windows are scored): call "
-            "pricepix.factor.score with the same store and model again, it goes on where it stopped"
+            "pricepix.factor.score with the same images and model again, it goes on where it stopped"
         )
     return cache
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ from pricepix.factor.baselines import BASELINES, history
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
 from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
 from pricepix.factor.market import Market
+from pricepix.factor.origin import OtherBarsWarning, other_bars
 from pricepix.factor.portfolio import (
     Book,
     hold,
@@ -28,6 +31,7 @@ from pricepix.factor.portfolio import (
     quantile_returns,
     quantiles,
 )
+from pricepix.factor.seen import dates_seen
 from pricepix.factor.statistics import (
     calibration,
     classification,
@@ -36,18 +40,17 @@ from pricepix.factor.statistics import (
     plain,
     series_summary,
 )
+from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
 from pricepix.moments import to_series
 from pricepix.panel import Panel
-
-if TYPE_CHECKING:
-    from pricepix.images import ImageSet
 
 __all__ = ["Evaluation", "evaluate", "reach"]
 
 Floats = NDArray[np.float64]
 _DECAY: Final = (1, 2, 3, 5, 10, 20, 40, 60, 120)
 _NAMED: Final = (("week", 52.0), ("month", 12.0), ("quarter", 4.0))
+_HORIZON: Final = 20
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,18 @@ class Evaluation:
     def __repr__(self) -> str:
         f = self.figures
         equal = f["portfolios"]["equal"]["long_short"]["periods"]
-        return (
-            f"Evaluation(horizon {f['horizon']}, {f['data']['dates']} dates: rank IC "
+        late = f", delay {f['delay']}" if f["delay"] else ""
+        found = (
+            f"Evaluation(horizon {f['horizon']}{late}, {f['data']['dates']} dates: rank IC "
             f"{f['ic']['rank']['mean']:.4f} "
             f"(t {f['ic']['rank']['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
         )
+        return "\n".join([found, *(f"  WARNING: {note}" for note in self.notes)])
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what the figures must not be taken for: other bars, dates that the model has seen."""
+        return list(self.figures["notes"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return figures and series as JSON values: lists, numbers, texts and null for what is not known."""
@@ -106,18 +116,18 @@ class Evaluation:
 def evaluate(
     cache: FactorCache | CacheLike,
     panel: Panel | Any,
-    horizon: int = 20,
+    horizon: int | None = None,
     *,
-    delay: int = 0,
+    delay: int | None = None,
     quantiles: int = 10,
     rebalance: str | int | None = None,
-    costs: Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
+    costs: float | Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
     untradable: str = "exclude",
     max_wait: int = 5,
     price: str = "auto",
-    delays: Sequence[int] = (0, 1, 2, 3, 4, 5),
-    horizons: Sequence[int] | None = None,
-    baselines: Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
+    delays: int | Sequence[int] = (0, 1, 2, 3, 4, 5),
+    horizons: int | Sequence[int] | None = None,
+    baselines: str | Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
     columns: Mapping[str, Any] | None = None,
     periods_per_year: float | None = None,
     start: Any = None,
@@ -129,13 +139,15 @@ def evaluate(
     Parameters
     ----------
     cache : FactorCache, str or path
-    panel : Panel or anything ``Panel.from_table`` takes
-        The bars; every instrument and every bar of the cache must be in it.
-    horizon : int
-        Bars over which the factor is asked to tell returns.
-    delay : int
-        Bars from the one at which a value stands to the entry. A cache that was scored with a shift already
-        stands at the bar from which it may be traded.
+    panel : Panel, PanelImages or anything ``Panel.from_table`` takes
+        The bars; every instrument and every bar of the cache must be in it. Of panel images, their panel.
+    horizon : int, optional
+        Bars over which the factor is asked to tell returns. By default those that its model learned, as the
+        cache says, or 20 where it does not.
+    delay : int, optional
+        Bars from the one at which a value stands to the entry. By default that of the images' returns, as the
+        cache says, less the shift: a cache that was scored with a shift already stands at the bar from which it
+        may be traded.
     quantiles : int
         Number of portfolios; ties as ``portfolio.quantiles`` says.
     rebalance : {"bar", "day", "week", "month", "quarter", "horizon"} or int, optional
@@ -143,7 +155,7 @@ def evaluate(
         comes within a quarter of `horizon`, as in the paper, else ``"horizon"``. Where the horizon is longer
         than the time between, portfolios overlap: each is held for as many rebalancings as make up the
         horizon.
-    costs : sequence of float
+    costs : float or sequence of float
         Costs per side, as a share of what is traded.
     untradable : {"exclude", "delay", "ignore"}
         Entries that cannot be made (no trade, or at a limit): see ``portfolio.hold``. They are counted.
@@ -151,12 +163,12 @@ def evaluate(
         Bars that ``"delay"`` waits.
     price : {"auto", "close", "total_return"}
         What returns are computed from: see ``forward_returns``.
-    delays : sequence of int
+    delays : int or sequence of int
         Entries, in bars after `delay`, of the delay curve.
-    horizons : sequence of int, optional
+    horizons : int or sequence of int, optional
         Horizons of the decay; by default 1 to 120 bars, as far as the data go.
-    baselines : sequence of str
-        Any of STR, WSTR, MOM and TREND.
+    baselines : str or sequence of str
+        Any of STR, WSTR, MOM and TREND; ``()`` for none.
     columns : mapping, optional
         More signals to compare with, by name: an array with a value a panel row, a table with columns
         instrument, time and one more, or another FactorCache.
@@ -177,6 +189,12 @@ def evaluate(
         Cache and panel do not belong together, the horizon is longer than the data, or there are fewer
         instruments than quantiles.
 
+    Warns
+    -----
+    OtherBarsWarning
+        The panel can be shown to have other bars than the one that the factor was scored from. Result and report
+        say so, too, as they do of dates that are not out of sample.
+
     Notes
     -----
     All bars of the panel, not the judged dates alone, are laid out on grids of bars by the cache's instruments,
@@ -185,16 +203,18 @@ def evaluate(
     judged date and the portfolios 3,467 after the last one, make grids of 0.7 GiB.
     """
     cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
-    panel = Panel.of(panel)
-    _check_whole("horizon", horizon, 1)
-    _check_whole("delay", delay, 0)
+    panel = _bars(panel)
+    horizon, delay = settled(cache.attrs, horizon, delay)
+    costs, baselines = _several("costs", costs), _several("baselines", baselines)
+    delays = _several("delays", delays)
+    horizons = None if horizons is None else _several("horizons", horizons)
     for cost in costs:
-        if not 0 <= cost < 1:
+        if isinstance(cost, bool | str) or not hasattr(cost, "__float__") or not 0 <= cost < 1:
             raise ValueError(
-                f"costs={tuple(costs)}: a cost per side is a share of what is traded, such as 0.001"
+                f"costs={costs}: a cost per side is a share of what is traded, from 0 to less than 1, such as 0.001"
             )
     if unknown := [name for name in baselines if name not in BASELINES]:
-        raise ValueError(f"baselines={tuple(baselines)}: {unknown[0]!r} is not one of {', '.join(BASELINES)}")
+        raise ValueError(f"baselines={baselines}: {unknown[0]!r} is not one of {', '.join(BASELINES)}")
     time, names, values = _values(cache, panel, start, end)
     factor = values.astype(np.float64)
     market = Market.of(panel, names, price)
@@ -205,24 +225,29 @@ def evaluate(
         time,
         known,
         factor,
-        int(horizon),
-        int(delay),
+        horizon,
+        delay,
         int(quantiles),
         untradable,
         int(max_wait),
         periods_per_year or bars_per_year(market.time, panel.tz),
     )
     forward = judge.checked_returns()
+    other = other_bars(cache, panel, market.price)
+    if other is not None:
+        warnings.warn(other, OtherBarsWarning, stacklevel=2)
     every = judge.default_rebalance() if rebalance is None else rebalance
     with tqdm(total=6, desc="evaluate", disable=not progress) as bar:
         figures: dict[str, Any] = {
-            "horizon": int(horizon),
-            "delay": int(delay),
+            "horizon": horizon,
+            "delay": delay,
             "quantiles": int(quantiles),
             "rebalance": every,
             "untradable": untradable,
+            "notes": [] if other is None else [other],
             "data": judge.data(forward),
         }
+        figures["notes"] += judge.not_out_of_sample(figures["data"])
         series: dict[str, Any] = {"time": _iso(time, panel.tz)}
         judge.statistics(forward, figures, series)
         bar.update()
@@ -241,6 +266,40 @@ def evaluate(
     return Evaluation(figures, series, cache)
 
 
+def settled(attrs: Mapping[str, Any], horizon: int | None, delay: int | None) -> tuple[int, int]:
+    """Return the horizon and delay to judge a factor by: those given, else those that its cache records."""
+    if horizon is None:
+        horizon = _HORIZON if attrs.get("horizon") is None else attrs["horizon"]
+    if delay is None:
+        # Values stand `shift` bars after their images, from whose last bar the labels' delay counts.
+        delay = max(0, (attrs.get("delay") or 0) - attrs["shift"])
+    _check_whole("horizon", horizon, 1)
+    _check_whole("delay", delay, 0)
+    return int(horizon), int(delay)
+
+
+def _bars(panel: Any) -> Panel:
+    if isinstance(panel, ImageSet):
+        if panel.panel is None:
+            raise ValueError(
+                f"{panel.kind} {panel.location} has images and no bars: give the panel that it was made from"
+            )
+        return panel.panel
+    return Panel.of(panel)
+
+
+def _several(name: str, given: Any) -> tuple[Any, ...]:
+    """Take one value for a sequence of one."""
+    if isinstance(given, str) or (np.ndim(given) == 0 and hasattr(given, "__float__")):
+        return (given,)
+    try:
+        return tuple(given)
+    except TypeError:
+        raise TypeError(
+            f"{name}={given!r} is a {type(given).__name__}: give one value or a sequence"
+        ) from None
+
+
 def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     """Return how many bars before the first judged date, and after the last one, `evaluate` looks at.
 
@@ -252,7 +311,8 @@ def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     per_year : float
         Bars a year, where `settings` has no ``periods_per_year``.
     **settings
-        Keyword arguments of `evaluate`, whose defaults hold for the others.
+        Keyword arguments of `evaluate`, whose defaults hold for the others; horizon and delay as `settled` gives
+        them, or those of a cache that records none.
 
     Raises
     ------
@@ -262,13 +322,15 @@ def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     asked = signature(evaluate).bind_partial(**settings)
     asked.apply_defaults()
     given = asked.arguments
-    horizon, rebalance, horizons = given["horizon"], given["rebalance"], given["horizons"]
+    horizon, delay = settled({"shift": 0}, given["horizon"], given["delay"])
+    rebalance, horizons = given["rebalance"], given["horizons"]
     per_year = given["periods_per_year"] or per_year
-    longest = max(horizon, *(_DECAY if horizons is None else horizons))
+    longest = max(horizon, *(_DECAY if horizons is None else _several("horizons", horizons)))
     # Portfolios by quarter are always looked at, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
-    after = given["delay"] + max((0, *given["delays"])) + given["max_wait"] + max(longest, period) + 1
-    before = max((1, *(history(name, per_year) for name in given["baselines"] if name in BASELINES)))
+    delays, baselines = _several("delays", given["delays"]), _several("baselines", given["baselines"])
+    after = delay + max((0, *delays)) + given["max_wait"] + max(longest, period) + 1
+    before = max((1, *(history(name, per_year) for name in baselines if name in BASELINES)))
     return before, after
 
 
@@ -322,11 +384,23 @@ class _Judge:
             )
         return forward
 
-    def trained_through(self) -> int | None:
-        """Time of the last window that the model was trained on, if its checkpoint says so."""
-        found = (self.cache.attrs["model"].get("metadata") or {}).get("train")
-        last = found.get("last") if isinstance(found, dict) else None
-        return self.market.panel.as_time(str(last)) if last is not None else None
+    @cached_property
+    def seen(self) -> tuple[NDArray[np.bool_], int | None, bool]:
+        """Which dates the model has seen: see `dates_seen`."""
+        cache = self.cache
+        return dates_seen(cache.attrs["model"], self.time, self.market.time, cache.shift, cache.tz)
+
+    def not_out_of_sample(self, data: Mapping[str, Any]) -> list[str]:
+        """Say so if any date is not out of sample."""
+        if not data["dates_seen"]:
+            return []
+        later, whole = data["first_date_unseen"], self.seen[2]
+        remedy = "No date is: score later images" if later is None else f"Judge it with start={later!r}"
+        more = "" if whole else "; its checkpoint does not say what it validated on, which may reach further"
+        return [
+            f"{data['dates_seen']:,} of the {data['dates']:,} dates are not out of sample: the model has seen returns "
+            f"through {data['seen_through']}, in training or validation{more}. {remedy}"
+        ]
 
     def default_rebalance(self) -> str:
         for name, per_year in _NAMED:
@@ -340,7 +414,8 @@ class _Judge:
         labelled = scored & ~np.isnan(forward)
         without = ~labelled.any(axis=1)
         count = scored.sum(axis=1)
-        trained = self.trained_through()
+        seen, through, _ = self.seen
+        after = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
         return {
             "instruments": int(scored.any(axis=0).sum()),
             "dates": len(self.time),
@@ -357,8 +432,9 @@ class _Judge:
                 "median": float(np.median(count)),
                 "max": int(count.max()),
             },
-            "trained_through": None if trained is None else _iso(np.array([trained]), tz)[0],
-            "dates_within_training": 0 if trained is None else int((self.time <= trained).sum()),
+            "seen_through": None if through is None else _iso(np.array([through]), tz)[0],
+            "dates_seen": int(seen.sum()),
+            "first_date_unseen": _iso(self.time[after : after + 1], tz)[0] if after < len(seen) else None,
             "bars_per_year": self.per_year,
             "return_price": self.market.price,
         }
@@ -562,9 +638,8 @@ def _values(
     """Bars, instruments and values of the cache, checked to belong to the panel."""
     if cache.tz != panel.tz:
         raise ValueError(
-            f"cache {cache.location} has times of zone {cache.tz}, the panel of {panel.tz}: give the panel "
-            "that the "
-            "store was made from"
+            f"cache {cache.location} has times of zone {cache.tz}, the panel of {panel.tz}: give the panel that the "
+            "images were made from"
         )
     first = None if start is None else panel.as_time(start)
     last = None if end is None else panel.as_time(end, end=True)
@@ -594,7 +669,7 @@ def _values(
             faults.append(f"times of the panel that the cache lacks: {stamps(spare, panel.tz) or 'none'}")
         raise ValueError(
             f"cache {cache.location} and the panel do not belong together\n  " + "\n  ".join(faults) + "\n"
-            "give the panel that the store was made from"
+            "give the panel that the images were made from"
         )
     return time, used, values[:, valued]
 

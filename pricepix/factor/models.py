@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.factor.seen import seen_by
 from pricepix.spec import ImageSpec
 
 __all__ = ["Scorer"]
@@ -165,18 +166,17 @@ class Scorer:
         found = self.metadata.get("horizon")
         return int(found) if isinstance(found, int) else None
 
-    def check(self, spec: ImageSpec, location: str) -> None:
-        """Raise ValueError unless the model takes the images of a store."""
+    def check(self, spec: ImageSpec, images: str) -> None:
+        """Raise ValueError unless the model takes images of a spec, those of what `images` names."""
         for stage in self.stages:
-            self._check(stage.members[0], spec, location)
+            self._check(stage.members[0], spec, images)
 
-    def _check(self, network: Any, spec: ImageSpec, location: str) -> None:
+    def _check(self, network: Any, spec: ImageSpec, images: str) -> None:
         takes = network.input_shape
         if takes != spec.shape:
             raise ValueError(
-                f"the model {self.name} takes images of {takes[0]}x{takes[1]}, store {location} holds "
-                f"{spec.shape[0]}x{spec.shape[1]} ones (lookback {spec.lookback}): score a store of the "
-                "spec that the "
+                f"the model {self.name} takes images of {takes[0]}x{takes[1]}, those of {images} are "
+                f"{spec.shape[0]}x{spec.shape[1]} (lookback {spec.lookback}): score images of the spec that the "
                 "model was trained on"
             )
         trained = network.metadata.get("image_spec")
@@ -186,8 +186,8 @@ class Scorer:
                 theirs, ours = other.to_dict(), spec.to_dict()
                 differ = [f"{k} {theirs[k]!r}, not {ours[k]!r}" for k in ours if theirs[k] != ours[k]]
                 raise ValueError(
-                    f"the model {self.name} was trained on other images than store {location} holds: "
-                    f"{'; '.join(differ)}. Score a store of the spec that the model was trained on"
+                    f"the model {self.name} was trained on other images than those of {images}: "
+                    f"{'; '.join(differ)}. Score images of the spec that the model was trained on"
                 )
 
     def __call__(
@@ -271,7 +271,17 @@ class Scorer:
             "members": len(self.members) or 1,
             "source": str(self._path) if self._path else None,
             "metadata": self.metadata,
+            "seen": self._seen(),
         }
+
+    def _seen(self) -> list[dict[str, Any]]:
+        """What the networks of each stage were trained and validated on; of functions nothing is known."""
+        found = []
+        for stage in self.stages:
+            first = None if stage.first == _EVER.min else stage.first
+            last = None if stage.last == _EVER.max else stage.last
+            found.append(seen_by((member.metadata for member in stage.members), self._tz, first, last))
+        return found
 
 
 def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:

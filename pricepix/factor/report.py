@@ -69,7 +69,7 @@ def write_report(
         The HTML file. Pictures go to a folder beside it, ``<name>_figures``, and everything machine-readable
         to ``<name>.json``.
     store : ImageSet, optional
-        The store that was scored; with it the report shows the images with the highest and lowest scores.
+        The images that were scored; with them the report shows the images with the highest and lowest scores.
     model : checkpoint, run folder, PriceCNN or Ensemble, optional
         With it, and `store`, the report maps where the network looks: of an ensemble, its first member. Needs
         the extra ``report``.
@@ -124,8 +124,8 @@ def _page(evaluation: Evaluation, title: str, sections: list[str]) -> str:
     )
     body = [
         f"<h1>{_text(title)}</h1><p class='note'>{_text(subtitle)}</p>",
+        *(f"<p class='warning'>{_text(note)}</p>" for note in f["notes"]),
         _tiles(f),
-        _warning(f),
         *sections,
         "<h2>All figures</h2>",
         _statistics_table(f),
@@ -163,17 +163,6 @@ def _tiles(f: dict[str, Any]) -> str:
         f"<div class='tile'><b>{value}</b><span>{_text(name)}</span></div>" for value, name in tiles
     )
     return f"<div class='tiles'>{cells}</div>"
-
-
-def _warning(f: dict[str, Any]) -> str:
-    seen, last = f["data"]["dates_within_training"], f["data"]["trained_through"]
-    if not seen:
-        return ""
-    return (
-        f"<p class='warning'>{seen:,} of the {f['data']['dates']:,} dates lie before the end of the "
-        "model's training data "
-        f"({_text(last)}): these figures are not out of sample. Evaluate from a later start.</p>"
-    )
 
 
 def _statistics_table(f: dict[str, Any]) -> str:
@@ -579,9 +568,8 @@ def _check_store(evaluation: Evaluation, store: ImageSet) -> None:
     scored = evaluation.cache.attrs["store_digest"]
     if store.digest != scored:
         raise ValueError(
-            f"store {store.location} (digest {store.digest}) is not the one that was scored (digest "
-            f"{scored}): pass that "
-            "store"
+            f"the factor was scored from images of digest {scored}, not from {store.kind} {store.location} (digest "
+            f"{store.digest}): pass those that were scored"
         )
 
 

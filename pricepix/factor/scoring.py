@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from pricepix.factor.cache import (
 )
 from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
+from pricepix.factor.origin import keep_labels, shape_digest
 from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
 from pricepix.moments import as_time, stamp
@@ -113,7 +115,8 @@ def score(
     progress : bool
         Show a progress bar.
     client : distributed.Client, optional
-        Score on its workers, one model each. The store must be one that they can open.
+        Score on its workers, one model each. The store must be one that they can open: panel images, loaded
+        stores and stores in memory are refused.
 
     Returns
     -------
@@ -126,6 +129,11 @@ def score(
         or scores that are no probabilities. Before anything is scored, apart from the last.
     FileExistsError
         A location that holds something else.
+
+    Warns
+    -----
+    UserWarning
+        Not one image has a value. How many have none is in the cache's attribute ``without_value``.
     """
     store = open_images(store)
     if isinstance(shift, bool) or not hasattr(shift, "__index__") or int(shift) < 0:
@@ -135,13 +143,13 @@ def score(
     scorer = Scorer(model, model_id=model_id, batch=batch, device=device, precision=precision, tz=store.tz)
     first = None if start is None else as_time(start, store.tz)
     last = None if end is None else as_time(end, store.tz, end=True)
-    scorer.check(store.spec, store.location)
+    scorer.check(store.spec, _named(store))
     if spread and len(scorer.members) < 2:
         raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
     if client is not None and (not isinstance(store, ImageStore) or store.location == "memory"):
         raise ValueError(
-            f"workers cannot open {store.kind} {store.location}, which lives in this process: give a store at a "
-            "location that all of them reach"
+            f"workers cannot open {_named(store)}, which lives in this process: give a store at a location that all "
+            "of them reach, or leave client out"
         )
     kind = values or ("probability" if scorer.is_probability else "score")
     windows = _Windows(store)
@@ -163,9 +171,21 @@ def score(
     ) as bar:
         _write(group, plan, windows, done, results, bar.update, kind, scorer.name)
     group.attrs.update({"complete": True, "unplaced": plan.unplaced})
-    return FactorCache(
+    cache = FactorCache(
         zarr.open_group(group.store, mode="r", zarr_format=3), "memory" if location is None else str(location)
     )
+    if 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs["without_value"]:
+        warnings.warn(
+            f"{scorer.name} gave no value for any image of {_named(store)}: the factor in {cache.location} is "
+            "empty",
+            stacklevel=2,
+        )
+    return cache
+
+
+def _named(images: ImageSet) -> str:
+    """What messages call a store, or images that are none."""
+    return f"{images.kind} {images.location}"
 
 
 @dataclass
@@ -241,20 +261,20 @@ class _Plan:
         if panel is not None:
             if panel.tz != store.tz:
                 raise ValueError(
-                    f"the panel's zone is {panel.tz}, the store's {store.tz}: give the store's own panel"
+                    f"the panel's zone is {panel.tz}, that of {_named(store)} is {store.tz}: give the panel that "
+                    "it was made from"
                 )
             calendar = panel.calendar
             strange = windows.time[~np.isin(windows.time, calendar)]
             if len(strange):
                 raise ValueError(
-                    f"{len(strange)} times of store {store.location} are not in the panel's calendar "
-                    f"({stamps(strange, store.tz)}): give the panel that the store was made from"
+                    f"{len(strange)} times of {_named(store)} are not in the panel's calendar "
+                    f"({stamps(strange, store.tz)}): give the panel that it was made from"
                 )
         elif shift and store.attrs.get("schedule", {}).get("every", "bar") != "bar":
             every = store.attrs["schedule"]["every"]
             raise ValueError(
-                f"shift={shift} counts bars of the market's calendar, but store {store.location} has "
-                "windows at every "
+                f"shift={shift} counts bars of the market's calendar, but windows of {_named(store)} end at every "
                 f"{every} only: give panel=, the panel that it was made from"
             )
         day, interval = day_and_interval(calendar, store.tz)
@@ -264,15 +284,14 @@ class _Plan:
         time[day_at, interval_at] = calendar
         if np.count_nonzero(time != NO_TIME) != len(calendar):
             raise ValueError(
-                f"two bars of store {store.location} have the same day and time of day in {store.tz}, "
-                "where clocks go "
+                f"two bars of {_named(store)} have the same day and time of day in {store.tz}, where clocks go "
                 "back: read the panel with tz='UTC'"
             )
         a = 0 if first is None else int(np.searchsorted(windows.time, first))
         b = len(windows.time) if last is None else int(np.searchsorted(windows.time, last, side="right"))
         if a >= b:
             raise ValueError(
-                f"no image of store {store.location} lies in the time to score: its windows go from "
+                f"no image of {_named(store)} lies in the time to score: its windows go from "
                 f"{stamps(windows.time[:1], store.tz)} to {stamps(windows.time[-1:], store.tz)}"
             )
         target = np.searchsorted(calendar, windows.time[:b]) + shift
@@ -300,6 +319,7 @@ def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[
         "values": kind,
         "store_digest": store.digest,
         "panel_digest": store.attrs.get("panel_digest"),
+        "panel_shape": shape_digest(store),
         "store": store.location,
         "spec": store.spec.to_dict(),
         "spec_digest": store.spec.digest,
@@ -313,6 +333,7 @@ def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[
         "windows": 0,
         "scored_through": None,
         "scored_digest": hashlib.blake2b(digest_size=16).hexdigest(),
+        "without_value": 0,
         "unplaced": 0,
     }
 
@@ -335,6 +356,7 @@ def _prepared(
     if not exists:
         group = create(location, attrs, windows.names, intervals, spread)
         extend(group, plan.day, plan.time, windows.names)
+        keep_labels(group, windows.store, scorer.horizon)
         group.attrs.update({"skipped": plan.skipped})
         return group, plan.skipped
     assert location is not None
@@ -345,11 +367,9 @@ def _prepared(
     grown = held["store_digest"] != attrs["store_digest"]
     if grown and not append:
         raise ValueError(
-            f"cache {location} holds the scores of another store (digest {held['store_digest']}, this "
-            "one's is "
-            f"{attrs['store_digest']}): pass append=True if this store has grown out of that one, or give "
-            "another "
-            "location"
+            f"cache {location} holds the scores of other images (digest {held['store_digest']}, those of "
+            f"{_named(windows.store)} have {attrs['store_digest']}): pass append=True if these begin with those, "
+            "which is checked, or give another location"
         )
     done = int(held["windows"])
     digest = hashlib.blake2b(digest_size=16)
@@ -357,9 +377,8 @@ def _prepared(
         windows.update(digest, 0, done)
     if done > windows.count or digest.hexdigest() != held["scored_digest"]:
         raise ValueError(
-            f"cache {location} was scored from windows that this store does not begin with: history was "
-            "changed or "
-            "removed; score it to a new location"
+            f"the windows of {_named(windows.store)} do not begin with those that cache {location} was scored "
+            "from: history was changed or removed; score to a new location"
         )
     if held["complete"] and done >= plan.windows and not grown:
         return group, None
@@ -373,7 +392,7 @@ def _prepared(
         )
     group = _open_group(location, "r+")
     names = old_names + [name for name in windows.names if name not in set(old_names)]
-    changed = ("store_digest", "panel_digest", "store", "versions")
+    changed = ("store_digest", "panel_digest", "panel_shape", "store", "versions")
     group.attrs.update({"complete": False, **{name: attrs[name] for name in changed}})
     extend(group, plan.day, plan.time, names)
     return group, done
@@ -541,8 +560,12 @@ def _write(
     windows.update(digest, 0, done)
     page = _Page(arrays)
     at = hashed = done
+    counted: Any = group.attrs.get("without_value")
+    blank = np.empty(0, np.int64)
     for a, values, spread in results(done, plan.windows):
-        known = values[~np.isnan(values)]
+        missing = np.isnan(values)
+        blank = np.append(blank, a + np.flatnonzero(missing))
+        known = values[~missing]
         if kind == "probability" and len(known) and (known.min() < 0 or known.max() > 1):
             raise ValueError(
                 f"{name} gave scores from {known.min():.4g} to {known.max():.4g}, which are no "
@@ -564,11 +587,15 @@ def _write(
             at = int(windows.end[before - 1])
             windows.update(digest, hashed, at)
             hashed = at
+            # A cache that an earlier release began did not count.
+            closed = int(np.searchsorted(blank, at))
+            counted, blank = None if counted is None else counted + closed, blank[closed:]
             group.attrs.update(
                 {
                     "windows": at,
                     "scored_through": int(windows.time[before - 1]),
                     "scored_digest": digest.hexdigest(),
+                    "without_value": counted,
                 }
             )
         progress(len(values))
