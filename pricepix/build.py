@@ -219,12 +219,28 @@ def find_windows(panel: Panel, spec: ImageSpec, every: str | int, **choice: Any)
     """Return ``WindowIndex.from_panel`` of these arguments; ValueError if no window can be drawn."""
     windows = WindowIndex.from_panel(panel, spec, every, **choice)
     if len(windows) == 0:
-        dropped = ", ".join(f"{name} {count}" for name, count in windows.counts.items())
-        raise ValueError(
-            f"none of the {windows.candidates} candidate windows can be drawn (dropped: {dropped}): choose a "
-            "shorter lookback, ma_warmup='omit', other dates or another mask"
-        )
+        raise nothing_to_draw(windows.candidates, windows.counts, choice.get("max_gap"), "another mask")
     return windows
+
+
+def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, masked: str) -> ValueError:
+    """Return the error for a universe in which no window survives; `masked` is what to do about those masked."""
+    unit = " (nanoseconds: '10d' is ten days)" if hasattr(max_gap, "__index__") else ""
+    mend = {
+        "too_short": "a shorter lookback",
+        "ma_warmup": "ma_warmup='omit'",
+        "masked": masked,
+        "sampled_out": "a larger sample",
+        "gap": f"a longer max_gap than {max_gap!r}{unit}",
+        "missing_bars": "a larger max_missing",
+    }
+    most = sorted(counts, key=lambda reason: -counts[reason])
+    ways = list(dict.fromkeys(mend.get(reason, "other dates") for reason in most))
+    return ValueError(
+        f"none of the {candidates} candidate windows can be drawn (dropped: "
+        f"{', '.join(f'{name} {count}' for name, count in counts.items())}): choose "
+        + " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+    )
 
 
 def _checked_horizons(horizons: Any) -> tuple[int, ...]:

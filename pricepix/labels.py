@@ -165,5 +165,8 @@ def _rows_of(
             f"windows end at panel rows {windows.min()} to {windows.max()}, but the panel has rows 0 to "
             f"{len(panel) - 1}: give rows of this panel"
         )
-    rows = np.ascontiguousarray(windows, np.int64)
-    return rows, (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
+    rows = np.ascontiguousarray(windows, np.int64).view()
+    instruments = (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
+    # As those of an index are: compiled code tells the two kinds of arrays apart.
+    rows.flags.writeable = instruments.flags.writeable = False
+    return rows, instruments

@@ -54,7 +54,8 @@ class WindowIndex:
     """The windows of a panel that become images, ordered by (time, instrument).
 
     A window is the ``spec.lookback`` rows of one instrument that end at panel row ``row``. Everything else
-    about it (its times, its instrument's name, its history) can be looked up in the panel.
+    about it (its times, its instrument's name, its history) can be looked up in the panel. Like a panel, an
+    index cannot be changed: its arrays are read-only.
     """
 
     panel: Panel
@@ -67,6 +68,18 @@ class WindowIndex:
     """Candidate windows that were dropped, by reason."""
     schedule: Mapping[str, Any]
     """The arguments that chose the candidates, as JSON values."""
+
+    def __post_init__(self) -> None:
+        for name in ("row", "instrument"):
+            # A view: an array that was given stays its owner's to write.
+            view = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickled arrays come back writable.
+        self.__dict__.update(state)
+        self.__post_init__()
 
     @classmethod
     def from_panel(
@@ -105,8 +118,9 @@ class WindowIndex:
             time and `seed` alone.
         seed : int
             Chooses the sample.
-        max_gap : str, timedelta or int nanoseconds, optional
-            No window may hold two neighbouring bars further apart than this, e.g. ``"10d"``.
+        max_gap : str, timedelta or int, optional
+            No window may hold two neighbouring bars further apart than this, e.g. ``"10d"``. An int counts
+            nanoseconds.
         threads : int, optional
             As in ``render_panel``.
 
@@ -140,7 +154,7 @@ class WindowIndex:
                     f"mask is {eligible.dtype} {eligible.shape}, expected bool {(len(panel),)}: one flag for "
                     "each panel row"
                 )
-        gap = -1 if max_gap is None else duration_ns(max_gap)
+        gap = -1 if max_gap is None else duration_ns(max_gap, "max_gap")
         scheduled = scheduled_times(panel, every)
         seeds = np.zeros(panel.n_instruments, np.uint64)
         if share < 1.0:
@@ -261,8 +275,8 @@ def _instrument_seeds(instruments: NDArray[np.str_], seed: int) -> NDArray[np.ui
     return np.array(words, np.uint64)
 
 
-def duration_ns(value: Any) -> int:
-    """Return a duration in nanoseconds: ``"10d"``, ``"30min"``, a timedelta, or nanoseconds as an int."""
+def duration_ns(value: Any, name: str = "") -> int:
+    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; `name` is told in errors."""
     ns = -1
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
@@ -278,7 +292,7 @@ def duration_ns(value: Any) -> int:
         ns = int(value)
     if ns < 0:
         raise ValueError(
-            f"{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such as '10d', a "
-            "timedelta, or nanoseconds, not below 0"
+            f"{name and name + '='}{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such "
+            "as '10d', a timedelta, or nanoseconds as a whole number, not below 0"
         )
     return min(ns, _FOREVER.max)

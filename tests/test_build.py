@@ -286,6 +286,12 @@ def test_nothing_to_draw_says_why(build, panel, tmp_path, store):
         build(store, ImageSpec(200, 64))
     with pytest.raises(ValueError, match=r"none of .*ma_warmup 371.*ma_warmup='omit'"):
         build(store, SPEC.replace(ma=(1000,)))
+    for gap, told in ((10, r"10 \(nanoseconds: '10d' is ten days\)"), ("1h", "'1h'")):
+        with pytest.raises(
+            ValueError,
+            match=rf"gap 362\): choose a longer max_gap than {told}, a shorter lookback or ma_warmup='omit'$",
+        ):
+            build(store, max_gap=gap)
     assert os.listdir(tmp_path) == []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
+import pickle
 
 import numpy as np
 import polars as pl
@@ -408,6 +410,22 @@ def test_parts_of_an_index(market):
         index[n]
 
 
+def test_an_index_can_not_be_changed(market):
+    index = WindowIndex.from_panel(read(market), SPEC)
+    before = render_panel(index.panel, index)
+    for some in (index, index[3:], index[[1, 5]], pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
+        for array in (some.row, some.instrument):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+    assert np.array_equal(render_panel(index.panel, index), before)
+    # Whoever gave the arrays may write his own.
+    row, instrument = index.row.copy(), index.instrument.copy()
+    own = WindowIndex(index.panel, SPEC, row, instrument, {}, {})
+    assert row.flags.writeable
+    assert instrument.flags.writeable
+    assert not own.row.flags.writeable
+
+
 def test_an_index_remembers_how_it_was_chosen(market):
     panel = read(market)
     mask = np.arange(len(panel)) % 2 == 0
@@ -622,7 +640,7 @@ def test_counts_add_up_and_threads_do_not_matter(market, how, every):
         ),
         ({"mask": [1, 0]}, r"mask is int64 \(2,\), expected bool"),
         ({"max_gap": "10 parsecs"}, "'10 parsecs' is not a duration: give a number with a unit"),
-        ({"max_gap": "10"}, "'10' is not a duration"),
+        ({"max_gap": "10"}, "max_gap='10' is not a duration"),
         ({"max_gap": "-3d"}, "is not a duration"),
         ({"max_gap": dt.timedelta(days=-1)}, "is not a duration.*not below 0"),
         ({"max_gap": -1}, "-1 is not a duration"),

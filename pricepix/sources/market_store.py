@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pricepix import __version__
-from pricepix.build import MODES, _check_location, _checked_horizons, _count, _state
+from pricepix.build import MODES, _check_location, _checked_horizons, _count, _state, nothing_to_draw
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
 from pricepix.labels import checked_bars, forward_returns
 from pricepix.location import Location, StoreLike
@@ -198,11 +198,7 @@ def build_market_store(
         }
         if writer.windows == 0:
             where.delete_all(keep=LOCK)
-            dropped = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ValueError(
-                f"none of the {writer.state['candidates']} candidate windows can be drawn (dropped: "
-                f"{dropped}): choose a shorter lookback, ma_warmup='omit', other dates or filtered=False"
-            )
+            raise nothing_to_draw(writer.state["candidates"], counts, max_gap, "filtered=False")
         facts = market.facts(writer.state["lanes"])
         attributes: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -313,7 +309,8 @@ class _Market:
         def draw(first: int, last: int) -> NDArray[np.uint8]:
             bits = np.empty((last - first, writer.form.packed_bytes), np.uint8)
             reason = np.empty(last - first, np.uint8)
-            row = windows.row[first:last]
+            # A copy: compiled code tells arrays that cannot be written from others.
+            row = windows.row[first:last].copy()
             render_rows(panel, row, self.spec, bits, bits=True, reason=reason, threads=1)
             return bits
 
@@ -404,5 +401,5 @@ class _Market:
             "mask": None,
             "sample": None if self.choice["sample"] is None else share,
             "seed": self.choice["seed"] if share < 1.0 else None,
-            "max_gap_ns": None if gap is None else duration_ns(gap),
+            "max_gap_ns": None if gap is None else duration_ns(gap, "max_gap"),
         }
