@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -139,8 +140,9 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
 
     With an augmentation a batch has a third part, bool (b,): which windows are mirrored.
 
-    For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``: workers
-    share an epoch between them. Call ``set_epoch`` before each epoch.
+    For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
+    ``set_epoch`` before each epoch. ``len``, of the loader as of the dataset, is the number of batches of an epoch;
+    in a worker, of its own.
 
     Parameters
     ----------
@@ -149,22 +151,61 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     selection : numpy.ndarray, optional
     **options
         As in `pricepix.reader.EpochReader`, but `worker` and `workers`, which come from torch.
+
+    Notes
+    -----
+    The batches of an epoch are those of ``store.batches(mask=selection, **options)``, however many workers there
+    are: each makes a stretch of them, and the loader takes from all in turn. To begin a stretch in the midst of an
+    epoch a worker fills its pool, and where that does not hold all chosen images of a store (`pool_bytes`), it reads
+    much of what lies before: read such a store in one process.
     """
 
     def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
-        self._store, self._selection, self._options = store, selection, options
         self._reader = store.batches(mask=selection, **options)
         # Shared, so that workers which outlive an epoch hear of the next.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
-        self._epoch.fill_(epoch)
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, and the first batch of it.
+
+        Parameters
+        ----------
+        epoch : int
+        start : int
+            Batches to leave out: those that a loop which was stopped has had. What comes is what would have come
+            then, as long as the loader has as many workers as it had.
+
+        Raises
+        ------
+        ValueError
+            If the epoch has not so many batches.
+        """
+        if not 0 <= start <= len(self._reader):
+            raise ValueError(f"start is {start}; the epoch has {len(self._reader)} batches")
+        self._position[0], self._position[1] = epoch, start
+
+    def _stretch(self) -> tuple[int, int, int]:
+        """The batches of this process: the first, one past the last, and how many of them are left out."""
+        start, batches = int(self._position[1]), len(self._reader)
+        info = get_worker_info()
+        if info is None:
+            return 0, batches, start
+        # The loader asks worker 0 first, wherever the epoch begins: it stands in for the one whose turn it is.
+        place = (info.id + start) % info.num_workers
+        each, more = divmod(batches, info.num_workers)
+        first = place * each + min(place, more)
+        return first, first + each + (place < more), -((place - start) // info.num_workers)
+
+    def __len__(self) -> int:
+        first, stop, _ = self._stretch()
+        return stop - first
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        info, reader = get_worker_info(), self._reader
-        if info is not None:
-            options = self._options | {"worker": info.id, "workers": info.num_workers}
-            reader = self._store.batches(mask=self._selection, **options)
-        for batch in reader.epoch(int(self._epoch)):
-            yield tuple(_as_tensor(part) for part in (batch[0], batch[1], *batch[2:]))
+        first, stop, given = self._stretch()
+        first += given
+        batches = self._reader.epoch(int(self._position[0]), first)
+        try:
+            for batch in islice(batches, stop - first):
+                yield tuple(_as_tensor(part) for part in (batch[0], batch[1], *batch[2:]))
+        finally:
+            batches.close()  # type: ignore[attr-defined]
