@@ -10,6 +10,7 @@ import zarr
 import pricepix as pp
 from pricepix.factor import score
 from pricepix.lookahead import _with_garbage, audit
+from pricepix.render.api import render_rows
 
 
 def ink(images: np.ndarray) -> np.ndarray:
@@ -67,6 +68,45 @@ def test_other_stores(panel, options):
     found = audit(panel, store, progress=False)
     assert found.ok, str(found)
     assert found.windows > 10
+
+
+@pytest.mark.parametrize("options", [{}, {"every": "week", "delay": 1}, {"sample": 0.5, "seed": 3}], ids=str)
+def test_panel_images_and_loaded_stores_are_audited(panel, store, options):
+    images = pp.PanelImages(panel, "jkx5", horizons=(5, 20), **options)
+    cache = score(images, ink, None, progress=False)
+    found = audit(panel, images, cache, model=ink, progress=False)
+    assert found.ok, str(found)
+    assert found.scores == found.windows > 10
+    if not options:
+        of_store = audit(panel, store, score(store, ink, None, progress=False), model=ink, progress=False)
+        for same in (store.load(), images):
+            cache = score(same, ink, None, progress=False)
+            assert audit(panel, same, cache, model=ink, progress=False) == of_store
+    other = pp.Panel.from_table(pp.samples.simulate(8, 140, seed=6), progress=False)
+    with pytest.raises(ValueError, match=r"panel images of 8 instruments came from another panel \(digest"):
+        audit(other, images, progress=False)
+
+
+def test_panel_images_of_the_future_are_found(panel, monkeypatch):
+    """Windows that end a bar later than they say."""
+    images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+    rows = np.minimum(images.windows.row + 1, panel.offsets[images.windows.instrument + 1] - 1)
+    monkeypatch.setattr(pp.PanelImages, "_read", leaking(rows, images, pp.PanelImages._read))
+    found = audit(panel, images, progress=False)
+    assert not found.ok
+    assert "images changed" in str(found)
+
+
+def leaking(rows, images, read):
+    """Read the images of `images` a bar late, all others as they are."""
+
+    def late(self, positions, out):
+        if self is not images:
+            read(self, positions, out)
+            return
+        render_rows(self.panel, rows[positions], self.spec, out, reason=np.empty(len(positions), np.uint8))
+
+    return late
 
 
 def test_a_trained_network_found_by_the_cache(panel, store, tmp_path):

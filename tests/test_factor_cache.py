@@ -423,6 +423,63 @@ def test_damaged_weights_are_an_error_not_a_factor(store, networks, tmp_path):
         score(store, broken, tmp_path / "f.zarr", progress=False)
 
 
+def some(images: np.ndarray) -> np.ndarray:
+    """No value for every third image, by what is drawn on it."""
+    found = ink(images)
+    return np.where(np.round(found * 1e4).astype(int) % 3 == 0, np.nan, found)
+
+
+def none(images: np.ndarray) -> np.ndarray:
+    return np.full(len(images), np.nan)
+
+
+def test_images_without_a_value_are_counted(panel, store, tmp_path):
+    expected = int(np.isnan(some(store.read())).sum())
+    assert 0 < expected < len(store)
+    cache = score(store, some, tmp_path / "some.zarr", progress=False)
+    assert cache.attrs["without_value"] == expected
+    assert f"{len(store)} windows ({expected} without a value) of" in repr(cache)
+    assert score(store, ink, None, progress=False).attrs["without_value"] == 0
+    assert "without" not in repr(score(store, ink, None, progress=False))
+    with pytest.warns(
+        UserWarning, match=r"\.none gave no value for any image of store .*store.zarr: the factor"
+    ):
+        empty = score(store, none, None, progress=False)
+    assert empty.attrs["without_value"] == len(store)
+    assert f"{len(store)} windows (none with a value) of" in repr(empty)
+    # Whether it is stopped, goes on or is appended to, and of a period alone.
+    end = str(np.datetime64(int(panel.calendar[-6]), "ns").astype("datetime64[D]"))
+    early = store_of(panel, end=end)
+    stopping = Stops(3)
+
+    def stops(images):
+        stopping(images)
+        return some(images)
+
+    where = tmp_path / "stopped.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        score(early, stops, where, model_id="some", batch=16, progress=False)
+    score(early, some, where, model_id="some", progress=False)
+    cache = score(store, some, where, model_id="some", append=True, progress=False)
+    assert cache.attrs["without_value"] == expected
+    part = score(store, some, None, end=end, progress=False)
+    assert part.attrs["without_value"] == np.isnan(some(early.read())).sum() < expected
+
+
+def test_panel_images_are_called_that(panel):
+    images = pp.PanelImages(panel, SPEC, horizons=(5,), every="week")
+    for options, message in (
+        ({"shift": 1}, "windows of panel images of 6 instruments end at every week only"),
+        ({"start": "2050-01-01"}, "no image of panel images of 6 instruments lies in the time"),
+        (
+            {"client": object()},
+            "workers cannot open panel images of 6 instruments, which lives in this process",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score(images, ink, None, progress=False, **options)
+
+
 def test_what_functions_return_is_checked(store, tmp_path):
     cases = [
         (lambda images: images.mean(axis=(1, 2)), "which are no probabilities: pass values='score'"),

@@ -314,6 +314,9 @@ def test_bars_around_the_judged_ones_are_those_of_the_settings():
     assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == (2520, 731)
     assert reach(252.0, baselines=["MOM"], periods_per_year=None, quantiles=3, end="2021-01-01") == (252, 131)
     assert reach(12096.0) == (15112, 3467)
+    # What is left to a cache that says nothing; the delay counts.
+    assert reach(252.0, baselines="MOM", horizon=None, delay=None, delays=5) == (252, 131)
+    assert reach(252.0, baselines="MOM", delay=3) == (252, 134)
     with pytest.raises(TypeError, match="unexpected keyword argument 'per_years'"):
         reach(252.0, per_years=12.0)
 
@@ -407,10 +410,29 @@ def test_other_arguments_are_checked(cache, panel):
         ({"untradable": "drop"}, "untradable='drop': choose one of"),
         ({"start": "2030-01-01"}, "no date of the factor lies from start='2030-01-01'"),
         ({"delays": (-1,)}, "delays=-1: give a whole number of bars"),
+        ({"costs": "0.001"}, r"costs=\('0.001',\): a cost per side is a share"),
+        ({"costs": float("nan")}, "a cost per side is a share"),
+        ({"baselines": "SRT"}, "'SRT' is not one of STR, WSTR, MOM, TREND"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             evaluate(cache, panel, horizon=5, **{"quantiles": 5, "progress": False, **options})
+    for name in ("costs", "baselines", "delays"):
+        with pytest.raises(TypeError, match=f"{name}=None is a NoneType: give one value or a sequence"):
+            evaluate(cache, panel, horizon=5, quantiles=5, progress=False, **{name: None})
+
+
+def test_one_value_is_a_sequence_of_one(cache, panel):
+    one, several = (
+        evaluate(cache, panel, horizon=5, quantiles=5, progress=False, **given).to_dict()
+        for given in (
+            {"costs": np.float64(0.001), "baselines": "MOM", "delays": 1, "horizons": 5},
+            {"costs": (0.001,), "baselines": ["MOM"], "delays": (1,), "horizons": [5]},
+        )
+    )
+    assert one == several
+    assert list(one["baselines"]) == ["MOM"]
+    assert list(one["portfolios"]["equal"]["long_short"]["net"]) == ["0.001"]
 
 
 def test_scores_that_are_no_probabilities_are_ranked_only(panel, random_factor, tmp_path):

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from pricepix import ImageSpec, Panel, preview, render_universe, samples
+from pricepix import ImageSpec, Panel, PanelImages, preview, render_universe, samples
 from pricepix.preview import contact_sheet, enlarge
 
 GAP = preview._GAP
@@ -290,6 +290,38 @@ def test_what_is_no_store(tmp_path):
 def test_a_window_that_does_not_exist(store, tmp_path):
     with pytest.raises(KeyError, match="the nearest end at"):
         enlarge(store, "S0000", "1999-01-04", tmp_path / "a.png")
+
+
+def test_panel_images_bring_their_bars(panel, store, tmp_path):
+    images = PanelImages(panel, "jkx20", horizons=store.horizons)
+    position = len(store) // 2
+    name, time = str(images.instruments[images.instrument_index[position]]), int(images.time[position])
+    alone = enlarge(images, name, time, tmp_path / "a.png").read_bytes()
+    assert alone == enlarge(store, name, time, tmp_path / "b.png", panel).read_bytes()
+    assert alone != enlarge(store, name, time, tmp_path / "c.png").read_bytes()
+    other = Panel.from_table(samples.simulate(panel.n_instruments, 90, seed=77), progress=False)
+    with pytest.raises((ValueError, KeyError)):
+        enlarge(images, name, time, tmp_path / "d.png", other)
+
+
+def test_sheets_of_panel_images_say_so(panel, tmp_path, monkeypatch):
+    titles = []
+    drawn = preview._grid
+    monkeypatch.setattr(
+        preview,
+        "_grid",
+        lambda images, captions, title, columns: (
+            titles.append(title),
+            drawn(images, captions, title, columns),
+        )[1],
+    )
+    images = PanelImages(panel, "jkx20", horizons=(1,))
+    contact_sheet(images, tmp_path / "s.png", n=4)
+    assert titles[0].startswith(
+        f"panel images of {panel.n_instruments} instruments: 4 of {len(images):,} images"
+    )
+    with pytest.raises(ValueError, match=r"^panel images of .*: no forward returns over 5 bars: there are 1"):
+        contact_sheet(images, tmp_path / "s.png", horizon=5)
 
 
 def test_bars_of_another_panel_are_refused(store, panel, tmp_path):

@@ -174,7 +174,7 @@ def score(
     cache = FactorCache(
         zarr.open_group(group.store, mode="r", zarr_format=3), "memory" if location is None else str(location)
     )
-    if 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs["without_value"]:
+    if 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs.get("without_value"):
         warnings.warn(
             f"{scorer.name} gave no value for any image of {_named(store)}: the factor in {cache.location} is "
             "empty",
