@@ -51,7 +51,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals:
-            raise click.BadParameter(f"{value!r} is not of the form NAME=COLUMN", ctx, param)
+            raise click.BadParameter(f"{value!r} is not of the form {param.metavar}", ctx, param)
         pairs[name] = rest
     return pairs
 
@@ -142,6 +142,15 @@ def _number_or_text(ctx: click.Context, param: click.Parameter, value: str | Non
 def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Read repeated NAME=VALUE options whose values are numbers, none, or text."""
     return {name: _scalar(text) for name, text in _pairs(ctx, param, values).items()}
+
+
+def _augmentations(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Read repeated NAME=VALUE options, LOW:HIGH for a range."""
+    pairs = _pairs(ctx, param, values)
+    read = {name: [_scalar(part) for part in text.split(":")] for name, text in pairs.items()}
+    return {name: value if len(value) > 1 else value[0] for name, value in read.items()} or None
 
 
 def _scalar(text: str) -> Any:
@@ -396,26 +405,55 @@ def presets() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--instrument", "instruments", multiple=True, help="Train on these alone; may be repeated.")
 @click.option("--panel", metavar="TABLE", help="The store's bars; needed by cnn1d and logistic.")
+@click.option("--spec", metavar="PRESET", help="STORE is a table of bars: draw its images while training.")
+@click.option(
+    "--augment",
+    multiple=True,
+    callback=_augmentations,
+    metavar="NAME=VALUE",
+    help="With --spec: change windows, e.g. invert=0.5 or rescale_volume=0.8:1.25; may be repeated.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--device", help="cpu, cuda or cuda:1: short for --accelerator and --devices.")
+@click.option("--threads", type=int, help="Threads that read, or draw, images.")
 @click.option("--accelerator", default="auto", show_default=True)
 @click.option("--devices", default="auto", show_default=True, callback=_number_or_text)
 @click.option("--precision", default="32-true", show_default=True, help="e.g. bf16-mixed.")
 @click.option("--channels-last", is_flag=True)
 @click.option("--compile", is_flag=True, help="Use torch.compile.")
 @PROGRESS
-def train(store: str, validation: str, embargo: str, settings: dict[str, Any], **options: Any) -> None:
-    """Train a network, or an ensemble, on STORE."""
+@panel_options
+def train(
+    store: str, table: dict[str, Any], panel: str | None, spec: str | None, validation: str, embargo: str,
+    settings: dict[str, Any], **options: Any,
+) -> None:  # fmt: skip
+    """Train a network, or an ensemble, on STORE, or on a table with --spec."""
+    from pricepix import ImageSpec, Panel, PanelImages
     from pricepix.train import fit
     from pricepix.train.config import is_first_rank
 
+    if (panel is None) == (spec is None) and (panel or table):
+        raise click.UsageError(
+            "give --panel TABLE with a store, or --spec PRESET with a table, and options of the table with them"
+        )
+    images: Any = store
+    bars = store if spec is not None else panel
+    if bars is not None:
+        options["panel"] = Panel.from_table(bars, progress=options["progress"], **table)
+    if spec is not None:
+        drawn = ImageSpec.preset(spec)
+        images = PanelImages(options["panel"], drawn, (options["horizon"] or drawn.lookback,))
     options["instruments"] = list(options["instruments"]) or None
-    found = fit(store, validation=_scalar(validation), embargo=_scalar(embargo), **options, **settings)
+    found = fit(images, validation=_scalar(validation), embargo=_scalar(embargo), **options, **settings)
     if not is_first_rank():
         return
     click.echo(f"run       {found.out}")
     for fold in found.folds:
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in fold.test.items() if value is not None)
-        click.echo(f"fold      {fold.fold.name}: {figures or 'no test part'}")
+        figures = [
+            f"{name} {value:{'.4f' if isinstance(value, float) else ','}}"
+            for name, value in fold.test.items()
+        ]
+        click.echo(f"fold      {fold.fold.name}: {', '.join(figures) or 'no test part'}")
 
 
 @main.command()

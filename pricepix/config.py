@@ -304,6 +304,10 @@ def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
         raise FileNotFoundError(f"no configuration at {path}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is not YAML: it is no text, as bars are; give the configuration that names them"
+        ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):

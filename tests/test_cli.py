@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import pricepix as pp
@@ -152,12 +154,12 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "append": (pp.append, pp.Panel.from_table),
         "preview": (pp.contact_sheet,),
         "verify": (pp.ImageStore.verify, pp.Panel.from_table),
-        "train": (fit,),
+        "train": (fit, pp.Panel.from_table),
         "score": (score,),
         "evaluate": (evaluate, write_report, pp.Panel.from_table),
     }
     # What the command line alone knows: files, switches that stand for a value, and a cluster's address.
-    own = {"store", "table_path", "preset", "no_ma", "scheduler", "settings", "report", "panel"}
+    own = {"store", "table_path", "preset", "no_ma", "scheduler", "settings", "report", "panel", "spec"}
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own
         command = cli.main.commands[name]
@@ -173,3 +175,39 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_train_draws_a_table_while_it_learns(table: Path, tmp_path: Path) -> None:
+    """With every option of `fit` for that; counts are printed as such."""
+    pytest.importorskip("lightning")
+    quick = (
+        "--model",
+        "jkx5",
+        "--set",
+        "epochs=1",
+        "--set",
+        "batch_size=16",
+        "--no-progress",
+        "--device",
+        "cpu",
+    )
+    out = tmp_path / "drawn"
+    said = call(
+        "train", table, "--spec", "jkx5", "--adjust", "multiply", "--test", "2000-03-15:", "--threads", 1, "--out", out,
+        "--augment", "invert=0.25", "--augment", "rescale_volume=0.8:1.25", *quick,
+    )  # fmt: skip
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    assert (written["horizon"], written["device"]["accelerator"]) == (5, "cpu")
+    assert written["augment"]["invert"] == 0.25
+    assert written["augment"]["rescale_volume"] == [0.8, 1.25]
+    images = pp.PanelImages(pp.Panel.from_table(table, adjust="multiply", progress=False), "jkx5", (5,))
+    assert written["store"]["digest"] == images.digest
+    assert re.search(r"images \d+, loss \d\.\d{4}", said)
+    # A store has its images, and its panel is read as it was.
+    build(table, tmp_path / "s", "--adjust", "multiply", "--horizon", 5)
+    assert "give PanelImages" in call("train", tmp_path / "s", "--augment", "invert=1", *quick, code=1)
+    again = ("train", tmp_path / "s", *quick, "--model", "logistic", "--panel", table, "--adjust", "multiply")
+    call(*again, "--out", tmp_path / "logistic")
+    for wrong in (("--adjust", "multiply"), ("--panel", table, "--spec", "jkx5")):
+        assert "--spec PRESET with a table" in call("train", tmp_path / "s", *wrong, *quick, code=2)
+    assert "'epochs' is not of the form NAME=VALUE" in call("train", table, "--set", "epochs", code=2)
