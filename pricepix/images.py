@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from pricepix.moments import as_time, to_series
 from pricepix.render.api import memory_for
 from pricepix.spec import ImageSpec
+from pricepix.tables import nearest
 
 if TYPE_CHECKING:
     import dask.array
@@ -286,9 +289,17 @@ class ImageSet(ABC):
         ------
         ValueError
             If an argument can not be used, or no window is left.
+        TypeError
+            If there is no such argument; the message names the nearest.
         """
-        from pricepix.reader import select
+        from pricepix.reader import EpochReader, select
 
+        known = [n for n in inspect.signature(EpochReader).parameters if n not in ("images", "selection")]
+        known += ["pool_bytes", "augment", "device"]
+        if unknown := [n for n in options if n not in known]:
+            ours = ["time", "instruments", "mask", *known]
+            hint = nearest(unknown[0], ours, 1) or f"; choose from {', '.join(ours)}"
+            raise TypeError(f"batches has no argument {unknown[0]!r}{hint}")
         if not self.augments:
             # What draws its images can change them first, and draw them elsewhere.
             for name in ("augment", "device"):
@@ -320,7 +331,12 @@ class ImageSet(ABC):
         return da.Array(graph, name, chunks=(windows, (height,), (width,)), dtype=np.uint8)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Return all as a lazy ``xarray.Dataset`` with uint8 images, decoded times, instrument names."""
+        """Return all as a lazy ``xarray.Dataset`` with uint8 images, decoded times, instrument names.
+
+        Its attributes are those of the images, as files can hold them: what is neither text nor number is JSON,
+        what is None is left out. ``to_netcdf`` needs netCDF4, of h5netcdf for instance: older files hold no
+        unsigned bytes.
+        """
         import xarray as xr
 
         utc_or_local = {"time_zone": self.tz} if self.tz else {}
@@ -331,6 +347,15 @@ class ImageSet(ABC):
         }
         coordinates = {
             "time": ("window", self.time.view("datetime64[ns]"), utc_or_local),
-            "instrument": ("window", self.instruments[self.instrument_index]),
+            # Objects: Zarr has no format for text of a fixed width.
+            "instrument": ("window", self.instruments.astype(object)[self.instrument_index]),
         }
-        return xr.Dataset(variables, coordinates, self.attrs)
+        attrs = {name: _plain(value) for name, value in self.attrs.items() if value is not None}
+        return xr.Dataset(variables, coordinates, attrs)
+
+
+def _plain(value: Any) -> Any:
+    """Return text and numbers as they are, all else as JSON."""
+    return (
+        value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else json.dumps(value)
+    )

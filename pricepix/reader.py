@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import queue
 import sys
@@ -80,7 +81,7 @@ def select(
     n = len(store)
     chosen = np.ones(n, bool)
     if time is not None:
-        start, end = time
+        start, end = _ends(time)
         if start is not None:
             chosen &= store.time >= as_time(start, store.tz, False)
         if end is not None:
@@ -98,6 +99,37 @@ def select(
     if mask is not None:
         chosen &= _as_mask(mask, n)
     return np.flatnonzero(chosen)
+
+
+def _ends(time: Any) -> tuple[Any, Any]:
+    """Return the two ends of a period that was given as a pair."""
+    # A text of two characters is no pair.
+    if not isinstance(time, (str, bytes, slice)):
+        try:
+            start, end = time
+            return start, end
+        except (TypeError, ValueError):
+            pass
+    pair: tuple[Any, Any] = ("2000-03", "2000-04-15")
+    if isinstance(time, slice):
+        pair = (time.start, time.stop)
+    elif isinstance(time, str):
+        first, _, last = time.partition(".." if ".." in time else ":")
+        try:
+            as_time(time, None)
+            pair = (time, time)
+        except ValueError:
+            pair = (first.strip() or None, last.strip() or None)
+    raise ValueError(
+        f"time is {time!r}; give the first and the last time as a pair, time={pair!r}, None for an open end: a day, "
+        "month or year stands for all of it"
+    )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+    return operator.index(value)
 
 
 def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
@@ -171,15 +203,13 @@ class EpochReader(ABC):
         threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
+        batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
+        prefetch = _whole("prefetch", prefetch, 0)
+        if threads is not None:
+            threads = _whole("threads", threads, 1)
         for name, which, of in (("rank", rank, ranks), ("worker", worker, workers)):
-            if not 0 <= which < of:
+            if not _whole(name, which, 0) < _whole(f"{name}s", of, 1):
                 raise ValueError(f"{name} is {which} of {of}; count from 0 to {of - 1}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; give at least 1")
-        if prefetch < 0 or seed < 0:
-            raise ValueError(f"prefetch is {prefetch} and seed is {seed}; neither may be negative")
         n = len(images)
         self._whole = selection is None
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+import json
 import multiprocessing as mp
 import os
 import pickle
@@ -132,9 +134,38 @@ class TestSameAsAStore:
             np.testing.assert_array_equal(images.returns(h), store.returns(h))
             np.testing.assert_array_equal(images.exit_time(h), store.exit_time(h))
         np.testing.assert_array_equal(images.to_dask()[10:20].compute(), store.read(slice(10, 20)))
+        with pytest.raises(TypeError, match="batches has no argument 'batchsize'; did you mean 'batch_size'"):
+            images.batches(batchsize=5)
         assert images.to_xarray().load().equals(store.to_xarray().load())
         np.testing.assert_array_equal(images.read_chunk(0, np.array([3, 1])), store.read([3, 1]))
         assert "PanelImages(of 8 instruments" in repr(images)
+
+    def test_xarray_writes_what_it_was_given(self, panel: pp.Panel, tmp_path: Path) -> None:
+        """To Zarr without a warning, to netCDF at all: their attributes are text and numbers."""
+        import xarray as xr
+
+        store = pp.render_universe(panel, "jkx5", tmp_path / "s", progress=False)
+        for k, images in enumerate([pp.PanelImages(panel, "jkx5"), store, store.load()]):
+            given = images.to_xarray()
+            assert json.loads(given.attrs["spec"]) == images.spec.to_dict()
+            assert json.loads(given.attrs["schedule"]) == images.attrs["schedule"]
+            assert set(given.attrs) == {name for name, value in images.attrs.items() if value is not None}
+            given.to_zarr(tmp_path / f"{k}.zarr", consolidated=False)
+            with xr.open_zarr(tmp_path / f"{k}.zarr", consolidated=False) as found:
+                assert found.equals(given)
+                assert found.attrs == given.attrs
+            if importlib.util.find_spec("h5netcdf"):
+                given.to_netcdf(tmp_path / f"{k}.nc", engine="h5netcdf")
+                with xr.open_dataset(tmp_path / f"{k}.nc", engine="h5netcdf") as found:
+                    assert found.equals(given)
+                    assert found.attrs == given.attrs
+            pytest.importorskip("scipy")
+            # The format before netCDF4 has no unsigned bytes.
+            index = given.drop_vars("images")
+            index.to_netcdf(tmp_path / f"{k}.old.nc", engine="scipy")
+            with xr.open_dataset(tmp_path / f"{k}.old.nc", engine="scipy") as found:
+                assert found.equals(index)
+                assert found.attrs == index.attrs
 
     def test_digests_tell_what_decides(self, panel: pp.Panel) -> None:
         same = [pp.PanelImages(panel, "jkx5"), pp.PanelImages(_market(), "jkx5")]

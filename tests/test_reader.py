@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,12 @@ class TestBadInput:
             ({"worker": -1}, "worker is -1"),
             ({"threads": 0}, "threads is 0"),
             ({"seed": -1}, "seed is -1"),
+            ({"seed": None}, "seed is None; give a whole number of at least 0"),
+            ({"seed": 1.5}, "seed is 1.5"),
+            ({"prefetch": None}, "prefetch is None"),
+            ({"threads": "all"}, "threads is 'all'"),
+            ({"rank": "0"}, "rank is '0'"),
+            ({"workers": 0}, "workers is 0"),
             ({"selection": np.array([], int)}, "0 images are chosen for 1 ranks and workers"),
             ({"selection": np.array([1, 1])}, "names a window twice"),
             ({"selection": np.array([10**9])}, "positions run from"),
@@ -320,3 +327,43 @@ class TestBadInput:
             select(stores["jkx5-bits"], instruments=["ABC"])
         with pytest.raises(ValueError, match="'soon' is not a time"):
             select(stores["jkx5-bits"], time=("soon", None))
+
+    @pytest.mark.parametrize(
+        ("time", "pair"),
+        [
+            ("2000-03", ("2000-03", "2000-03")),
+            ("2000-02-16 00:00", ("2000-02-16 00:00", "2000-02-16 00:00")),
+            ("2000-02:2000-03", ("2000-02", "2000-03")),
+            ("2000-02-16 09:35 .. 2000-03", ("2000-02-16 09:35", "2000-03")),
+            ("2000-03:", ("2000-03", None)),
+            (slice("2000-02", None), ("2000-02", None)),
+            (("2000-03",), ("2000-03", "2000-04-15")),
+            (5, ("2000-03", "2000-04-15")),
+        ],
+        ids=str,
+    )
+    def test_a_period_is_a_pair(
+        self, stores: dict[str, ImageStore], time: Any, pair: tuple[Any, Any]
+    ) -> None:
+        store = stores["jkx5-bits"]
+        with pytest.raises(
+            ValueError, match=re.escape(f"time is {time!r}; give") + ".*" + re.escape(f"time={pair!r}")
+        ):
+            store.batches(time=time)
+        assert len(select(store, time=pair))
+
+    def test_unknown_arguments(self, stores: dict[str, ImageStore]) -> None:
+        store = stores["jkx5-bits"]
+        for images in (store, store.load()):
+            with pytest.raises(
+                TypeError, match="batches has no argument 'batchsize'; did you mean 'batch_size'"
+            ):
+                images.batches(batchsize=5)
+            with pytest.raises(
+                TypeError, match="no argument 'colour'; choose from time, instruments, mask, batch_size"
+            ):
+                images.batches(colour=5)
+            # Every argument that a message could advise is taken.
+            assert len(
+                images.batches(device="cpu", augment=None, pool_bytes=1 << 20, ranks=2, workers=1, prefetch=0)
+            )
