@@ -95,8 +95,7 @@ class Painter:
         bits = kept[:size].reshape(b - a, form.packed_bytes)
         reason = np.empty(b - a, np.uint8)
         windows = self.windows
-        # A copy, as elsewhere: compiled code tells arrays that cannot be written from others.
-        row = windows.row[a - self.base : b - self.base].copy()
+        row = windows.row[a - self.base : b - self.base]
         render_rows(windows.panel, row, windows.spec, bits, bits=True, reason=reason, threads=1)
         if reason.any():
             bad = int(np.flatnonzero(reason)[0])

@@ -217,7 +217,9 @@ def render_rows(
             f"windows end at panel rows {row.min()} to {row.max()}, the panel has {offsets[-1]} rows: make "
             "the index from this panel"
         )
-    row, dest = _ascending(np.ascontiguousarray(row, np.int64))
+    row = np.ascontiguousarray(row, np.int64)
+    # An index's rows are read-only, for which the kernels would be compiled once more.
+    row, dest = _ascending(row if row.flags.writeable else row.copy())
     first = np.empty(len(row), np.int64)
     if kernels.first_rows(row, offsets, first) < spec.lookback and len(row):
         raise ValueError(

@@ -309,8 +309,7 @@ class _Market:
         def draw(first: int, last: int) -> NDArray[np.uint8]:
             bits = np.empty((last - first, writer.form.packed_bytes), np.uint8)
             reason = np.empty(last - first, np.uint8)
-            # A copy: compiled code tells arrays that cannot be written from others.
-            row = windows.row[first:last].copy()
+            row = windows.row[first:last]
             render_rows(panel, row, self.spec, bits, bits=True, reason=reason, threads=1)
             return bits
 
