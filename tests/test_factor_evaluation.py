@@ -314,6 +314,8 @@ def test_bars_around_the_judged_ones_are_those_of_the_settings():
     assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == (2520, 731)
     assert reach(252.0, baselines=["MOM"], periods_per_year=None, quantiles=3, end="2021-01-01") == (252, 131)
     assert reach(12096.0) == (15112, 3467)
+    # Without a decay curve, a quarter and the horizon remain.
+    assert reach(252.0, baselines=["MOM"], horizons=()) == (252, 83)
     # What is left to a cache that says nothing; the delay counts.
     assert reach(252.0, baselines="MOM", horizon=None, delay=None, delays=5) == (252, 131)
     assert reach(252.0, baselines="MOM", delay=3) == (252, 134)

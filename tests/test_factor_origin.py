@@ -77,7 +77,7 @@ def test_a_panel_read_without_its_adjustment_is_told(caches, adjusted, raw, kind
     assert f"{raw.report.notes['unapplied_factor']} of its rows have an adjustment factor" in note
     assert (adjusted.digest if kind != "memory" else "not recorded") in note
     if kind == "no returns":
-        assert "rows and fields are the same, their values are not" in note
+        assert "rows and fields are the same, their times or values are not" in note
     else:
         assert "returns that its images are labelled with differ" in note
     assert note in repr(found)
@@ -98,11 +98,21 @@ def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, cache
     for cache in (short, caches["store"], caches["no returns"]):
         assert evaluate(cache, adjusted.select(start=str(days[30])), **late).notes == []
         assert evaluate(cache, more, **late).notes == []
-    # The same returns from other prices: the panels differ, of the same shape, and that is said.
+    # Panels of the same shape: the same returns from other prices, and the last 150 days a day later.
     scaled = pp.Panel.from_table(tenfold, adjust="multiply", progress=False)
-    with pytest.warns(OtherBarsWarning, match="their values are not"):
-        evaluate(caches["store"], scaled, **late)
+    assert evaluate(caches["store"], scaled, **late).notes == []
     assert evaluate(short, scaled, **late).notes == []
+    ever = bars.filter(pl.len().over("instrument") == len(days))
+    rolling = [
+        pp.Panel.from_table(
+            ever.filter(pl.col("time").is_between(days[k], days[k + 150])), adjust="multiply", progress=False
+        )
+        for k in (40, 41)
+    ]
+    assert len(rolling[0]) == len(rolling[1]) > 151
+    before = score(pp.PanelImages(rolling[0], "jkx5", horizons=(5,)), ink, None, progress=False)
+    assert before.attrs["panel_shape"] == shape_digest(pp.PanelImages(rolling[1], "jkx5", horizons=(5,)))
+    assert evaluate(before, rolling[1], **late).notes == []
     # What begins later and goes on is recognised by its returns all the same.
     with pytest.warns(OtherBarsWarning, match="returns that its images are labelled with differ"):
         evaluate(short, raw.select(start=str(days[30])), **late)
@@ -113,7 +123,7 @@ def test_total_returns_that_agree_are_the_same_market():
     adjusted, raw = (pp.Panel.from_table(bars, adjust=how, progress=False) for how in ("multiply", None))
     cache = score(pp.PanelImages(adjusted, "jkx5", horizons=(5,)), ink, None, progress=False)
     assert evaluate(cache, raw, horizon=5, **OPTIONS).notes == []
-    with pytest.warns(OtherBarsWarning, match="their values are not"):
+    with pytest.warns(OtherBarsWarning, match="their times or values are not"):
         evaluate(cache, raw, horizon=5, price="close", **OPTIONS)
 
 

@@ -325,7 +325,7 @@ def reach(per_year: float, **settings: Any) -> tuple[int, int]:
     horizon, delay = settled({"shift": 0}, given["horizon"], given["delay"])
     rebalance, horizons = given["rebalance"], given["horizons"]
     per_year = given["periods_per_year"] or per_year
-    longest = max(horizon, *(_DECAY if horizons is None else _several("horizons", horizons)))
+    longest = max((horizon, *(_DECAY if horizons is None else _several("horizons", horizons))))
     # Portfolios by quarter are always looked at, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
     delays, baselines = _several("delays", given["delays"]), _several("baselines", given["baselines"])

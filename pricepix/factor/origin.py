@@ -46,7 +46,8 @@ def _shape(tz: str | None, fields: list[str], names: list[str], rows: list[int])
 def shape_digest(images: ImageSet) -> str | None:
     """Return 32 hexadecimal digits for the panel's zone, fields, instruments and their numbers of rows.
 
-    Two panels that agree in it and not in their digests differ in a value. None where the images do not tell.
+    Two panels that agree in it and not in their digests differ in a time or a value. None where the images do not
+    tell.
     """
     if images.panel is not None:
         return _shape_of(images.panel)
@@ -97,8 +98,8 @@ def other_bars(cache: FactorCache, panel: Panel, price: str) -> str | None:
     """Return a sentence if a panel has other bars than the one that a cache was scored from, else None.
 
     Panels may well differ: one that was appended to, that begins later, has more instruments or fields. So other
-    digests prove nothing; other returns of the same windows do, and other digests of panels that have the
-    same instruments, rows and fields.
+    digests prove nothing; other returns of the same windows do. Where there are none to compare, other digests of
+    panels that have the same instruments, rows and fields are told.
 
     Parameters
     ----------
@@ -114,9 +115,10 @@ def other_bars(cache: FactorCache, panel: Panel, price: str) -> str | None:
     told_price = group[_GROUP].attrs["price"] if compared else None
     if differ:
         found = f"{differ:,} of {compared:,} returns that its images are labelled with differ, {told}"
-    elif cache.attrs.get("panel_shape") == _shape_of(panel) and not (price == told_price == "total_return"):
-        # Total returns that agree are all that figures are made of; closes may differ where none was looked at.
-        found = "instruments, rows and fields are the same, their values are not"
+    elif cache.attrs.get("panel_shape") == _shape_of(panel) and price != told_price:
+        # Where returns were compared and agree, they are all that figures are made of: the panel may have moved on
+        # by a day, or have other capitalisations.
+        found = "instruments, rows and fields are the same, their times or values are not"
     else:
         return None
     unapplied = panel.report.notes.get("unapplied_factor", 0)
