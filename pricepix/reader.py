@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pricepix.images import ImageSet
     from pricepix.store import ImageStore
 
-__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
+__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select", "whole"]
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
 _EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
@@ -126,9 +126,10 @@ def _ends(time: Any) -> tuple[Any, Any]:
     )
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
+    """Return an argument as a whole number, or say what is wrong with it."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}")
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{otherwise}")
     return operator.index(value)
 
 
@@ -203,12 +204,12 @@ class EpochReader(ABC):
         threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        batch_size, seed = _whole("batch_size", batch_size, 1), _whole("seed", seed, 0)
-        prefetch = _whole("prefetch", prefetch, 0)
+        batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+        prefetch = whole("prefetch", prefetch, 0)
         if threads is not None:
-            threads = _whole("threads", threads, 1)
+            threads = whole("threads", threads, 1)
         for name, which, of in (("rank", rank, ranks), ("worker", worker, workers)):
-            if not _whole(name, which, 0) < _whole(f"{name}s", of, 1):
+            if not whole(name, which, 0) < whole(f"{name}s", of, 1):
                 raise ValueError(f"{name} is {which} of {of}; count from 0 to {of - 1}")
         n = len(images)
         self._whole = selection is None

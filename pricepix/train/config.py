@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal
 
-__all__ = ["HYPER", "Hyper", "is_first_rank", "number", "whole"]
+from pricepix.reader import whole
+
+__all__ = ["HYPER", "Hyper", "is_first_rank", "number"]
 
 
 def is_first_rank() -> bool:
@@ -18,13 +20,6 @@ def is_first_rank() -> bool:
     Lightning starts the script again for each of them, with its number in the environment.
     """
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
-def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
-    """Return an argument as a whole number, or say what is wrong with it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{otherwise}")
-    return int(value)
 
 
 def number(name: str, value: Any, *, above: bool = False) -> float:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pricepix import __version__
 from pricepix.augment import Augment
 from pricepix.moments import stamp
-from pricepix.reader import DEFAULT_POOL_BYTES, select
+from pricepix.reader import DEFAULT_POOL_BYTES, select, whole
 from pricepix.store import open_images
 from pricepix.train.baselines import check_bars, store_rows, window_series
-from pricepix.train.config import Hyper, is_first_rank, number, whole
+from pricepix.train.config import Hyper, is_first_rank, number
 from pricepix.train.data import ArrayReader, Reader
 from pricepix.train.models import (
     PRESETS,
