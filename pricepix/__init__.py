@@ -7,7 +7,7 @@ lightning are never imported before something needs them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pricepix._version import __version__
 
 if TYPE_CHECKING:
     from pricepix import factor, samples, sources, train

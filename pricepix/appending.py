@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pricepix import _store_kernels as kernels
+from pricepix._checks import choice
 from pricepix.build import in_threads, last_objects
 from pricepix.chunks import checksum
 from pricepix.commit import commit, settle, staged
@@ -86,10 +87,7 @@ def append(
     each period that the panel knows. If the store's last period was not over, its windows move to the
     period's later bars.
     """
-    if on_revision not in ON_REVISION:
-        raise ValueError(
-            f"on_revision={on_revision!r} is not known: choose one of {', '.join(map(repr, ON_REVISION))}"
-        )
+    choice(on_revision, "on_revision", ON_REVISION)
     where = store.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
     if not open_store(where).checked:
         raise ValueError(f"store {where.name} lives in memory: append to one on disk, or render it anew")

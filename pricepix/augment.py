@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import bars, nearest_or_all
 from pricepix.render.api import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
 
@@ -66,13 +66,7 @@ class Augment:
     ma: float = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.jitter_end, bool)
-            or not hasattr(self.jitter_end, "__index__")
-            or self.jitter_end < 0
-        ):
-            raise ValueError(f"jitter_end={self.jitter_end!r} is not a number of bars: give 0 or more")
-        object.__setattr__(self, "jitter_end", int(self.jitter_end))
+        object.__setattr__(self, "jitter_end", bars(self.jitter_end, "jitter_end", 0))
         for name in ("invert", "drop_bars", "ma"):
             value = getattr(self, name)
             if isinstance(value, (bool, str)) or not _is_share(value):
@@ -102,9 +96,7 @@ class Augment:
         names = [f.name for f in fields(cls)]
         for key in augment:
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"there is no augmentation {key!r}: {hint}There are {', '.join(names)}")
+                raise TypeError(f"there is no augmentation {key!r}{nearest_or_all(str(key), names)}")
         return cls(**augment)
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
+from pricepix._checks import bars, choice, whole_number_or_none
+from pricepix._checks import horizons as checked_horizons
 from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, default_chunk, parse_size, seal
 from pricepix.commit import settle
 from pricepix.document import (
@@ -26,7 +28,7 @@ from pricepix.document import (
     dump,
     encode_strings,
 )
-from pricepix.labels import checked_bars, label_price
+from pricepix.labels import label_price
 from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
@@ -135,23 +137,19 @@ def render_universe(
         ``mode="resume"``.
     """
     spec = ImageSpec.of(spec)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(map(repr, LAYOUTS))}")
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
-    threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all")
-    workers = _count("workers", workers, 0, "workers: give 1 or more, 0 for none, or None for all")
-    chunk = _count(
-        "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
-    )
+    choice(layout, "layout", LAYOUTS)
+    choice(mode, "mode", MODES)
+    threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all")
+    workers = whole_number_or_none(workers, "workers", 0, otherwise="None for all")
+    chunk = whole_number_or_none(chunk, "chunk", 1, unit="windows", otherwise="None for the usual size")
     height, width = spec.shape
     if chunk is not None and chunk * height * width > MAX_CHUNK_BYTES:
         raise ValueError(
             f"chunk={chunk} images of {height}x{width} are {chunk * height * width / 1e9:.1f} GB of pixels, more "
             f"than the codec takes at once: give at most {MAX_CHUNK_BYTES // (height * width)}"
         )
-    horizons = _checked_horizons(horizons)
-    delay = checked_bars("delay", delay, 0)
+    horizons = checked_horizons(horizons)
+    delay = bars(delay, "delay", 0)
     where = None if store is None else Location.of(store, storage_options)
     if where is None:
         for name, value in (("client", client), ("shard", shard), ("storage_options", storage_options)):
@@ -243,24 +241,6 @@ def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, ma
     )
 
 
-def _checked_horizons(horizons: Any) -> tuple[int, ...]:
-    given: Any = (horizons,) if isinstance(horizons, (int, np.integer)) else horizons
-    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
-        raise ValueError(f"horizons={horizons!r} is no sequence of horizons: give e.g. horizons=(5, 20)")
-    checked = tuple(sorted(checked_bars("horizon", h, 1) for h in given))
-    if len(set(checked)) != len(checked):
-        raise ValueError(f"horizons={checked} names a horizon twice: give each once")
-    return checked
-
-
-def _count(name: str, value: Any, lowest: int, what: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
-        raise ValueError(f"{name}={value!r} is not a number of {what}")
-    return int(value)
-
-
 def lineage(
     panel: Panel,
     windows: WindowIndex,
@@ -271,7 +251,7 @@ def lineage(
     chunk: int,
 ) -> dict[str, Any]:
     """Return the attributes of a store: what it was made from, and how."""
-    from pricepix import __version__
+    from pricepix._version import __version__
 
     return {
         "format_version": FORMAT_VERSION,

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pricepix import __version__
+from pricepix._version import __version__
 
 CLEAN_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -15,10 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pricepix._checks import nearest, nearest_or_all
 from pricepix.moments import as_time, to_series
 from pricepix.render.api import memory_for
 from pricepix.spec import ImageSpec
-from pricepix.tables import nearest
 
 if TYPE_CHECKING:
     import dask.array
@@ -239,9 +238,9 @@ class ImageSet(ABC):
         """
         found = np.flatnonzero(self.instruments == str(instrument))
         if not len(found):
-            near = difflib.get_close_matches(str(instrument), [str(x) for x in self.instruments], n=3)
-            hint = f"the nearest are {', '.join(near)}" if near else f"it has {len(self.instruments)} others"
-            raise KeyError(f"no instrument {instrument!r} in {self.kind} {self.location}: {hint}")
+            others = f"; it has {len(self.instruments)} others"
+            hint = nearest(str(instrument), self.instruments.tolist()) or others
+            raise KeyError(f"no instrument {instrument!r} in {self.kind} {self.location}{hint}")
         code = int(found[0])
         earliest, latest = as_time(time, self.tz, False), as_time(time, self.tz, True)
         a, b = np.searchsorted(self.time, [earliest, latest + 1])
@@ -254,8 +253,8 @@ class ImageSet(ABC):
             raise KeyError(
                 f"instrument {instrument!r} has no window in {self.kind} {self.location}: see its drop counts"
             )
-        nearest = own[np.argsort(np.abs(self.time[own] - earliest), kind="stable")[:2]]
-        times = " and ".join(str(t) for t in to_series(np.sort(self.time[nearest]), self.tz))
+        around = own[np.argsort(np.abs(self.time[own] - earliest), kind="stable")[:2]]
+        times = " and ".join(str(t) for t in to_series(np.sort(self.time[around]), self.tz))
         raise KeyError(f"no window of {instrument!r} ends at {time!r}: the nearest end at {times}")
 
     def image(self, instrument: str, time: Any) -> NDArray[np.uint8]:
@@ -298,8 +297,7 @@ class ImageSet(ABC):
         known += ["pool_bytes", "augment", "device"]
         if unknown := [n for n in options if n not in known]:
             ours = ["time", "instruments", "mask", *known]
-            hint = nearest(unknown[0], ours, 1) or f"; choose from {', '.join(ours)}"
-            raise TypeError(f"batches has no argument {unknown[0]!r}{hint}")
+            raise TypeError(f"batches has no argument {unknown[0]!r}{nearest_or_all(unknown[0], ours)}")
         if not self.augments:
             # What draws its images can change them first, and draw them elsewhere.
             for name in ("augment", "device"):

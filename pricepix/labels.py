@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
+from pricepix._checks import bars, choice
 from pricepix.panel import Panel
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ NO_TIME: Final = int(np.iinfo(np.int64).min)
 """Stands for a missing time in int64 nanoseconds, as NaT does in ``datetime64[ns]``."""
 
 PRICES: Final = ("auto", "close", "total_return")
-_MOST_BARS: Final = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def forward_returns(
     >>> forward_returns(panel, np.array([0, 1, 3]), horizon=2).value
     array([0.2       , 0.36363637,        nan], dtype=float32)
     """
-    horizon = checked_bars("horizon", horizon, 1)
-    delay = checked_bars("delay", delay, 0)
+    horizon = bars(horizon, "horizon", 1)
+    delay = bars(delay, "delay", 0)
     panel = Panel.of(panel)
     source = label_price(panel, price)
     offsets = panel.offsets
@@ -117,8 +117,7 @@ def forward_returns(
 
 def label_price(panel: Panel, price: str) -> str:
     """Resolve ``price="auto"`` for this panel and check the choice."""
-    if price not in PRICES:
-        raise ValueError(f"price={price!r} is not known: choose one of {', '.join(map(repr, PRICES))}")
+    choice(price, "price", PRICES)
     has_returns = "total_return" in panel.fields
     if price == "auto":
         return "total_return" if has_returns else "close"
@@ -128,16 +127,6 @@ def label_price(panel: Panel, price: str) -> str:
             "total_return when reading it, or use price='close'"
         )
     return price
-
-
-def checked_bars(name: str, value: Any, lowest: int) -> int:
-    """Return `value` as a number of bars of at least `lowest`, or say what is wrong with it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not lowest <= int(value) <= _MOST_BARS:
-        raise ValueError(
-            f"{name}={value!r} is not a number of bars: give a whole number of at least {lowest} and at most "
-            f"{_MOST_BARS:,}"
-        )
-    return int(value)
 
 
 def _rows_of(

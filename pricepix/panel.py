@@ -19,6 +19,7 @@ import polars as pl
 
 from pricepix import _panel_kernels as kernels
 from pricepix import arrays, moments, tables
+from pricepix._checks import choice, nearest
 from pricepix.tables import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES, locked
 
 FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)
@@ -330,7 +331,7 @@ class Panel:
             A source of another kind.
         """
         _check_choices(on_bad, negative_prices, adjust)
-        _check_choice("time_unit", time_unit, (None, "s", "ms", "us", "ns"))
+        choice(time_unit, "time_unit", (None, "s", "ms", "us", "ns"))
         if isinstance(source, Panel):
             raise TypeError("the source is a Panel already; Panel.of(x) takes panels and tables alike")
         options = tables.ReadOptions(
@@ -468,12 +469,10 @@ class Panel:
             Shapes that do not match, times that cannot be read, or bars with faults.
         """
         _check_choices(on_bad, negative_prices, adjust)
-        _check_choice("time_unit", time_unit, (None, "s", "ms", "us", "ns"))
+        choice(time_unit, "time_unit", (None, "s", "ms", "us", "ns"))
         for key in fields:
             if key not in FIELDS:
-                raise TypeError(
-                    f"from_arrays: {key!r} is no field{tables.nearest(key, FIELDS)}; known: {FIELDS}"
-                )
+                raise TypeError(f"from_arrays: {key!r} is no field{nearest(key, FIELDS)}; known: {FIELDS}")
         fields = {k: v for k, v in fields.items() if v is not None}
         if adjust is not None and "adjustment_factor" not in fields:
             raise ValueError(f"adjust={adjust!r} needs adjustment_factor=")
@@ -640,7 +639,7 @@ class Panel:
             return self._cache["index"][str(instrument)]
         except KeyError:
             names = self.instruments.tolist()
-            hint = tables.nearest(str(instrument), names) or f"; there are {', '.join(names[:5])}" + (
+            hint = nearest(str(instrument), names) or f"; there are {', '.join(names[:5])}" + (
                 f" and {len(names) - 5:,} more" if len(names) > 5 else ""
             )
             raise KeyError(f"no instrument {str(instrument)!r} in the panel{hint}") from None
@@ -926,15 +925,10 @@ def _restore(state: tuple[Any, ...], cache: dict[str, Any]) -> Panel:
     return panel
 
 
-def _check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(repr(a) for a in allowed)}")
-
-
 def _check_choices(on_bad: str, negative_prices: str, adjust: str | None) -> None:
-    _check_choice("on_bad", on_bad, ("raise", "drop_bar", "keep"))
-    _check_choice("negative_prices", negative_prices, ("error", "midpoint"))
-    _check_choice("adjust", adjust, (None, "divide", "multiply"))
+    choice(on_bad, "on_bad", ("raise", "drop_bar", "keep"))
+    choice(negative_prices, "negative_prices", ("error", "midpoint"))
+    choice(adjust, "adjust", (None, "divide", "multiply"))
 
 
 @contextlib.contextmanager

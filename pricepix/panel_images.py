@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import bars, whole_number_or_none
+from pricepix._checks import horizons as checked_horizons
 from pricepix.augment import Augment, Augmenter
-from pricepix.build import _checked_horizons, _count, find_windows, lineage
+from pricepix.build import find_windows, lineage
 from pricepix.chunks import default_chunk
 from pricepix.document import INDEX_CHUNK
 from pricepix.images import ImageSet
-from pricepix.labels import ForwardReturn, checked_bars, forward_returns, label_price
+from pricepix.labels import ForwardReturn, forward_returns, label_price
 from pricepix.panel import Panel
 from pricepix.plan import windows_digest
 from pricepix.reader import Batch, DirectReader, EpochReader
@@ -100,9 +102,9 @@ class PanelImages(ImageSet):
         threads: int | None = None,
     ) -> None:
         spec = ImageSpec.of(spec)
-        threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all")
-        horizons = _checked_horizons(horizons)
-        delay = checked_bars("delay", delay, 0)
+        threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all")
+        horizons = checked_horizons(horizons)
+        delay = bars(delay, "delay", 0)
         panel = Panel.of(panel)
         windows = find_windows(
             panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import whole_number
 from pricepix.images import ImageSet
 from pricepix.moments import to_series
 from pricepix.render.api import render_rows
@@ -99,8 +100,7 @@ def contact_sheet(
     """
     target = _png("contact_sheet.png" if path is None else path)
     for name, count in (("n", n), ("columns", 1 if columns is None else columns)):
-        if isinstance(count, bool) or not hasattr(count, "__index__") or int(count) < 1:
-            raise ValueError(f"{name}={count!r} is not a number of images: give a whole number of at least 1")
+        whole_number(count, name, 1, unit="images")
     store = _opened(store)
     horizons = _known_horizons(store, horizon)
     chosen = _spread(_windows_of(store, instrument), int(n), seed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import os
 import queue
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix import _reader_kernels as kernels
+from pricepix._checks import whole_number
 from pricepix.moments import as_time
 from pricepix.render import widen
 from pricepix.render.api import HUGE_PAGE
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pricepix.images import ImageSet
     from pricepix.store import ImageStore
 
-__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select", "whole"]
+__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
 _EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
@@ -126,13 +126,6 @@ def _ends(time: Any) -> tuple[Any, Any]:
     )
 
 
-def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
-    """Return an argument as a whole number, or say what is wrong with it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{otherwise}")
-    return operator.index(value)
-
-
 def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
     given = np.asarray(mask)
     if given.dtype == np.bool_:
@@ -204,13 +197,12 @@ class EpochReader(ABC):
         threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
-        prefetch = whole("prefetch", prefetch, 0)
+        batch_size, seed = whole_number(batch_size, "batch_size", 1), whole_number(seed, "seed", 0)
+        prefetch = whole_number(prefetch, "prefetch", 0)
         if threads is not None:
-            threads = whole("threads", threads, 1)
+            threads = whole_number(threads, "threads", 1)
         for name, which, of in (("rank", rank, ranks), ("worker", worker, workers)):
-            if not whole(name, which, 0) < whole(f"{name}s", of, 1):
-                raise ValueError(f"{name} is {which} of {of}; count from 0 to {of - 1}")
+            whole_number(which, name, 0, whole_number(of, f"{name}s", 1) - 1)
         n = len(images)
         self._whole = selection is None
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))

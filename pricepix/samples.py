@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from pricepix._checks import choice
+
 __all__ = ["simulate", "stocks"]
 
 _INTERVALS = {"1d": 0, "1m": 1, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 60}
@@ -253,8 +255,7 @@ def _check(
 ) -> None:
     if instruments < 1 or bars < 2:
         raise ValueError(f"instruments={instruments}, bars={bars}; give at least 1 instrument and 2 bars")
-    if interval not in _INTERVALS:
-        raise ValueError(f"interval is {interval!r}; choose one of {', '.join(map(repr, _INTERVALS))}")
+    choice(interval, "interval", _INTERVALS)
     for name, (low, high) in (("volatility", volatility), ("price", price)):
         if not 0 < low <= high:
             raise ValueError(f"{name} is ({low}, {high}); give a range of positive numbers, lower end first")

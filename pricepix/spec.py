@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
+
+from pricepix._checks import boolean, choice, nearest_or_all, whole_number
 
 STYLES: Final = ("jkx", "cnn_for_trading", "image_trading")
 CHARTS: Final = ("bar", "pixel")
@@ -91,17 +92,17 @@ class ImageSpec:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "lookback", _integer("lookback", self.lookback, 1, MAX_REACH))
-        put(self, "aggregate", _integer("aggregate", self.aggregate, 1, MAX_REACH))
-        _one_of("style", self.style, STYLES)
-        _one_of("chart", self.chart, CHARTS)
-        _one_of("ma_warmup", self.ma_warmup, MA_WARMUPS)
-        _one_of("scale", self.scale, SCALES)
-        _one_of("rebuild", self.rebuild, REBUILDS)
-        put(self, "volume", _boolean("volume", self.volume))
+        put(self, "lookback", whole_number(self.lookback, "lookback", 1, MAX_REACH))
+        put(self, "aggregate", whole_number(self.aggregate, "aggregate", 1, MAX_REACH))
+        choice(self.style, "style", STYLES)
+        choice(self.chart, "chart", CHARTS)
+        choice(self.ma_warmup, "ma_warmup", MA_WARMUPS)
+        choice(self.scale, "scale", SCALES)
+        choice(self.rebuild, "rebuild", REBUILDS)
+        put(self, "volume", boolean(self.volume, "volume"))
         put(self, "ma", self._checked_ma())
         if self.max_missing is not None:
-            put(self, "max_missing", _integer("max_missing", self.max_missing, 0, None))
+            put(self, "max_missing", whole_number(self.max_missing, "max_missing", 0))
         if self.lookback % self.aggregate:
             raise ValueError(
                 f"aggregate={self.aggregate} does not divide lookback={self.lookback}: "
@@ -119,7 +120,7 @@ class ImageSpec:
         ma: Any = self.ma
         if isinstance(ma, (str, bytes)) or not isinstance(ma, Iterable):
             raise ValueError(f"ma={ma!r} is not a tuple of windows: give e.g. ma=(20,), or ma=() for none")
-        windows = tuple(sorted(_integer("ma", n, 1, MAX_REACH) for n in ma))
+        windows = tuple(sorted(whole_number(n, "ma", 1, MAX_REACH) for n in ma))
         if len(set(windows)) != len(windows):
             raise ValueError(f"ma={windows!r} names a window twice: give each window once")
         for n in windows:
@@ -131,7 +132,7 @@ class ImageSpec:
         return windows
 
     def _checked_height(self) -> int:
-        height = _integer("height", self.height, None, None)
+        height = whole_number(self.height, "height")
         if height == 0:
             if self.style == "image_trading":
                 return 3 * self.bars
@@ -241,9 +242,7 @@ class ImageSpec:
         """
         if name in _PRESETS:
             return cls(**_PRESETS[name])
-        near = difflib.get_close_matches(str(name), _PRESETS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no preset {name!r}: {hint}The presets are {', '.join(_PRESETS)}")
+        raise ValueError(f"no preset {name!r}{nearest_or_all(str(name), list(_PRESETS), cutoff=0.4)}")
 
     @classmethod
     def of(cls, spec: ImageSpec | str | Mapping[str, Any]) -> ImageSpec:
@@ -273,30 +272,4 @@ def _known_fields(values: Mapping[str, Any]) -> None:
     names = [field.name for field in fields(ImageSpec)]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise TypeError(f"an image spec has no field {key!r}: {hint}The fields are {', '.join(names)}")
-
-
-def _integer(name: str, value: Any, lowest: int | None, highest: int | None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name}={value!r} is not a whole number")
-    number = int(value)
-    if (lowest is not None and number < lowest) or (highest is not None and number > highest):
-        bound = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise ValueError(f"{name}={number} is out of range: give {bound}")
-    return number
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or type(value).__name__ == "bool":
-        return bool(value)
-    raise ValueError(f"{name}={value!r} is not True or False")
-
-
-def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        known = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {known}")
+            raise TypeError(f"an image spec has no field {key!r}{nearest_or_all(str(key), names)}")

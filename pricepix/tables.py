@@ -6,7 +6,6 @@ This module knows file formats, column names and time formats; what a good bar i
 from __future__ import annotations
 
 import csv
-import difflib
 import fnmatch
 import glob
 import gzip
@@ -21,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from pricepix import moments
+from pricepix._checks import nearest
 
 PRICES = ("open", "high", "low", "close")
 BAR = (*PRICES, "volume")
@@ -124,13 +124,6 @@ def _plain(name: str) -> str:
 def _listed(names: Sequence[str], limit: int = 40) -> str:
     shown = ", ".join(repr(n) for n in names[:limit])
     return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "") if names else "none at all"
-
-
-def nearest(word: str, words: Sequence[str], n: int = 3) -> str:
-    """Return "; did you mean 'a' or 'b'?" for the words nearest to `word`, or nothing."""
-    by_plain = {w.casefold(): w for w in words}
-    close = difflib.get_close_matches(word.casefold(), list(by_plain), n=n, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(by_plain[c]) for c in close)}?" if close else ""
 
 
 def requested_columns(

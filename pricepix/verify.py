@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pricepix import _store_kernels as kernels
 from pricepix import document
+from pricepix._checks import choice
 from pricepix.document import ROOT, chunk_key
 from pricepix.labels import forward_returns
 from pricepix.location import BUILD
@@ -117,8 +118,7 @@ def verify(
     """
     if depth is None:
         depth = "checksums" if panel is None else "render"
-    if depth not in DEPTHS:
-        raise ValueError(f"depth={depth!r} is not known: choose one of {', '.join(map(repr, DEPTHS))}")
+    choice(depth, "depth", DEPTHS)
     if depth == "render" and panel is None:
         raise ValueError(
             "depth='render' draws images again, from the panel the store was made from: give panel="

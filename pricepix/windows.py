@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
+from pricepix._checks import choice, fraction, is_whole, whole_number
 from pricepix.moments import to_series
 from pricepix.panel import Panel
 from pricepix.render.api import render_rows
@@ -141,10 +142,8 @@ class WindowIndex:
         last_time = _FOREVER.max if end is None else panel.as_time(end, end=True)
         if first_time > last_time:
             raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
-        share = 1.0 if sample is None else _share(sample)
-        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise ValueError(f"seed={seed!r} is not a whole number")
-        seed = int(seed)
+        share = 1.0 if sample is None else fraction(sample, "sample")
+        seed = whole_number(seed, "seed")
         if mask is None:
             eligible = panel.fields.get("eligible", np.zeros(0, np.bool_))
         else:
@@ -241,29 +240,14 @@ def scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
         return np.zeros(0, np.bool_)
     calendar = panel.calendar
     if isinstance(every, str):
-        if every not in SCHEDULES:
-            raise ValueError(
-                f"every={every!r} is not a schedule: choose one of {', '.join(map(repr, SCHEDULES))}, or a "
-                "number of bars"
-            )
+        choice(every, "every", SCHEDULES, "a number of bars")
         # By the clock on the wall: a zone may skip midnight, at which a zoned day would have to begin.
         wall = to_series(calendar, panel.tz).dt.replace_time_zone(None)
         period = wall.dt.truncate(_PERIODS[every])
         changes = (period.slice(1) != period.slice(0, len(period) - 1)).to_numpy()
         return np.append(changes, True)
-    if isinstance(every, bool) or not hasattr(every, "__index__") or int(every) < 1:
-        raise ValueError(f"every={every!r} is not a schedule: give a name, or a whole number of at least 1")
-    return np.arange(1, len(calendar) + 1) % min(int(every), len(calendar) + 1) == 0
-
-
-def _share(sample: Any) -> float:
-    try:
-        share = np.nan if isinstance(sample, (bool, str)) else float(sample)
-    except TypeError:
-        share = np.nan
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"sample={sample!r} is not a share: give a number above 0 and at most 1")
-    return share
+    step = whole_number(every, "every", 1, unit="bars", otherwise=f"one of {', '.join(map(repr, SCHEDULES))}")
+    return np.arange(1, len(calendar) + 1) % min(step, len(calendar) + 1) == 0
 
 
 def _digest(text: bytes) -> bytes:
@@ -288,7 +272,7 @@ def duration_ns(value: Any, name: str = "") -> int:
         # Months and years have no length, NaT has none either.
         if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
             ns = int(value.astype("timedelta64[ns]").astype(np.int64))
-    elif hasattr(value, "__index__") and not isinstance(value, bool):
+    elif is_whole(value):
         ns = int(value)
     if ns < 0:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import choice, whole_number
 from pricepix.moments import to_series
 
 __all__ = [
@@ -112,18 +113,15 @@ def rebalances(
     if every == "horizon":
         every = horizon
     if isinstance(every, str):
-        if every not in REBALANCES:
-            raise ValueError(
-                f"rebalance={every!r} is not known: choose one of {', '.join(map(repr, REBALANCES))}, or a "
-                "number of bars"
-            )
+        choice(every, "rebalance", REBALANCES, "a number of bars")
         period = to_series(time[known], tz).dt.truncate(_PERIODS[every]).to_physical().to_numpy()
         return known[np.append(period[1:] != period[:-1], True)] if len(known) else known
-    if isinstance(every, bool) or not hasattr(every, "__index__") or int(every) < 1:
-        raise ValueError(f"rebalance={every!r}: give a name, or a whole number of bars of at least 1")
+    every = whole_number(
+        every, "rebalance", 1, unit="bars", otherwise=f"one of {', '.join(map(repr, REBALANCES))}"
+    )
     chosen, last = [], -(2**62)
     for position in known.tolist():
-        if position - last >= int(every):
+        if position - last >= every:
             chosen.append(position)
             last = position
     return np.array(chosen, np.int64)

@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pricepix._checks import bars
 from pricepix.factor.baselines import BASELINES, history
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
 from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
@@ -273,8 +274,8 @@ def settled(attrs: Mapping[str, Any], horizon: int | None, delay: int | None) ->
     if delay is None:
         # Values stand `shift` bars after their images, from whose last bar the labels' delay counts.
         delay = max(0, (attrs.get("delay") or 0) - attrs["shift"])
-    _check_whole("horizon", horizon, 1)
-    _check_whole("delay", delay, 0)
+    bars(horizon, "horizon", 1)
+    bars(delay, "delay", 0)
     return int(horizon), int(delay)
 
 
@@ -574,7 +575,7 @@ class _Judge:
     def delay_curve(self, every: str | int, delays: Sequence[int]) -> list[dict[str, Any]]:
         out = []
         for extra in delays:
-            _check_whole("delays", extra, 0)
+            bars(extra, "delays", 0)
             late = self.delay + int(extra)
             ic = information_coefficient(self.factor, self.market.forward(self.known, self.horizon, late))
             row: dict[str, Any] = {"bars_late": int(extra), "rank_ic": series_summary(ic, self.overlap)}
@@ -591,7 +592,7 @@ class _Judge:
         wanted = sorted({*_DECAY, self.horizon}) if horizons is None else [int(h) for h in horizons]
         out = []
         for h in wanted:
-            _check_whole("horizons", h, 1)
+            bars(h, "horizons", 1)
             if h > longest:
                 if horizons is not None:
                     raise ValueError(
@@ -718,7 +719,7 @@ def _column(name: str, given: Any, market: Market) -> Floats:
 
 
 def _lineage(cache: FactorCache, panel: Panel) -> dict[str, Any]:
-    from pricepix import __version__
+    from pricepix._version import __version__
 
     names = ("store", "store_digest", "spec", "spec_digest", "model", "horizon", "delay", "shift", "versions")
     held = {name: cache.attrs.get(name) for name in names}
@@ -730,11 +731,6 @@ def _lineage(cache: FactorCache, panel: Panel) -> dict[str, Any]:
         "panel": repr(panel),
         "evaluated_by": f"pricepix {__version__}",
     }
-
-
-def _check_whole(name: str, value: Any, lowest: int) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < lowest:
-        raise ValueError(f"{name}={value!r}: give a whole number of bars of at least {lowest}")
 
 
 def _mean(values: Any) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import choice, whole_number
 from pricepix.factor.seen import seen_by
 from pricepix.spec import ImageSpec
 
@@ -66,15 +67,8 @@ class Scorer:
         precision: str = "32-true",
         tz: str | None = None,
     ) -> None:
-        if precision not in _PRECISIONS:
-            raise ValueError(
-                f"precision={precision!r}: choose one of {', '.join(map(repr, _PRECISIONS))} to score in"
-            )
-        self.precision = precision
-        if isinstance(batch, bool) or not hasattr(batch, "__index__") or int(batch) < 1:
-            raise ValueError(
-                f"batch={batch!r}: give the images of a forward pass, a whole number of at least 1"
-            )
+        self.precision = choice(precision, "precision", _PRECISIONS)
+        batch = whole_number(batch, "batch", 1, unit="images")
         # What fit returns carries the folder of the run.
         if not isinstance(model, str | PathLike) and not callable(model):
             model = getattr(model, "out", model)

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pricepix._checks import choice, whole_number
 from pricepix.factor.statistics import newey_west_t
 
 __all__ = [
@@ -52,9 +53,7 @@ def quantiles(factor: ArrayLike, n: int = 10) -> NDArray[np.int8]:
     numpy.ndarray, int8 (dates, instruments)
         1 to n; 0 for NaN, and throughout on dates with fewer than `n` known values.
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__") or not 2 <= int(n) <= 100:
-        raise ValueError(f"quantiles={n!r}: give a whole number from 2 to 100")
-    n = int(n)
+    n = whole_number(n, "quantiles", 2, 100)
     x = np.asarray(factor, np.float64)
     known = ~np.isnan(x)
     count = known.sum(axis=1)
@@ -276,8 +275,7 @@ def hold(
     ValueError
         An unknown option, or a calendar too short to close a single period.
     """
-    if untradable not in UNTRADABLE:
-        raise ValueError(f"untradable={untradable!r}: choose one of {', '.join(map(repr, UNTRADABLE))}")
+    choice(untradable, "untradable", UNTRADABLE)
     if cohorts < 1 or delay < 0 or max_wait < 0:
         raise ValueError(
             f"cohorts={cohorts}, delay={delay}, max_wait={max_wait}: give 1 cohort or more, no negative bars"

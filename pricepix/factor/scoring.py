@@ -18,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pricepix._checks import bars, choice
 from pricepix.document import INDEX_CHUNK
 from pricepix.factor.cache import (
     FORMAT,
@@ -136,10 +137,9 @@ def score(
         Not one image has a value. How many have none is in the cache's attribute ``without_value``.
     """
     store = open_images(store)
-    if isinstance(shift, bool) or not hasattr(shift, "__index__") or int(shift) < 0:
-        raise ValueError(f"shift={shift!r}: give a number of bars, 0 or more; values never move back in time")
-    if values not in (None, "probability", "score"):
-        raise ValueError(f"values={values!r}: choose 'probability' or 'score'")
+    # Values never move back in time.
+    shift = bars(shift, "shift", 0)
+    choice(values, "values", (None, "probability", "score"))
     scorer = Scorer(model, model_id=model_id, batch=batch, device=device, precision=precision, tz=store.tz)
     first = None if start is None else as_time(start, store.tz)
     last = None if end is None else as_time(end, store.tz, end=True)
@@ -304,7 +304,7 @@ class _Plan:
 
 
 def _attributes(store: ImageSet, scorer: Scorer, shift: int, kind: str) -> dict[str, Any]:
-    from pricepix import __version__
+    from pricepix._version import __version__
 
     versions = {"pricepix": __version__, "python": platform.python_version()}
     versions |= {"numpy": np.__version__, "zarr": zarr.__version__}

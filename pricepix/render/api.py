@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import whole_number
 from pricepix.render import fast, kernels
 from pricepix.render.kernels import Drawing
 from pricepix.render.reasons import REASONS
@@ -370,8 +371,7 @@ def run(
     if len(row) == 0:
         return
     wanted: Any = _usable_threads() if threads is None else threads
-    if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or wanted < 1:
-        raise ValueError(f"threads={threads!r} is not a number of threads: give 1 or more, or None for all")
+    wanted = whole_number(wanted, "threads", 1, otherwise="None for all")
     alone = threads is None
     quick = _fast_arguments(bars, given_ma, up, down, spec)
     if quick is not None:

@@ -206,7 +206,9 @@ class CudaRenderer:
 
         name = str(dtype).removeprefix("torch.")
         if name not in _DTYPES:
-            raise TypeError(f"dtype={dtype!r} cannot be rendered: choose one of {', '.join(_DTYPES)}")
+            raise TypeError(
+                f"dtype={dtype!r} cannot be rendered: choose one of {', '.join(map(repr, _DTYPES))}"
+            )
         kind: torch.dtype = getattr(torch, name)
         floating = name != "uint8"
         if not floating and (mean != 0.0 or std != 1.0 or channels_last):

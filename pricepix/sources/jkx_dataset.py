@@ -15,8 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix import __version__
-from pricepix.build import MODES, _check_location, _count, _state
+from pricepix._checks import choice, whole_number_or_none
+from pricepix._version import __version__
+from pricepix.build import MODES, _check_location, _state
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk
 from pricepix.labels import NO_TIME
 from pricepix.location import Location, StoreLike
@@ -110,11 +111,9 @@ def import_jkx(
     FileExistsError
         The location exists and `mode` is ``create``.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(map(repr, LAYOUTS))}")
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
-    threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all") or os.cpu_count() or 1
+    choice(layout, "layout", LAYOUTS)
+    choice(mode, "mode", MODES)
+    threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all") or os.cpu_count() or 1
     spec = ImageSpec.preset(SPEC)
     found = find_years(folder, years)
     returns = dict(HORIZONS)
@@ -125,9 +124,7 @@ def import_jkx(
             )
         returns[MONTH] = int(month)
     stocks = _check_years(found, spec, returns)
-    chunk = _count(
-        "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
-    )
+    chunk = whole_number_or_none(chunk, "chunk", 1, unit="windows", otherwise="None for the usual size")
     form = ChunkFormat(layout, *spec.shape, chunk or default_chunk(*spec.shape, layout))
     horizons = tuple(sorted(returns.values()))
     columns = {h: name for name, h in returns.items()}

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix import _panel_kernels as panel_kernels
-from pricepix import arrays, tables
+from pricepix import arrays
+from pricepix._checks import choice, nearest
 from pricepix.moments import TimeOptions, as_time
 from pricepix.panel import Panel, _finish, _Raw
 from pricepix.sources import _kernels as kernels
@@ -262,7 +263,7 @@ class MarketCache:
         place = {name: i for i, name in enumerate(self.instruments.tolist())}
         for name in names:
             if name not in place:
-                raise KeyError(f"no stock {name!r} in {self!r}{tables.nearest(str(name), list(place))}")
+                raise KeyError(f"no stock {name!r} in {self!r}{nearest(str(name), list(place))}")
         found = sorted(place[name] for name in names)
         if found[-1] - found[0] != len(found) - 1:
             raise ValueError(
@@ -326,12 +327,8 @@ class MarketCache:
 
     def check_reading(self, *, adjust: bool, no_trade: str, decimals: int | None, on_bad: str) -> None:
         """Refuse arguments of `panel` that cannot be followed."""
-        for name, value, allowed in (
-            ("on_bad", on_bad, ("raise", "drop_bar", "keep")),
-            ("no_trade", no_trade, ("missing", "keep")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+        choice(on_bad, "on_bad", ("raise", "drop_bar", "keep"))
+        choice(no_trade, "no_trade", ("missing", "keep"))
         if decimals is not None and not 0 <= decimals <= 10:
             raise ValueError(f"decimals={decimals!r}: give 0 to 10 decimals, or None for none")
         if adjust and "ADJ_FACTOR" not in self._shapes:
@@ -646,7 +643,7 @@ def _find_files(folder: Path, files: Mapping[str, Any] | None) -> dict[str, Path
         for key in files:
             if key not in KEYS:
                 raise ValueError(
-                    f"files: {key!r} is no file of a market cache{tables.nearest(str(key), KEYS)}; known are "
+                    f"files: {key!r} is no file of a market cache{nearest(str(key), KEYS)}; known are "
                     f"{', '.join(KEYS)}"
                 )
         asked = dict(files)

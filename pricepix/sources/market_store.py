@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix import __version__
-from pricepix.build import MODES, _check_location, _checked_horizons, _count, _state, nothing_to_draw
+from pricepix._checks import bars, choice, fraction, whole_number_or_none
+from pricepix._checks import horizons as checked_horizons
+from pricepix._version import __version__
+from pricepix.build import MODES, _check_location, _state, nothing_to_draw
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
-from pricepix.labels import checked_bars, forward_returns
+from pricepix.labels import forward_returns
 from pricepix.location import Location, StoreLike
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
@@ -28,7 +30,6 @@ from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
 from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, duration_ns, scheduled_times
-from pricepix.windows import _share as checked_share
 
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80
@@ -109,25 +110,21 @@ def build_market_store(
     """
     cache = cache if isinstance(cache, MarketCache) else MarketCache(cache)
     spec = ImageSpec.of(spec)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(map(repr, LAYOUTS))}")
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is not known: choose one of {', '.join(map(repr, MODES))}")
+    choice(layout, "layout", LAYOUTS)
+    choice(mode, "mode", MODES)
     if every not in SCHEDULES:
         raise ValueError(
             f"every={every!r}: a market that is read in stretches of days takes one of "
             f"{', '.join(map(repr, SCHEDULES))}; a number of bars needs render_universe(cache.panel(), ...)"
         )
-    threads = _count("threads", threads, 1, "threads: give 1 or more, or None for all") or os.cpu_count() or 1
-    chunk = _count(
-        "chunk", chunk, 1, "windows: give a whole number of at least 1, or None for the usual size"
-    )
+    threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all") or os.cpu_count() or 1
+    chunk = whole_number_or_none(chunk, "chunk", 1, unit="windows", otherwise="None for the usual size")
     chunk = chunk or default_chunk(*spec.shape, layout)
     if shard is not None and (not isinstance(shard, int) or shard < chunk or shard % chunk):
         raise ValueError(
             f"shard={shard!r} is no multiple of the {chunk} windows of a chunk: give such a number"
         )
-    horizons, delay = _checked_horizons(horizons), checked_bars("delay", delay, 0)
+    horizons, delay = checked_horizons(horizons), bars(delay, "delay", 0)
     budget = max(0, parse_size(memory) if isinstance(memory, str) else int(memory))
     # What is drawn and what waits to be written take half of it at most: days are few where they take more, and
     # the history before each stretch is read again and again.
@@ -142,9 +139,9 @@ def build_market_store(
     last = None if end is None else as_time(end, tz, end=True)
     if first is not None and last is not None and first > last:
         raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
-    choice = {"every": every, "sample": sample, "seed": seed, "max_gap": max_gap, "threads": threads}
+    selection = {"every": every, "sample": sample, "seed": seed, "max_gap": max_gap, "threads": threads}
     ahead = max(horizons, default=0) + delay
-    market = _Market(cache, day, stock, spec, ahead, budget, reading, first, last, choice)
+    market = _Market(cache, day, stock, spec, ahead, budget, reading, first, last, selection)
     schedule = market.schedule(start is not None, end is not None)
     where = Location.of(store, storage_options)
     identity = {
@@ -261,7 +258,7 @@ class _Market:
     first: int | None
     """First and last time at which a window may end."""
     last: int | None
-    choice: dict[str, Any]
+    selection: dict[str, Any]
 
     @property
     def lead(self) -> int:
@@ -296,7 +293,7 @@ class _Market:
         a, b = self._edges(part)
         if a > b or not self._scheduled(panel, a, b):
             return
-        windows = WindowIndex.from_panel(panel, self.spec, start=a, end=b, **self.choice)
+        windows = WindowIndex.from_panel(panel, self.spec, start=a, end=b, **self.selection)
         state = writer.state
         state["candidates"] += windows.candidates
         for name, count in windows.counts.items():
@@ -325,7 +322,7 @@ class _Market:
         """Whether any time of the schedule lies between two times."""
         calendar = panel.calendar
         inside = (calendar >= a) & (calendar <= b)
-        scheduled = scheduled_times(panel, self.choice["every"])
+        scheduled = scheduled_times(panel, self.selection["every"])
         return bool((inside & scheduled).any() if len(scheduled) else inside.any())
 
     def lanes(self) -> NDArray[np.uint64]:
@@ -390,15 +387,15 @@ class _Market:
 
     def schedule(self, starts: bool, ends: bool) -> dict[str, Any]:
         """Return what a store says of the choice of its windows; refuses one that cannot be followed."""
-        share, gap = self.choice["sample"], self.choice["max_gap"]
-        share = 1.0 if share is None else checked_share(share)
+        share, gap = self.selection["sample"], self.selection["max_gap"]
+        share = 1.0 if share is None else fraction(share, "sample")
         tz = self.cache.session.tz
         return {
-            "every": self.choice["every"],
+            "every": self.selection["every"],
             "start": stamp(self.first, tz) if starts and self.first is not None else None,
             "end": stamp(self.last, tz) if ends and self.last is not None else None,
             "mask": None,
-            "sample": None if self.choice["sample"] is None else share,
-            "seed": self.choice["seed"] if share < 1.0 else None,
+            "sample": None if self.selection["sample"] is None else share,
+            "seed": self.selection["seed"] if share < 1.0 else None,
             "max_gap_ns": None if gap is None else duration_ns(gap, "max_gap"),
         }

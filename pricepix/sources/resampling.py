@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import choice
 from pricepix.moments import to_series
 from pricepix.panel import Panel, PanelReport
 from pricepix.sources import _kernels as kernels
@@ -81,13 +82,9 @@ def resample(
     >>> panel.bars[:, :4].tolist()
     [[1.0, 3.0, 0.5, 2.5], [3.0, 5.0, 2.5, 4.5]]
     """
-    for name, value, allowed in (
-        ("stamps", stamps, ("start", "end")),
-        ("label", label, (None, "start", "end")),
-        ("gaps", gaps, ("absent", "missing")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
+    choice(stamps, "stamps", ("start", "end"))
+    choice(label, "label", (None, "start", "end"))
+    choice(gaps, "gaps", ("absent", "missing"))
     panel = Panel.of(bars, **options)
     hours = Session.of(session)
     if hours.periods is not None and panel.tz is not None and hours.tz not in (None, panel.tz):

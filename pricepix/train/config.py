@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from typing import Any, Literal
 
-from pricepix.reader import whole
+from pricepix._checks import choice, nearest_or_all, number, whole_number
 
 __all__ = ["HYPER", "Hyper", "is_first_rank", "number"]
 
@@ -20,14 +18,6 @@ def is_first_rank() -> bool:
     Lightning starts the script again for each of them, with its number in the environment.
     """
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
-def number(name: str, value: Any, *, above: bool = False) -> float:
-    """Return an argument as a finite number of at least 0, or above it, or say what is wrong with it."""
-    known = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
-    if not known or value < 0 or (above and value == 0):
-        raise ValueError(f"{name} is {value!r}; give a number {'above' if above else 'of at least'} 0")
-    return float(value)
 
 
 @dataclass(frozen=True)
@@ -82,34 +72,29 @@ class Hyper:
             ("schedule", ("constant", "cosine", "step", "exponential")),
             ("monitor", ("loss", "accuracy")),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(repr, choices))}"
-                )
+            choice(getattr(self, name), name, choices)
         for name in ("batch_size", "epochs", "step_epochs", "validations"):
-            whole(name, getattr(self, name), 1)
+            whole_number(getattr(self, name), name, 1)
         if self.patience is not None:
-            whole("patience", self.patience, 1, ", or None never to stop early")
+            whole_number(self.patience, "patience", 1, otherwise="None never to stop early")
         for name in ("lr", "gamma"):
-            number(name, getattr(self, name), above=True)
+            number(getattr(self, name), name, above=True)
         for name in ("weight_decay", "min_lr", "warmup_epochs", "warmup_from", "min_delta"):
-            number(name, getattr(self, name))
+            number(getattr(self, name), name)
 
     @classmethod
     def of(cls, hyper: Hyper | str, **changes: Any) -> Hyper:
         """Return a preset by name, or `hyper` itself, with some fields changed."""
         if isinstance(hyper, str):
-            if hyper not in HYPER:
-                raise ValueError(f"there are no hyper-parameters {hyper!r}; choose one of {', '.join(HYPER)}")
-            hyper = HYPER[hyper]
+            hyper = HYPER[choice(hyper, "hyper", HYPER)]
         if not isinstance(hyper, cls):
             raise TypeError(f"hyper is a {type(hyper).__name__}; give a Hyper, or one of {', '.join(HYPER)}")
         names = [f.name for f in fields(cls)]
         for name in changes:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(names)}"
-                raise TypeError(f"fit has no argument or hyper-parameter {name!r}{hint}")
+                raise TypeError(
+                    f"fit has no argument or hyper-parameter {name!r}{nearest_or_all(name, names)}"
+                )
         return replace(hyper, **changes)
 
     def to_dict(self) -> dict[str, Any]:

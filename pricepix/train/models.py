@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
+from pricepix._checks import nearest_or_all
+
 try:
     import torch
     from torch import Tensor, nn
@@ -603,7 +605,7 @@ class Ensemble(nn.Module):
 
 def _preset(name: str, presets: Mapping[str, T]) -> T:
     if name not in presets:
-        raise ValueError(f"there is no model {name!r}; choose one of {', '.join(presets)}")
+        raise ValueError(f"there is no model {name!r}{nearest_or_all(name, list(presets))}")
     return presets[name]
 
 

@@ -16,13 +16,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pricepix import __version__
+from pricepix._checks import number, whole_number, whole_number_or_none
+from pricepix._version import __version__
 from pricepix.augment import Augment
 from pricepix.moments import stamp
-from pricepix.reader import DEFAULT_POOL_BYTES, select, whole
+from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
 from pricepix.train.baselines import check_bars, store_rows, window_series
-from pricepix.train.config import Hyper, is_first_rank, number
+from pricepix.train.config import Hyper, is_first_rank
 from pricepix.train.data import ArrayReader, Reader
 from pricepix.train.models import (
     PRESETS,
@@ -208,10 +209,10 @@ def fit(
     from pricepix.train.loop import Device, Interrupted, train_member
 
     settings = Hyper.of(hyper, **changes)
-    ensemble, seed = whole("ensemble", ensemble, 1), whole("seed", seed, 0)
-    log_every, pool_bytes = whole("log_every", log_every, 1), whole("pool_bytes", pool_bytes, 0)
-    threads = None if threads is None else whole("threads", threads, 1)
-    checkpoint_minutes = number("checkpoint_minutes", checkpoint_minutes)
+    ensemble, seed = whole_number(ensemble, "ensemble", 1), whole_number(seed, "seed", 0)
+    log_every, pool_bytes = whole_number(log_every, "log_every", 1), whole_number(pool_bytes, "pool_bytes", 0)
+    threads = whole_number_or_none(threads, "threads", 1)
+    checkpoint_minutes = number(checkpoint_minutes, "checkpoint_minutes")
     store = open_images(store)
     horizon = _horizon(store, horizon)
     spec = _model(model, store)
@@ -432,7 +433,7 @@ def _one_device(device: str, accelerator: str, devices: Any) -> tuple[str, Any]:
 
 def _horizon(store: ImageSet, horizon: int | None) -> int:
     known, lookback = store.horizons, store.spec.lookback
-    horizon = None if horizon is None else whole("horizon", horizon, 1)
+    horizon = whole_number_or_none(horizon, "horizon", 1)
     if not known:
         wanted = lookback if horizon is None else horizon
         raise ValueError(
