@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from pricepix import ImageSpec, Panel
-from pricepix.sources import build_market_store, resample, simulate_market
+from pricepix.bars import resample
+from pricepix.sources import build_market_store, simulate_market
 
 
 @pytest.fixture(scope="module")

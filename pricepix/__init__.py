@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pricepix._version import __version__
 
 if TYPE_CHECKING:
-    from pricepix import factor, samples, sources, train
     from pricepix.appending import append
     from pricepix.augment import Augment
+    from pricepix.bars.panel import Panel
     from pricepix.build import render_universe
     from pricepix.labels import forward_returns
     from pricepix.lookahead import audit
-    from pricepix.panel import Panel
     from pricepix.panel_images import PanelImages
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
@@ -28,7 +27,7 @@ _HOME = {
     "Augment": "pricepix.augment",
     "ImageSpec": "pricepix.spec",
     "ImageStore": "pricepix.store",
-    "Panel": "pricepix.panel",
+    "Panel": "pricepix.bars.panel",
     "PanelImages": "pricepix.panel_images",
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
@@ -43,7 +42,7 @@ _HOME = {
     "render_universe": "pricepix.build",
     "render_windows": "pricepix.render",
 }
-_MODULES = ("factor", "samples", "sources", "train")
+_MODULES = ("bars", "factor", "samples", "sources", "train")
 
 __all__ = [
     "REASONS",
@@ -57,6 +56,7 @@ __all__ = [
     "__version__",
     "append",
     "audit",
+    "bars",
     "contact_sheet",
     "enlarge",
     "factor",

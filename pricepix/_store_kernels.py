@@ -11,26 +11,6 @@ jit = numba.njit(cache=True, nogil=True)
 
 
 @jit
-def find_rows(panel_time: Any, offsets: Any, instrument: Any, time: Any, row: Any) -> None:
-    """Write the panel row of each (instrument, time), -1 where there is none."""
-    for i in range(instrument.shape[0]):
-        row[i] = -1
-        code = instrument[i]
-        if code < 0 or code >= offsets.shape[0] - 1:
-            continue
-        low, high = offsets[code], offsets[code + 1]
-        end = high
-        while low < high:
-            middle = (low + high) // 2
-            if panel_time[middle] < time[i]:
-                low = middle + 1
-            else:
-                high = middle
-        if low < end and panel_time[low] == time[i]:
-            row[i] = low
-
-
-@jit
 def first_blank(images: Any) -> int:
     """Return the first row of uint64 (n, words) that is all zero, -1 if there is none."""
     for i in range(images.shape[0]):

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix import _store_kernels as kernels
 from pricepix._checks import choice
+from pricepix.bars import kernels as bars_kernels
+from pricepix.bars.panel import Panel
 from pricepix.build import in_threads, last_objects
 from pricepix.chunks import checksum
 from pricepix.commit import commit, settle, staged
@@ -22,7 +23,6 @@ from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, dump, encode_col
 from pricepix.location import Location, StoreLike
 from pricepix.lock import WriteLock
 from pricepix.painter import Painter
-from pricepix.panel import Panel
 from pricepix.plan import PARTITION_BYTES
 from pricepix.store import HISTORY, ImageStore, open_store
 from pricepix.windows import DROP_REASONS, WindowIndex, scheduled_times
@@ -394,7 +394,7 @@ def _position(old: ImageStore, time: int) -> int:
 
 def _rows(panel: Panel, code: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int64]:
     row = np.empty(len(code), np.int64)
-    kernels.find_rows(panel.time, panel.offsets, code, time, row)
+    bars_kernels.find_rows(panel.time, panel.offsets, code, time, row)
     if len(row) and row.min() < 0:
         raise ValueError(
             f"a window of the store ends at {panel.stamp(int(time[row.argmin()]))}, where the panel has no "

@@ -17,6 +17,7 @@ from zarr.storage import MemoryStore
 
 from pricepix._checks import bars, choice, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
+from pricepix.bars.panel import Panel
 from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, default_chunk, parse_size, seal
 from pricepix.commit import settle
 from pricepix.document import (
@@ -33,7 +34,6 @@ from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
 from pricepix.painter import Painter
-from pricepix.panel import Panel
 from pricepix.plan import Plan, Task, partition_chunks, windows_digest
 from pricepix.render import render_panel
 from pricepix.render.api import memory_for

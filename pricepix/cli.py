@@ -292,7 +292,7 @@ def info(store: str) -> None:
 def _describe(store: Any) -> None:
     import numpy as np
 
-    from pricepix.moments import to_series
+    from pricepix.bars.times import to_series
 
     attrs = store.attrs
     height, width = store.spec.shape

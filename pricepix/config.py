@@ -30,7 +30,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the bars come from: a table, a market cache, or a sample of the package.
 
-    See ``Panel.from_table``, ``pricepix.sources.MarketCache`` and ``pricepix.samples``. For a market cache
+    See ``Panel.from_table``, ``pricepix.bars.MarketCache`` and ``pricepix.samples``. For a market cache
     `adjust` is ``multiply`` or null, and the keys files, session, days, no_trade, filtered and decimals are
     those of ``MarketCache`` and its method ``panel``.
     """

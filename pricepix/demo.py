@@ -9,8 +9,8 @@ from time import perf_counter
 from typing import Any, Final
 
 from pricepix import samples
+from pricepix.bars.panel import Panel
 from pricepix.build import render_universe
-from pricepix.panel import Panel
 from pricepix.preview import contact_sheet
 
 PRESETS: Final = ("jkx5", "jkx20", "jkx60")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
 from pricepix.build import perform
 from pricepix.location import BUILD, Folder, Location
 from pricepix.painter import Painter
-from pricepix.panel import Panel
 from pricepix.plan import Plan, Task
 from pricepix.spec import ImageSpec
 from pricepix.windows import WindowIndex

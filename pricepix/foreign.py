@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from pricepix.sources.market_cache import KEYS
+from pricepix.bars.market_cache import KEYS
 
 KINDS: Final = ("image_trading", "cnn_for_trading", "jkx")
 Kind = Literal["image_trading", "cnn_for_trading"]

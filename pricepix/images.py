@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
-from pricepix.moments import as_time, to_series
+from pricepix.bars.times import as_time, to_series
 from pricepix.render.api import memory_for
 from pricepix.spec import ImageSpec
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dask.array
     import xarray
 
-    from pricepix.panel import Panel
+    from pricepix.bars.panel import Panel
     from pricepix.reader import EpochReader
 
 __all__ = ["ImageSet"]

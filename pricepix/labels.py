@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
 from pricepix._checks import bars, choice
-from pricepix.panel import Panel
+from pricepix.bars.panel import Panel
 
 if TYPE_CHECKING:
     from pricepix.windows import WindowIndex

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pricepix.bars.columns import BOOL_FIELDS
+from pricepix.bars.panel import Panel
 from pricepix.build import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
 from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
-from pricepix.panel import Panel
 from pricepix.panel_images import PanelImages
 from pricepix.store import open_images
-from pricepix.tables import BOOL_FIELDS
 
 __all__ = ["Audit", "audit"]
 

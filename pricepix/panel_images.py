@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pricepix._checks import bars, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix.augment import Augment, Augmenter
+from pricepix.bars.panel import Panel
 from pricepix.build import find_windows, lineage
 from pricepix.chunks import default_chunk
 from pricepix.document import INDEX_CHUNK
 from pricepix.images import ImageSet
 from pricepix.labels import ForwardReturn, forward_returns, label_price
-from pricepix.panel import Panel
 from pricepix.plan import windows_digest
 from pricepix.reader import Batch, DirectReader, EpochReader
 from pricepix.render.api import Drawer, render_rows

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
+from pricepix.bars.times import as_time
 from pricepix.config import Config, Store, Train
 from pricepix.document import INDEX_CHUNK
-from pricepix.moments import as_time
-from pricepix.panel import Panel
 from pricepix.spec import ImageSpec
 from pricepix.train.config import is_first_rank
 
@@ -212,7 +212,7 @@ class _MarketCache:
     """
 
     def __init__(self, config: Config) -> None:
-        from pricepix.sources import MarketCache
+        from pricepix.bars import MarketCache
 
         data = config.data
         self._cache = MarketCache(data.market_cache or "", data.files, session=data.session or "ashare")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
+from pricepix.bars.times import to_series
 from pricepix.images import ImageSet
-from pricepix.moments import to_series
 from pricepix.render.api import render_rows
 from pricepix.store import open_images
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pricepix.panel import Panel
+    from pricepix.bars.panel import Panel
 
 _DPI: Final = 100
 _FONT: Final = "DejaVu Sans Mono"
@@ -174,7 +174,7 @@ def enlarge(
         panel = store.panel if panel is None else panel
     window = None
     if panel is not None:
-        from pricepix.panel import Panel
+        from pricepix.bars.panel import Panel
 
         window = _window(Panel.of(panel), str(instrument), time, lookback, store)
         if store is not None and window.image is not None and not np.array_equal(window.image, image):

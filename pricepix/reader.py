@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pricepix import _reader_kernels as kernels
 from pricepix._checks import whole_number
-from pricepix.moments import as_time
+from pricepix.bars.times import as_time
 from pricepix.render import widen
 from pricepix.render.api import HUGE_PAGE
 

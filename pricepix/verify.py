@@ -16,14 +16,15 @@ from tqdm import tqdm
 from pricepix import _store_kernels as kernels
 from pricepix import document
 from pricepix._checks import choice
+from pricepix.bars import kernels as bars_kernels
 from pricepix.document import ROOT, chunk_key
 from pricepix.labels import forward_returns
 from pricepix.location import BUILD
 from pricepix.render.api import render_rows
 
 if TYPE_CHECKING:
+    from pricepix.bars.panel import Panel
     from pricepix.chunks import ChunkFormat
-    from pricepix.panel import Panel
     from pricepix.store import ImageStore
 
 DEPTHS: Final = ("metadata", "checksums", "render")
@@ -133,7 +134,7 @@ def verify(
         check.chunks()
         check.order()
     if depth == "render" and report.ok:
-        from pricepix.panel import Panel
+        from pricepix.bars.panel import Panel
 
         check.render(Panel.of(panel), sample, seed)
     return report
@@ -352,7 +353,7 @@ class _Check:
 
         def compare(part: NDArray[np.int64]) -> list[str]:
             row = np.empty(len(part), np.int64)
-            kernels.find_rows(panel.time, panel.offsets, code[part], time[part], row)
+            bars_kernels.find_rows(panel.time, panel.offsets, code[part], time[part], row)
             if (row < 0).any():
                 return [f"window {part[np.flatnonzero(row < 0)[0]]} ends at no bar of the panel"]
             expected = np.empty((len(part), *store.spec.shape), np.uint8)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -15,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix import _index_kernels as kernels
-from pricepix._checks import choice, fraction, is_whole, whole_number
-from pricepix.moments import to_series
-from pricepix.panel import Panel
+from pricepix._checks import choice, fraction, whole_number
+from pricepix.bars.panel import Panel
+from pricepix.bars.times import _FOREVER, duration_ns, to_series
 from pricepix.render.api import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
@@ -35,19 +32,6 @@ DROP_REASONS: Final = {
 }
 _PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
 _BLOCK_ROWS: Final = 1 << 17
-_FOREVER: Final = np.iinfo(np.int64)
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
-_UNITS: Final = {
-    "ns": 1,
-    "us": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "min": 60 * 10**9,
-    "h": 3600 * 10**9,
-    "d": 86400 * 10**9,
-    "w": 7 * 86400 * 10**9,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,26 +241,3 @@ def _digest(text: bytes) -> bytes:
 def _instrument_seeds(instruments: NDArray[np.str_], seed: int) -> NDArray[np.uint64]:
     words = [int.from_bytes(_digest(f"{seed}/{name}".encode()), "little") for name in instruments]
     return np.array(words, np.uint64)
-
-
-def duration_ns(value: Any, name: str = "") -> int:
-    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; `name` is told in errors."""
-    ns = -1
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if match:
-            ns = int(Decimal(match[1]) * _UNITS[match[2]])
-    elif isinstance(value, timedelta):
-        ns = (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
-    elif isinstance(value, np.timedelta64):
-        # Months and years have no length, NaT has none either.
-        if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
-            ns = int(value.astype("timedelta64[ns]").astype(np.int64))
-    elif is_whole(value):
-        ns = int(value)
-    if ns < 0:
-        raise ValueError(
-            f"{name and name + '='}{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such "
-            "as '10d', a timedelta, or nanoseconds as a whole number, not below 0"
-        )
-    return min(ns, _FOREVER.max)

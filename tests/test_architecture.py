@@ -232,7 +232,7 @@ def test_version_is_the_one_of_the_package():
     assert (PACKAGE / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", ["pricepix.render", "pricepix.train", "pricepix.factor", "pricepix.sources"])
+@pytest.mark.parametrize("name", ["pricepix.render", "pricepix.train", "pricepix.factor", "pricepix.bars"])
 def test_subpackages_list_what_they_have(name):
     needed = {"pricepix.train": "torch"}
     if name in needed:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricepix import _panel_kernels as kernels
-from pricepix.panel import ERRORS, NOTES, Panel, PanelReport
+from pricepix.bars import hashing
+from pricepix.bars.panel import Panel
+from pricepix.bars.report import ERRORS, NOTES, PanelReport
 
 DAY = 86_400_000_000_000
 NAN = float("nan")
@@ -394,7 +395,7 @@ def test_digest_is_the_same_everywhere():
 def test_hash_agrees_with_plain_integers():
     """The compiled rounds against Python's integers, modulo 2**64."""
     mask = (1 << 64) - 1
-    p1, p2, p3, p4, p5 = (int(x) for x in (kernels._P1, kernels._P2, kernels._P3, kernels._P4, kernels._P5))
+    p1, p2, p3, p4, p5 = (int(x) for x in (hashing._P1, hashing._P2, hashing._P3, hashing._P4, hashing._P5))
 
     def turn(acc, value):
         acc = (acc + value * p2) & mask
@@ -689,8 +690,8 @@ def test_arrays_equal_the_table(monkeypatch):
     panel = Panel.from_arrays(**arrays, instruments=NAMES, time=DAYS)
     assert panel.digest == by_table.digest
     assert panel.report.ok
-    monkeypatch.setattr("pricepix.arrays._BLOCK_BYTES", 8 * 20 * 3)
-    monkeypatch.setattr("pricepix.arrays._LEAST_WIDTH", 1)
+    monkeypatch.setattr("pricepix.bars.arrays._BLOCK_BYTES", 8 * 20 * 3)
+    monkeypatch.setattr("pricepix.bars.arrays._LEAST_WIDTH", 1)
     assert Panel.from_arrays(**arrays, instruments=NAMES, time=DAYS).digest == by_table.digest
 
 

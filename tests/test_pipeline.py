@@ -96,7 +96,7 @@ def test_further_processes_only_train(
 ) -> None:
     """They write none of the files that all share, and read no market for a store that is there."""
     pytest.importorskip("lightning")
-    from pricepix.sources import MarketCache
+    from pricepix.bars import MarketCache
 
     train = {
         "model": "jkx5" if kind == "table" else "cnn9u", "horizon": 5 if kind == "table" else 1,

@@ -10,9 +10,10 @@ import pytest
 
 import pricepix as pp
 from pricepix import pipeline
+from pricepix.bars import MarketCache
 from pricepix.config import Config
 from pricepix.pipeline import run
-from pricepix.sources import MarketCache, build_market_store, simulate_market
+from pricepix.sources import build_market_store, simulate_market
 
 
 def tree(folder) -> dict[str, bytes]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.sources import MarketCache, Session, simulate_market, write_market_cache
-from pricepix.sources.market_cache import LimitCounts, file_name, read_name
+from pricepix.bars import MarketCache, Session, write_market_cache
+from pricepix.bars.market_cache import LimitCounts, file_name, read_name
+from pricepix.sources import simulate_market
 from pricepix.sources.simulate import simulate_arrays
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.sources import build_market_store, market_store, simulate_market, write_market_cache
+from pricepix.bars import write_market_cache
+from pricepix.sources import build_market_store, market_store, simulate_market
 from pricepix.sources.simulate import simulate_arrays
 from pricepix.store import HISTORY
 

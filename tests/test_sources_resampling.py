@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pricepix as pp
-from pricepix.sources import Session, resample
+from pricepix.bars import Session, resample
 
 MINUTE = 60_000_000_000
 

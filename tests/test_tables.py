@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pricepix.panel import Panel
+from pricepix.bars.panel import Panel
 
 DAY = 86_400_000_000_000
 
@@ -172,7 +172,7 @@ def test_duckdb_relation(frame, expected, tmp_path):
     path = _write(frame, tmp_path / "x.parquet")
     code = """
 import sys, duckdb
-from pricepix.panel import Panel
+from pricepix.bars.panel import Panel
 print(Panel.from_table(duckdb.read_parquet(sys.argv[1])).digest)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -395,7 +395,7 @@ def test_rows_arrive_in_blocks(monkeypatch, tmp_path):
     """Blocks of 7 rows cut runs of instruments and batches of the file anywhere."""
     f = bars(50, tuple(f"I{k}" for k in range(9)))
     whole = Panel.from_table(f)
-    monkeypatch.setattr("pricepix.tables.BLOCK", 7)
+    monkeypatch.setattr("pricepix.bars.tables.BLOCK", 7)
     path = _write(f, tmp_path / "x.parquet")
     assert Panel.from_table(f).digest == whole.digest
     assert Panel.from_table(path).digest == whole.digest

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from pricepix.bars.times import as_time, to_series
 from pricepix.labels import NO_TIME
-from pricepix.moments import as_time, to_series
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import polars
     import xarray
 
+    from pricepix.bars.panel import Panel
     from pricepix.images import ImageSet
-    from pricepix.panel import Panel
 
 __all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
 

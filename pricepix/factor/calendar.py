@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
-from pricepix.moments import to_series
+from pricepix.bars.times import to_series
 
 __all__ = [
     "REBALANCES",

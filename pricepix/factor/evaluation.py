@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pricepix._checks import bars
+from pricepix.bars.panel import Panel
+from pricepix.bars.times import to_series
 from pricepix.factor.baselines import BASELINES, history
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
 from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
@@ -43,8 +45,6 @@ from pricepix.factor.statistics import (
 )
 from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
-from pricepix.moments import to_series
-from pricepix.panel import Panel
 
 __all__ = ["Evaluation", "evaluate", "reach"]
 

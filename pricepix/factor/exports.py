@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from pricepix.bars.times import to_series
 from pricepix.factor.calendar import day_and_interval
-from pricepix.moments import to_series
 
 if TYPE_CHECKING:
     import pandas
 
+    from pricepix.bars.panel import Panel
     from pricepix.factor.cache import FactorCache
-    from pricepix.panel import Panel
 
 __all__ = ["long_table", "to_alphalens", "to_image_trading", "to_qlib", "write_csv", "write_parquet"]
 

@@ -14,7 +14,7 @@ from pricepix.factor.portfolio import Tradable
 from pricepix.labels import NO_TIME, label_price
 
 if TYPE_CHECKING:
-    from pricepix.panel import Panel
+    from pricepix.bars.panel import Panel
 
 __all__ = ["Market"]
 

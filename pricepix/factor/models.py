@@ -284,7 +284,7 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
         return []
     import yaml
 
-    from pricepix.moments import as_time
+    from pricepix.bars.times import as_time
 
     config = yaml.safe_load((run / "config.yaml").read_text())
     folds = config.get("folds") if isinstance(config, dict) else None

@@ -10,10 +10,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
 from pricepix.document import INDEX_CHUNK
 from pricepix.images import ImageSet
 from pricepix.labels import forward_returns
-from pricepix.panel import Panel
 
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache

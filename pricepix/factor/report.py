@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.times import to_series
 from pricepix.factor.evaluation import Evaluation
 from pricepix.factor.models import Scorer
 from pricepix.factor.portfolio import drawdown
-from pricepix.moments import to_series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

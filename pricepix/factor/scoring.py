@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pricepix._checks import bars, choice
+from pricepix.bars.times import as_time, stamp
 from pricepix.document import INDEX_CHUNK
 from pricepix.factor.cache import (
     FORMAT,
@@ -36,7 +37,6 @@ from pricepix.factor.models import Scorer
 from pricepix.factor.origin import keep_labels, shape_digest
 from pricepix.images import ImageSet
 from pricepix.labels import NO_TIME
-from pricepix.moments import as_time, stamp
 from pricepix.store import ImageStore, open_images, open_store
 
 __all__ = ["score"]

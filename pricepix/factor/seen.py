@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.moments import as_time
+from pricepix.bars.times import as_time
 
 __all__ = ["dates_seen", "seen_by"]
 

@@ -21,7 +21,7 @@ from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from pricepix.panel import Panel
+    from pricepix.bars.panel import Panel
     from pricepix.windows import WindowIndex
 
 _STYLE_CODES = {

@@ -22,7 +22,7 @@ from pricepix.spec import ImageSpec
 if TYPE_CHECKING:
     import torch
 
-    from pricepix.panel import Panel
+    from pricepix.bars.panel import Panel
 
 INSTALL: Final = 'pip install "pricepix[cuda]"'
 OUTSIDE: Final = kernels.OUTSIDE

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from pricepix._checks import choice, whole_number_or_none
 from pricepix._version import __version__
+from pricepix.bars.panel import Panel
 from pricepix.build import MODES, _check_location, _state
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk
 from pricepix.labels import NO_TIME
 from pricepix.location import Location, StoreLike
 from pricepix.lock import WriteLock
-from pricepix.panel import Panel
 from pricepix.sources.writer import PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store

@@ -15,21 +15,21 @@ from tqdm import tqdm
 from pricepix._checks import bars, choice, fraction, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix._version import __version__
+from pricepix.bars import hashing
+from pricepix.bars.market_cache import MarketCache, NoTrade, Range
+from pricepix.bars.panel import FIELDS, Panel
+from pricepix.bars.times import as_time, duration_ns, stamp
 from pricepix.build import MODES, _check_location, _state, nothing_to_draw
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
 from pricepix.labels import forward_returns
 from pricepix.location import Location, StoreLike
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
-from pricepix.moments import as_time, stamp
-from pricepix.panel import FIELDS, Panel
 from pricepix.render.api import render_rows
-from pricepix.sources import _kernels as kernels
-from pricepix.sources.market_cache import MarketCache, NoTrade, Range
 from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
-from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, duration_ns, scheduled_times
+from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, scheduled_times
 
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80
@@ -328,7 +328,7 @@ class _Market:
     def lanes(self) -> NDArray[np.uint64]:
         """What the digest of each stock starts from."""
         names = self._fields()
-        start = [*kernels.START, *(np.uint64(FIELDS.index(name) + 1) for name in names)]
+        start = [*hashing.START, *(np.uint64(FIELDS.index(name) + 1) for name in names)]
         return np.tile(np.array(start, np.uint64), (self.stock.stop - self.stock.start, 1))
 
     def _fields(self) -> tuple[str, ...]:
@@ -351,9 +351,9 @@ class _Market:
         high = panel.offsets[:-1] + np.clip(b, first, stop) - first
         # Without compilation numpy warns of the overflow that hashing lives on.
         with np.errstate(over="ignore"):
-            kernels.hash_rows(panel.bars.view(np.uint64), panel.time.view(np.uint64), low, high, lanes)
+            hashing.hash_rows(panel.bars.view(np.uint64), panel.time.view(np.uint64), low, high, lanes)
             for k, name in enumerate(panel.fields):
-                kernels.hash_field(panel.fields[name].view(np.uint8), low, high, lanes[:, 6 + k])
+                hashing.hash_field(panel.fields[name].view(np.uint8), low, high, lanes[:, 6 + k])
 
     def digest(self, progress: bool) -> str:
         """Digest of the whole panel, by reading it a stretch at a time."""
@@ -373,7 +373,7 @@ class _Market:
         """Return what the store says of the whole panel."""
         digests = np.empty((len(lanes), 2), np.uint64)
         with np.errstate(over="ignore"):
-            kernels.hash_end(lanes, digests)
+            hashing.hash_end(lanes, digests)
         first, stop = self.cache.bar_range(self.day, self.stock, self.reading["no_trade"])
         offsets = np.concatenate([[0], np.cumsum(stop - first)]).astype(np.int64)
         names = np.asarray(self.cache.instruments[self.stock], np.str_)

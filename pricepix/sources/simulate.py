@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.sources.market_cache import MarketCache, write_market_cache
-from pricepix.sources.sessions import Session
+from pricepix.bars.market_cache import MarketCache, write_market_cache
+from pricepix.bars.sessions import Session
 
 _TICK: Final = 0.01
 _BARS_A_YEAR: Final = 252

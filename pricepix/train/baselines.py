@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.panel import Panel
+from pricepix.bars.panel import Panel
 from pricepix.render.api import render_rows
 from pricepix.spec import ImageSpec
 

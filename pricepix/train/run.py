@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pricepix._checks import number, whole_number, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.augment import Augment
-from pricepix.moments import stamp
+from pricepix.bars.times import stamp
 from pricepix.reader import DEFAULT_POOL_BYTES, select
 from pricepix.store import open_images
 from pricepix.train.baselines import check_bars, store_rows, window_series
@@ -205,7 +205,7 @@ def fit(
     KeyboardInterrupt
         On Ctrl-C, after the step in hand and its checkpoint; ``resume=True`` goes on from there.
     """
-    from pricepix.panel import Panel as PanelType
+    from pricepix.bars.panel import Panel as PanelType
     from pricepix.train.loop import Device, Interrupted, train_member
 
     settings = Hyper.of(hyper, **changes)

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.moments import as_time, stamp
+from pricepix.bars.times import as_time, duration_ns, stamp
 from pricepix.train.baselines import store_rows
-from pricepix.windows import duration_ns
 
 if TYPE_CHECKING:
+    from pricepix.bars.panel import Panel
     from pricepix.images import ImageSet
-    from pricepix.panel import Panel
 
 __all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
 

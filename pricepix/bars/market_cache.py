@@ -13,13 +13,13 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix import _panel_kernels as panel_kernels
-from pricepix import arrays
 from pricepix._checks import choice, nearest
-from pricepix.moments import TimeOptions, as_time
-from pricepix.panel import Panel, _finish, _Raw
-from pricepix.sources import _kernels as kernels
-from pricepix.sources.sessions import Session, clock_text
+from pricepix.bars import arrays
+from pricepix.bars import kernels as panel_kernels
+from pricepix.bars import market_kernels as kernels
+from pricepix.bars.panel import Panel, _finish, _Raw
+from pricepix.bars.sessions import Session, clock_text
+from pricepix.bars.times import TimeOptions, as_time
 
 INTRADAY: Final = ("OPEN", "HIGH", "LOW", "CLOSE", "VOLUME")
 DAILY: Final = ("ASHARE_FILTER", "ADJ_FACTOR", "UP_LIMIT", "DN_LIMIT")

@@ -1,4 +1,4 @@
-"""Compiled loops behind :mod:`pricepix.panel`: placing rows, checking bars, merging calendars, hashing.
+"""Compiled loops behind :mod:`pricepix.bars.panel`: placing rows, checking bars, merging calendars, hashing.
 
 Nothing here checks its arguments. Every function releases the interpreter's lock and allocates next to
 nothing. Arrays that are only read come in as read-only C-contiguous arrays, so that each function is compiled
@@ -7,10 +7,14 @@ once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
-# What can be said of a bar, one bit a kind. The names and the order are those of pricepix.panel.BAR_KINDS.
+from pricepix._store_kernels import jit
+
+# What can be said of a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
 HIGH_BELOW_LOW = 1
 NONPOSITIVE_PRICE = 2
 INFINITE_PRICE = 4
@@ -25,22 +29,6 @@ BAR_ERRORS = HIGH_BELOW_LOW | NONPOSITIVE_PRICE | INFINITE_PRICE | INFINITE_VOLU
 
 # Eight instruments side by side fill the cache lines of a (time, instrument) array of float64.
 _TILE = 8
-
-_NAN_BITS = np.uint64(0x7FF8000000000000)
-_INF_BITS = np.uint64(0x7FF0000000000000)
-_SIGN_OFF = np.uint64(0x7FFFFFFFFFFFFFFF)
-_MINUS_ZERO = np.uint64(0x8000000000000000)
-# The odd multipliers of xxHash64.
-_P1 = np.uint64(0x9E3779B185EBCA87)
-_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
-_P3 = np.uint64(0x165667B19E3779F9)
-_P4 = np.uint64(0x85EBCA77C2B2AE63)
-_P5 = np.uint64(0x27D4EB2F165667C5)
-_U0 = np.uint64(0)
-_U29 = np.uint64(29)
-_U31 = np.uint64(31)
-_U32 = np.uint64(32)
-_U33 = np.uint64(33)
 
 
 @njit(cache=True, nogil=True)
@@ -337,71 +325,6 @@ def time_codes(time, offsets, calendar, out):
 
 
 @njit(cache=True, nogil=True)
-def _canonical(bits):
-    # Every NaN is the same missing value and -0.0 is 0.0, whatever their bits.
-    if bits & _SIGN_OFF > _INF_BITS:
-        return _NAN_BITS
-    if bits == _MINUS_ZERO:
-        return _U0
-    return bits
-
-
-@njit(cache=True, nogil=True)
-def _round(acc, value):
-    # One round of xxHash64: every step can be undone, so two inputs that differ in one value never meet.
-    acc += value * _P2
-    acc = (acc << _U31) | (acc >> _U33)
-    return acc * _P1
-
-
-@njit(cache=True, nogil=True)
-def _avalanche(x):
-    x ^= x >> _U33
-    x *= _P2
-    x ^= x >> _U29
-    x *= _P3
-    x ^= x >> _U32
-    return x
-
-
-@njit(cache=True, nogil=True)
-def hash_bars(bars, time, offsets, out):
-    """128 bits of each instrument's times and bars into out (instruments, 2); inputs are viewed as uint64.
-
-    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read,
-    several times faster than a cryptographic hash, and nobody forges bars.
-    """
-    for i in range(offsets.size - 1):
-        a0, a1, a2, a3, a4, a5 = _P1, _P2, _P3, _P4, _P5, _P1 ^ _P3
-        for r in range(offsets[i], offsets[i + 1]):
-            a0 = _round(a0, _canonical(bars[r, 0]))
-            a1 = _round(a1, _canonical(bars[r, 1]))
-            a2 = _round(a2, _canonical(bars[r, 2]))
-            a3 = _round(a3, _canonical(bars[r, 3]))
-            a4 = _round(a4, _canonical(bars[r, 4]))
-            a5 = _round(a5, time[r])
-        x, y = _P4, _P5
-        for lane in (a0, a1, a2, a3, a4, a5):
-            x = _round(x, lane)
-            y = _round(y ^ x, _avalanche(lane))
-        out[i, 0] = _avalanche(x)
-        out[i, 1] = _avalanche(y)
-
-
-@njit(cache=True, nogil=True)
-def hash_column(values, offsets, salt, out):
-    """Mix one per-row field (float64 viewed as uint64, or bool viewed as uint8) into out (instruments, 2)."""
-    for i in range(offsets.size - 1):
-        acc = salt
-        for r in range(offsets[i], offsets[i + 1]):
-            acc = _round(acc, _canonical(np.uint64(values[r])))
-        x = _round(out[i, 0], acc)
-        y = _round(out[i, 1] ^ x, _avalanche(acc))
-        out[i, 0] = _avalanche(x)
-        out[i, 1] = _avalanche(y)
-
-
-@njit(cache=True, nogil=True)
 def run_places(start, code, offsets, dest):
     """dest[s] = row of the panel at which run s begins: runs of one instrument follow each other in input
     order.
@@ -417,3 +340,23 @@ def run_places(start, code, offsets, dest):
     for s in range(code.size):
         dest[s] = free[code[s]]
         free[code[s]] += start[s + 1] - start[s]
+
+
+@jit
+def find_rows(panel_time: Any, offsets: Any, instrument: Any, time: Any, row: Any) -> None:
+    """Write the panel row of each (instrument, time), -1 where there is none."""
+    for i in range(instrument.shape[0]):
+        row[i] = -1
+        code = instrument[i]
+        if code < 0 or code >= offsets.shape[0] - 1:
+            continue
+        low, high = offsets[code], offsets[code + 1]
+        end = high
+        while low < high:
+            middle = (low + high) // 2
+            if panel_time[middle] < time[i]:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and panel_time[low] == time[i]:
+            row[i] = low

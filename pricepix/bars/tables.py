@@ -1,6 +1,6 @@
 """Read any table of bars: find its columns, its instruments and its times, and hand out its rows in blocks.
 
-This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.panel`.
+This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.bars.panel`.
 """
 
 from __future__ import annotations
@@ -19,53 +19,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pricepix import moments
-from pricepix._checks import nearest
-
-PRICES = ("open", "high", "low", "close")
-BAR = (*PRICES, "volume")
-FLOAT_FIELDS = ("total_return", "adjustment_factor", "market_cap")
-BOOL_FIELDS = ("up_limit", "down_limit", "eligible")
-KNOWN = ("instrument", "time", *BAR, *FLOAT_FIELDS, *BOOL_FIELDS)
-REQUIRED = ("time", *PRICES)
-
-#: Spellings of our names, compared without case, blanks, dots, dashes and underscores.
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "instrument": (
-        *(
-            "instrument",
-            "symbol",
-            "ticker",
-            "permno",
-            "code",
-            "stockid",
-            "stockcode",
-            "tscode",
-            "secid",
-            "sid",
-        ),
-        "asset",
-    ),
-    "time": (
-        *("time", "date", "datetime", "timestamp", "ts", "tradedate", "tradingdate", "tradetime", "dlycaldt"),
-        "opentime",
-    ),
-    "open": ("open", "o", "openprc", "openprice", "pxopen", "dlyopen"),
-    "high": ("high", "h", "askhi", "highprice", "pxhigh", "dlyhigh"),
-    "low": ("low", "l", "bidlo", "lowprice", "pxlow", "dlylow"),
-    "close": ("close", "c", "prc", "last", "closeprice", "pxlast", "dlyclose", "dlyprc"),
-    "volume": ("volume", "vol", "v", "pxvolume", "dlyvol"),
-    "total_return": ("totalreturn", "ret", "dlyret"),
-    "adjustment_factor": ("adjustmentfactor", "adjfactor", "cfacpr", "dlyfacprc"),
-    "market_cap": ("marketcap", "mktcap", "dlycap"),
-    "up_limit": ("uplimit", "limitup"),
-    "down_limit": ("downlimit", "dnlimit", "limitdown"),
-    "eligible": ("eligible", "mask"),
-}
-#: Adjusted prices are not the prices that stand beside them: taken only when named.
-LOOKALIKES: dict[str, tuple[str, ...]] = {
-    name: (f"adj{name}", f"adjusted{name}", f"{name}adj", f"{name}adjusted") for name in BAR
-}
+from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
+from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
@@ -110,112 +65,8 @@ class ReadOptions:
 
     columns: Mapping[str, str | None]
     name: str | None = None
-    times: moments.TimeOptions = field(default_factory=moments.TimeOptions)
+    times: TimeOptions = field(default_factory=TimeOptions)
     null_values: tuple[str, ...] = ()
-
-
-# ------------------------------------------------------------------------------------------------- columns
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_.\-]+", "", name).casefold()
-
-
-def _listed(names: Sequence[str], limit: int = 40) -> str:
-    shown = ", ".join(repr(n) for n in names[:limit])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "") if names else "none at all"
-
-
-def requested_columns(
-    columns: Mapping[str, str | None] | None, instrument: str | None, time: str | None
-) -> dict[str, str | None]:
-    """Merge `columns`, `instrument` and `time` into one mapping of our names to the table's, checked."""
-    if columns is not None and not isinstance(columns, Mapping):
-        raise TypeError(
-            f"columns must map pricepix names to the table's, such as {{'close': 'PRC'}}; got "
-            f"{type(columns).__name__}"
-        )
-    asked: dict[str, str | None] = {}
-    for ours, theirs in (columns or {}).items():
-        if ours not in KNOWN:
-            raise ValueError(
-                f"columns: {ours!r} is not a name pricepix knows{nearest(str(ours), KNOWN)}. The mapping "
-                f"goes from pricepix names to the table's, as in {{'close': 'PRC'}}; known are "
-                f"{', '.join(KNOWN)}"
-            )
-        if theirs is not None and not isinstance(theirs, str):
-            raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
-        if theirs is None and ours in REQUIRED:
-            raise ValueError(f"columns[{ours!r}] is None, but every panel needs {', '.join(REQUIRED)}")
-        asked[ours] = theirs
-    for ours, theirs in (("instrument", instrument), ("time", time)):
-        if theirs is None:
-            continue
-        if not isinstance(theirs, str):
-            raise TypeError(f"{ours} must be the name of a column, got {type(theirs).__name__}")
-        if asked.get(ours, theirs) != theirs:
-            raise ValueError(
-                f"{ours}={theirs!r} contradicts columns[{ours!r}]={asked[ours]!r}: give one of them"
-            )
-        asked[ours] = theirs
-    return asked
-
-
-def resolve_columns(
-    found: Sequence[str], asked: Mapping[str, str | None], origin: str
-) -> tuple[dict[str, str], list]:
-    """Return which column is which of our names, and remarks; one error names all that is unclear."""
-    out: dict[str, str] = {}
-    faults: list[str] = []
-    remarks: list[str] = []
-    plain = {c: _plain(c) for c in found}
-    for ours in KNOWN:
-        if ours in asked:
-            theirs = asked[ours]
-            if theirs is None:
-                continue
-            if theirs not in plain:
-                faults.append(f"- {ours}: there is no column {theirs!r}{nearest(theirs, found)}")
-            else:
-                out[ours] = theirs
-            continue
-        # A column that was given to another name is not free, but several prices may share one column.
-        given = {c for o, c in asked.items() if not {o, ours} <= set(PRICES)}
-        fits = [c for c in found if plain[c] in SYNONYMS[ours] and c not in given]
-        alike = [c for c in found if plain[c] in LOOKALIKES.get(ours, ())]
-        if len(fits) > 1:
-            faults.append(
-                f"- {ours}: any of {_listed(fits)} could be meant; say which: "
-                f"columns={{{ours!r}: {fits[0]!r}}}"
-            )
-        elif fits:
-            out[ours] = fits[0]
-            if alike:
-                remarks.append(
-                    f"column {alike[0]!r} was not used: open, high, low and close are taken as they stand, "
-                    f"{ours} from {fits[0]!r}"
-                )
-        elif ours in REQUIRED:
-            like = alike or [c for c in found if ours in plain[c]]
-            hint = f"; {_listed(like)} looks like it" if like else ""
-            value = like[0] if like else "NAME OF THE COLUMN"
-            faults.append(
-                f"- {ours}: no column has this name or a usual synonym{hint}: columns={{{ours!r}: {value!r}}}"
-            )
-    if faults:
-        raise ValueError(
-            f"cannot tell the columns of {origin}:\n"
-            + "\n".join(faults)
-            + f"\nColumns found: {_listed(found)}."
-        )
-    taken: dict[str, str] = {}
-    for ours, theirs in out.items():
-        if theirs in taken and not {ours, taken[theirs]} <= set(PRICES):
-            raise ValueError(
-                f"column {theirs!r} of {origin} is asked for both as {taken[theirs]!r} and as {ours!r}"
-            )
-        taken[theirs] = ours
-    return out, remarks
 
 
 # ------------------------------------------------------------------------------------------------- sources
@@ -312,7 +163,7 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
         return values.to_numpy()
     if isinstance(dtype, pd.DatetimeTZDtype):
         zone = str(dtype.tz)
-        if not moments.is_zone(zone):
+        if not is_zone(zone):
             remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
             wall = values.dt.tz_localize(None)
             if not wall.hasnans and (wall.dt.normalize() == wall).mean() > 0.5:
@@ -329,9 +180,7 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
     if isinstance(dtype, np.dtype) and dtype.kind == "O":
         zones = {str(getattr(v, "tzinfo", None)) for v in values if hasattr(v, "tzinfo")}
         if len(zones) > 1:
-            raise moments.mixed_zones(
-                [(None if z == "None" else z, f"column {name!r}") for z in sorted(zones)]
-            )
+            raise mixed_zones([(None if z == "None" else z, f"column {name!r}") for z in sorted(zones)])
     try:
         return pl.from_pandas(values.reset_index(drop=True))
     except (TypeError, ValueError, pl.exceptions.PolarsError):
@@ -573,7 +422,7 @@ def _stem(path: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[moments.Times], str | None]:
+def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], str | None]:
     """Read the time column of every part; they must share one zone, which is returned."""
     out = []
     zones: dict[str | None, str] = {}
@@ -581,13 +430,13 @@ def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[moments.Ti
         if part.rows == 0:
             part.columns.pop("time")
             continue
-        times = moments.read_column(
+        times = read_column(
             part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options.times
         )
         zones.setdefault(times.tz, part.origin)
         out.append(times)
     if len(zones) > 1:
-        raise moments.mixed_zones(list(zones.items()))
+        raise mixed_zones(list(zones.items()))
     tz = next(iter(zones))
     return out, (options.times.tz or tz) if tz is not None else None
 

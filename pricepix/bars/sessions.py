@@ -11,8 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.moments import check_zone
-from pricepix.windows import duration_ns
+from pricepix.bars.times import check_zone, duration_ns
 
 MINUTE: Final = 60_000_000_000
 DAY: Final = 1440 * MINUTE

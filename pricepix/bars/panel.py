@@ -10,139 +10,24 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from pricepix import _panel_kernels as kernels
-from pricepix import arrays, moments, tables
 from pricepix._checks import choice, nearest
-from pricepix.tables import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES, locked
+from pricepix.bars import arrays, hashing, kernels, tables
+from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, PRICES, requested_columns
+from pricepix.bars.report import BAR_KINDS, ERRORS, NOTES, BadRow, PanelReport
+from pricepix.bars.tables import locked
+from pricepix.bars.times import TimeOptions, as_time, check_zone, stamp
 
 FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)
-
-#: Kinds of faults: `on_bad` decides what becomes of them.
-ERRORS: dict[str, str] = {
-    "duplicate_time": "an instrument has two rows at one time",
-    "high_below_low": "the high is below the low",
-    "nonpositive_price": "a price is zero or negative",
-    "infinite_price": "a price is infinite",
-    "infinite_volume": "the volume is infinite",
-    "negative_volume": "the volume is negative",
-    "impossible_return": "the total return is below -1 or infinite (CRSP codes of missing: -66 to -99)",
-    "bad_factor": "the adjustment factor to be applied is missing, zero, negative or infinite",
-}
-#: Kinds of findings that are worth knowing and never an error.
-NOTES: dict[str, str] = {
-    "unsorted_time": "rows came before the row above them and were sorted",
-    "missing_bar": "all four prices are missing",
-    "partial_bar": "some of the four prices are missing",
-    "midpoint_price": "negative prices were taken as bid/ask midpoints",
-    "outside_range": "open or close lies outside low to high",
-    "float32_input": "prices came as float32: 7 digits, so that up to 1 image in 12 may differ by a pixel",
-    "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
-}
-# In the order of the bits of _panel_kernels.
-BAR_KINDS = (
-    *("high_below_low", "nonpositive_price", "infinite_price", "infinite_volume", "negative_volume"),
-    *("missing_bar", "partial_bar", "midpoint_price", "outside_range"),
-)
 _SHOWN = 5
 _DAY = 86_400_000_000_000
 _BLOCK_BYTES = 16 << 20
 _ADJUST = {None: 0, "divide": 1, "multiply": 2}
-
-
-class BadRow(NamedTuple):
-    """One row of the input named in a report, with its values as they came."""
-
-    instrument: str
-    time: str
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{n} {v:.10g}" for n, v in zip(BAR, self[2:], strict=True))
-        return f"{self.instrument} {self.time}: {values}"
-
-
-@dataclass(frozen=True)
-class PanelReport:
-    """What the checks on entry found.
-
-    Attributes
-    ----------
-    rows, instruments
-        Size of the panel.
-    counts
-        Rows by kind, for every kind of `ERRORS` and `NOTES` that occurred.
-    examples
-        The first few rows of a kind, where rows can be named.
-    dropped
-        Bars made missing and duplicate rows left out by ``on_bad="drop_bar"``.
-    on_bad
-        What was to be done with errors.
-    remarks
-        Anything else: columns not used, zones replaced.
-    """
-
-    rows: int = 0
-    instruments: int = 0
-    counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    examples: Mapping[str, tuple[BadRow, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    dropped: int = 0
-    on_bad: str = "raise"
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def errors(self) -> dict[str, int]:
-        """Counts of the kinds that are errors."""
-        return {k: n for k, n in self.counts.items() if k in ERRORS}
-
-    @property
-    def notes(self) -> dict[str, int]:
-        """Counts of the kinds that are never errors."""
-        return {k: n for k, n in self.counts.items() if k in NOTES}
-
-    @property
-    def ok(self) -> bool:
-        """Whether no error was found."""
-        return not self.errors
-
-    def table(self, kinds: Mapping[str, int]) -> str:
-        """Return the counts of some kinds with their first rows, one kind a paragraph."""
-        lines = []
-        for kind, count in kinds.items():
-            lines.append(f"  {kind:<18} {count:>12,}  {(ERRORS | NOTES)[kind]}")
-            lines += [f"      {row}" for row in self.examples.get(kind, ())]
-            more = count - len(self.examples.get(kind, ()))
-            if self.examples.get(kind) and more > 0:
-                lines.append(f"      and {more:,} more")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        lines = [f"{self.rows:,} rows of {self.instruments:,} instruments, on_bad={self.on_bad!r}"]
-        lines += ["errors:", self.table(self.errors)] if self.errors else ["errors: none"]
-        if self.dropped:
-            lines.append(
-                f"  dropped            {self.dropped:>12,}  bars made missing or duplicate rows left out"
-            )
-        lines += ["notes:", self.table(self.notes)] if self.notes else ["notes: none"]
-        lines += [f"  {remark}" for remark in self.remarks]
-        return "\n".join(lines)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"counts": dict(self.counts), "examples": dict(self.examples)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        proxied = {k: MappingProxyType(state[k]) for k in ("counts", "examples")}
-        self.__dict__.update(state | proxied)
 
 
 class Panel:
@@ -214,7 +99,7 @@ class Panel:
         put(self, "offsets", locked(offsets))
         put(self, "instruments", locked(np.asarray(instruments, dtype=np.str_)))
         put(self, "time", locked(time))
-        put(self, "tz", moments.check_zone(tz))
+        put(self, "tz", check_zone(tz))
         put(self, "fields", MappingProxyType({k: locked(fields[k]) for k in FIELDS if k in fields}))
         put(self, "report", report or PanelReport(n, m))
         put(self, "_cache", {})
@@ -335,9 +220,9 @@ class Panel:
         if isinstance(source, Panel):
             raise TypeError("the source is a Panel already; Panel.of(x) takes panels and tables alike")
         options = tables.ReadOptions(
-            tables.requested_columns(columns, instrument, time),
+            requested_columns(columns, instrument, time),
             name=name,
-            times=moments.TimeOptions(moments.check_zone(tz), time_format, time_unit),
+            times=TimeOptions(check_zone(tz), time_format, time_unit),
             null_values=(null_values,) if isinstance(null_values, str) else tuple(null_values),
         )
         parts = tables.read(source, options)
@@ -502,7 +387,7 @@ class Panel:
 
         remarks: list[str] = []
         names = arrays.instrument_names(instruments, prices["open"], width)
-        read = moments.TimeOptions(moments.check_zone(tz), time_format, time_unit)
+        read = TimeOptions(check_zone(tz), time_format, time_unit)
         stamps, zone = arrays.bar_times(
             time, intervals, prices["open"], days, per_day, read, remarks, len(shape) == 3
         )
@@ -579,7 +464,7 @@ class Panel:
 
     def stamp(self, ns: int) -> str:
         """Return a time of the panel as ISO text, in the zone of the panel."""
-        return moments.stamp(ns, self.tz)
+        return stamp(ns, self.tz)
 
     @property
     def digest(self) -> str:
@@ -608,10 +493,10 @@ class Panel:
             out = np.empty((self.n_instruments, 2), np.uint64)
             # Without compilation numpy warns of the overflow that hashing lives on.
             with np.errstate(over="ignore"):
-                kernels.hash_bars(self.bars.view(np.uint64), self.time.view(np.uint64), self.offsets, out)
+                hashing.hash_bars(self.bars.view(np.uint64), self.time.view(np.uint64), self.offsets, out)
                 for name, values in self.fields.items():
                     bits = values.view(np.uint8 if values.dtype == np.bool_ else np.uint64)
-                    kernels.hash_column(bits, self.offsets, np.uint64(FIELDS.index(name) + 1), out)
+                    hashing.hash_column(bits, self.offsets, np.uint64(FIELDS.index(name) + 1), out)
             self._cache["instrument_digests"] = locked(out)
         return self._cache["instrument_digests"]
 
@@ -665,7 +550,7 @@ class Panel:
         ValueError, TypeError
             Not a time, or one with a zone for a panel that has none.
         """
-        return moments.as_time(value, self.tz, end)
+        return as_time(value, self.tz, end)
 
     def locate(self, instrument: str, time: Any) -> int:
         """Return the row of an instrument at a time.
@@ -824,7 +709,7 @@ def _finish(
         return tuple(
             BadRow(
                 str(names[np.searchsorted(offsets, r, side="right") - 1]),
-                moments.stamp(int(time[r]), tz),
+                stamp(int(time[r]), tz),
                 *(float(x) for x in bars[r]),
             )
             for r in rows

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pricepix import moments, tables
-from pricepix.moments import DAY_NS, TimeOptions
-from pricepix.tables import locked
+from pricepix.bars import tables
+from pricepix.bars.tables import locked
+from pricepix.bars.times import DAY_NS, TimeOptions, read_column, stamp
 
 _BLOCK_BYTES = 16 << 20
 _MOST_BYTES = 256 << 20
@@ -116,7 +116,7 @@ def _read_times(time: Any, options: TimeOptions, remarks: list[str]) -> tuple[np
         values = pl.Series("time", time.astype(np.str_) if time.dtype.kind == "S" else time)
     else:
         values = pl.Series("time", list(time), strict=False)
-    read = moments.read_column(values, "time of the arrays", options)
+    read = read_column(values, "time of the arrays", options)
     return read.ticks * read.scale, (options.tz or read.tz) if read.tz is not None else None
 
 
@@ -153,7 +153,7 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
     repeated = np.flatnonzero(np.diff(stamps[order, 0]) == 0) + 1
     if len(repeated):
         if on_bad != "drop_bar":
-            first = ", ".join(moments.stamp(int(stamps[order[r], 0]), tz) for r in repeated[:5])
+            first = ", ".join(stamp(int(stamps[order[r], 0]), tz) for r in repeated[:5])
             raise ValueError(
                 f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first "
                 "are "

@@ -7,12 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from pricepix._panel_kernels import _P1, _P2, _P3, _P4, _P5, _avalanche, _canonical, _round
-
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-#: What the six lanes of an instrument's digest start from, as in `_panel_kernels.hash_bars`.
-START = (_P1, _P2, _P3, _P4, _P5, _P1 ^ _P3)
 
 
 @jit
@@ -153,38 +148,3 @@ def merge_last(values: Any, group: Any, out: Any) -> None:
     for row in range(group.size):
         if group[row] >= 0:
             out[group[row]] = values[row]
-
-
-@jit
-def hash_rows(bars: Any, time: Any, first: Any, last: Any, acc: Any) -> None:
-    """Take rows first[i] to last[i] of each instrument into its lanes: `_panel_kernels.hash_bars` cut up."""
-    for i in range(first.size):
-        for r in range(first[i], last[i]):
-            for lane in range(5):
-                acc[i, lane] = _round(acc[i, lane], _canonical(bars[r, lane]))
-            acc[i, 5] = _round(acc[i, 5], time[r])
-
-
-@jit
-def hash_field(values: Any, first: Any, last: Any, acc: Any) -> None:
-    """Take a per-row field into its lane: `_panel_kernels.hash_column` in pieces."""
-    for i in range(first.size):
-        for r in range(first[i], last[i]):
-            acc[i] = _round(acc[i], _canonical(np.uint64(values[r])))
-
-
-@jit
-def hash_end(acc: Any, out: Any) -> None:
-    """Make 128 bits an instrument of its lanes, those of the bars first."""
-    for i in range(acc.shape[0]):
-        x, y = _P4, _P5
-        for lane in range(6):
-            x = _round(x, acc[i, lane])
-            y = _round(y ^ x, _avalanche(acc[i, lane]))
-        x, y = _avalanche(x), _avalanche(y)
-        for lane in range(6, acc.shape[1]):
-            u = _round(x, acc[i, lane])
-            y = _avalanche(_round(y ^ u, _avalanche(acc[i, lane])))
-            x = _avalanche(u)
-        out[i, 0] = x
-        out[i, 1] = y

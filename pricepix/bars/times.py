@@ -10,12 +10,16 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from pricepix._checks import is_whole
 
 DAY_NS = 86_400_000_000_000
 _TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -382,3 +386,43 @@ def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
     if tz is None:
         return times
     return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)
+
+
+_FOREVER: Final = np.iinfo(np.int64)
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
+
+_UNITS: Final = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "min": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+    "w": 7 * 86400 * 10**9,
+}
+
+
+def duration_ns(value: Any, name: str = "") -> int:
+    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; `name` is told in errors."""
+    ns = -1
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match:
+            ns = int(Decimal(match[1]) * _UNITS[match[2]])
+    elif isinstance(value, timedelta):
+        ns = (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
+    elif isinstance(value, np.timedelta64):
+        # Months and years have no length, NaT has none either.
+        if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
+            ns = int(value.astype("timedelta64[ns]").astype(np.int64))
+    elif is_whole(value):
+        ns = int(value)
+    if ns < 0:
+        raise ValueError(
+            f"{name and name + '='}{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such "
+            "as '10d', a timedelta, or nanoseconds as a whole number, not below 0"
+        )
+    return min(ns, _FOREVER.max)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice
-from pricepix.moments import to_series
-from pricepix.panel import Panel, PanelReport
-from pricepix.sources import _kernels as kernels
-from pricepix.sources.sessions import DAY, Session
-from pricepix.windows import duration_ns
+from pricepix.bars import market_kernels as kernels
+from pricepix.bars.panel import Panel
+from pricepix.bars.report import PanelReport
+from pricepix.bars.sessions import DAY, Session
+from pricepix.bars.times import duration_ns, to_series
 
 _NONE: Final = np.iinfo(np.int64).min
 Times = NDArray[np.int64]

@@ -1,0 +1,5 @@
+"""Bars in: tables, arrays, market caches and shorter bars become one checked panel."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

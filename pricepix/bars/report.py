@@ -1,0 +1,128 @@
+"""What a panel found in the bars that it was given: counts and examples by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pricepix.bars.columns import BAR
+
+#: Kinds of faults: `on_bad` decides what becomes of them.
+ERRORS: dict[str, str] = {
+    "duplicate_time": "an instrument has two rows at one time",
+    "high_below_low": "the high is below the low",
+    "nonpositive_price": "a price is zero or negative",
+    "infinite_price": "a price is infinite",
+    "infinite_volume": "the volume is infinite",
+    "negative_volume": "the volume is negative",
+    "impossible_return": "the total return is below -1 or infinite (CRSP codes of missing: -66 to -99)",
+    "bad_factor": "the adjustment factor to be applied is missing, zero, negative or infinite",
+}
+
+#: Kinds of findings that are worth knowing and never an error.
+NOTES: dict[str, str] = {
+    "unsorted_time": "rows came before the row above them and were sorted",
+    "missing_bar": "all four prices are missing",
+    "partial_bar": "some of the four prices are missing",
+    "midpoint_price": "negative prices were taken as bid/ask midpoints",
+    "outside_range": "open or close lies outside low to high",
+    "float32_input": "prices came as float32: 7 digits, so that up to 1 image in 12 may differ by a pixel",
+    "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
+}
+
+# In the order of the bits of _panel_kernels.
+BAR_KINDS = (
+    *("high_below_low", "nonpositive_price", "infinite_price", "infinite_volume", "negative_volume"),
+    *("missing_bar", "partial_bar", "midpoint_price", "outside_range"),
+)
+
+
+class BadRow(NamedTuple):
+    """One row of the input named in a report, with its values as they came."""
+
+    instrument: str
+    time: str
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{n} {v:.10g}" for n, v in zip(BAR, self[2:], strict=True))
+        return f"{self.instrument} {self.time}: {values}"
+
+
+@dataclass(frozen=True)
+class PanelReport:
+    """What the checks on entry found.
+
+    Attributes
+    ----------
+    rows, instruments
+        Size of the panel.
+    counts
+        Rows by kind, for every kind of `ERRORS` and `NOTES` that occurred.
+    examples
+        The first few rows of a kind, where rows can be named.
+    dropped
+        Bars made missing and duplicate rows left out by ``on_bad="drop_bar"``.
+    on_bad
+        What was to be done with errors.
+    remarks
+        Anything else: columns not used, zones replaced.
+    """
+
+    rows: int = 0
+    instruments: int = 0
+    counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    examples: Mapping[str, tuple[BadRow, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    dropped: int = 0
+    on_bad: str = "raise"
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """Counts of the kinds that are errors."""
+        return {k: n for k, n in self.counts.items() if k in ERRORS}
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """Counts of the kinds that are never errors."""
+        return {k: n for k, n in self.counts.items() if k in NOTES}
+
+    @property
+    def ok(self) -> bool:
+        """Whether no error was found."""
+        return not self.errors
+
+    def table(self, kinds: Mapping[str, int]) -> str:
+        """Return the counts of some kinds with their first rows, one kind a paragraph."""
+        lines = []
+        for kind, count in kinds.items():
+            lines.append(f"  {kind:<18} {count:>12,}  {(ERRORS | NOTES)[kind]}")
+            lines += [f"      {row}" for row in self.examples.get(kind, ())]
+            more = count - len(self.examples.get(kind, ()))
+            if self.examples.get(kind) and more > 0:
+                lines.append(f"      and {more:,} more")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows:,} rows of {self.instruments:,} instruments, on_bad={self.on_bad!r}"]
+        lines += ["errors:", self.table(self.errors)] if self.errors else ["errors: none"]
+        if self.dropped:
+            lines.append(
+                f"  dropped            {self.dropped:>12,}  bars made missing or duplicate rows left out"
+            )
+        lines += ["notes:", self.table(self.notes)] if self.notes else ["notes: none"]
+        lines += [f"  {remark}" for remark in self.remarks]
+        return "\n".join(lines)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"counts": dict(self.counts), "examples": dict(self.examples)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        proxied = {k: MappingProxyType(state[k]) for k in ("counts", "examples")}
+        self.__dict__.update(state | proxied)
