@@ -99,7 +99,7 @@ def test_batch_of_256(benchmark, panel, rows):
 
 def test_batch_of_256_on_the_cpu(benchmark, panel):
     """The same images from the CPU's kernel, copied to the device as bytes."""
-    from pricepix.render.api import render_rows
+    from pricepix.render.draw import render_rows
 
     made = Job(panel, "jkx20", "bfloat16", 256 * 64 * 60 * 2)
     rows = made.rows.cpu().numpy()

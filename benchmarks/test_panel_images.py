@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from pricepix import Panel, PanelImages, open_store, render_universe, samples
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 
 BATCH = 256
 

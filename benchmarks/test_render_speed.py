@@ -19,7 +19,7 @@ import pytest
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
 from pricepix.render import fast, widen
-from pricepix.render.api import Drawer
+from pricepix.render.draw import Drawer
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
 OUTSIDE = {

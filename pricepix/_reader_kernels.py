@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pricepix.render.kernels import jit
+from pricepix.render.rules import jit
 
 # Gathers the top bit of eight bytes, the first byte's as the most significant.
 _GATHER = np.uint64(0x8040201008040201)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import bars, nearest_or_all
-from pricepix.render.api import NO_MA, fields_of, kernels, run
+from pricepix.render.draw import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from pricepix.lock import WriteLock
 from pricepix.painter import Painter
 from pricepix.plan import Plan, Task, partition_chunks, windows_digest
 from pricepix.render import render_panel
-from pricepix.render.api import memory_for
+from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
 from pricepix.windows import WindowIndex

@@ -21,7 +21,8 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pricepix import _store_kernels as store_kernels
-from pricepix.render import kernels, widen
+from pricepix.render import bits as render_bits
+from pricepix.render import widen
 
 LAYOUTS: Final = ("uint8", "bits")
 ZSTD_LEVEL: Final = 1
@@ -251,7 +252,7 @@ class ChunkFormat:
         if pixels % 8 == 0:
             return raw.reshape(self.windows, self.packed_bytes)[:n]
         bits = np.empty((n, self.packed_bytes), np.uint8)
-        kernels.split_bits(raw, pixels, bits)
+        render_bits.split_bits(raw, pixels, bits)
         return bits
 
     def pack(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -271,7 +272,7 @@ class ChunkFormat:
             raw[1 + bits.size :] = 0
         else:
             raw[1:] = 0
-            kernels.join_bits(bits, pixels, raw[1:])
+            render_bits.join_bits(bits, pixels, raw[1:])
         return raw
 
     def _opened(self, stored: Content) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
 from pricepix.bars.times import as_time, to_series
-from pricepix.render.api import memory_for
+from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pricepix.images import ImageSet
 from pricepix.reader import DirectReader, EpochReader, usual_threads
 from pricepix.render import widen
-from pricepix.render.api import memory_for
+from pricepix.render.memory import memory_for
 from pricepix.sharing import SharedArrays
 from pricepix.store import ImageStore
 

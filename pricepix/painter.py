@@ -17,7 +17,8 @@ from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, encode_column
 from pricepix.labels import forward_returns
 from pricepix.location import Location
 from pricepix.plan import PARTITION_BYTES
-from pricepix.render.api import memory_for, render_rows
+from pricepix.render.draw import render_rows
+from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
 from pricepix.windows import WindowIndex
 

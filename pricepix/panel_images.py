@@ -22,7 +22,7 @@ from pricepix.images import ImageSet
 from pricepix.labels import ForwardReturn, forward_returns, label_price
 from pricepix.plan import windows_digest
 from pricepix.reader import Batch, DirectReader, EpochReader
-from pricepix.render.api import Drawer, render_rows
+from pricepix.render.draw import Drawer, render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.sharing import SharedArrays
 from pricepix.spec import ImageSpec

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time
 from pricepix.config import Config, Store, Train
@@ -180,8 +181,6 @@ class _Table:
         data = config.data
         table: Any = data.source
         if data.sample is not None:
-            from pricepix import samples
-
             table = samples.stocks() if data.sample == "stocks" else samples.simulate(**data.simulate)
         reading = data.arguments("source", "sample", "simulate")
         self._panel = Panel.from_table(table, progress=progress, **reading)

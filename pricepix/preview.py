@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pricepix._checks import whole_number
 from pricepix.bars.times import to_series
 from pricepix.images import ImageSet
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 from pricepix.store import open_images
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pricepix import _reader_kernels as kernels
 from pricepix._checks import whole_number
 from pricepix.bars.times import as_time
 from pricepix.render import widen
-from pricepix.render.api import HUGE_PAGE
+from pricepix.render.memory import HUGE_PAGE
 
 if TYPE_CHECKING:
     from pricepix.images import ImageSet

@@ -20,7 +20,7 @@ from pricepix.bars import kernels as bars_kernels
 from pricepix.document import ROOT, chunk_key
 from pricepix.labels import forward_returns
 from pricepix.location import BUILD
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel

@@ -15,7 +15,7 @@ from pricepix import _index_kernels as kernels
 from pricepix._checks import choice, fraction, whole_number
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import _FOREVER, duration_ns, to_series
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 

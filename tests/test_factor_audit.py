@@ -10,7 +10,7 @@ import zarr
 import pricepix as pp
 from pricepix.factor import score
 from pricepix.lookahead import _with_garbage, audit
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 
 
 def ink(images: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel
-from pricepix.render import api, fast, kernels, widen
+from pricepix.render import draw as api
+from pricepix.render import fast, kernels, rules, widen
+from pricepix.render import memory as render_memory
 
 NO_VALUES, NO_FLAGS, NO_AVERAGES = np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))
 GUARD = 64
@@ -34,9 +36,9 @@ def draw(spec, bars, windows, mode, averages=NO_AVERAGES, at_limit=None, shift=0
     first, row, dest = windows
     n = len(row)
     shape = {
-        kernels.PIXELS: (n, *spec.shape),
-        kernels.BITS: (n, spec.packed_bytes, 1),
-        kernels.DRY: (0, 0, 0),
+        rules.PIXELS: (n, *spec.shape),
+        rules.BITS: (n, spec.packed_bytes, 1),
+        rules.DRY: (0, 0, 0),
     }[mode]
     size = int(np.prod(shape))
     room = np.full(size + 2 * GUARD, 7, np.uint8)
@@ -55,11 +57,11 @@ def draw(spec, bars, windows, mode, averages=NO_AVERAGES, at_limit=None, shift=0
 def assert_equal(spec, bars, windows, streamed=None, shift=0, **options):
     """Both paths agree in pixels, column bits and reasons, and column bits widen to the pixels."""
     with path(plain=True):
-        expected, expected_reason = draw(spec, bars, windows, kernels.PIXELS, **options)
+        expected, expected_reason = draw(spec, bars, windows, rules.PIXELS, **options)
     with path(plain=False, streamed=streamed):
-        images, reason = draw(spec, bars, windows, kernels.PIXELS, shift=shift, **options)
-        bits, bits_reason = draw(spec, bars, windows, kernels.BITS, shift=shift, **options)
-        _, dry_reason = draw(spec, bars, windows, kernels.DRY, **options)
+        images, reason = draw(spec, bars, windows, rules.PIXELS, shift=shift, **options)
+        bits, bits_reason = draw(spec, bars, windows, rules.BITS, shift=shift, **options)
+        _, dry_reason = draw(spec, bars, windows, rules.DRY, **options)
         widened = widen(bits[:, :, 0], *spec.shape)
     assert np.array_equal(reason, expected_reason)
     assert np.array_equal(bits_reason, expected_reason)
@@ -257,7 +259,7 @@ def test_both_paths_find_the_same_windows(scene):
 def test_neither_tasks_nor_threads_change_anything(scene, threads):
     spec, _, table, windows, options = scene
     streamed, shift = options.pop("streamed"), options.pop("shift")
-    for mode in (kernels.PIXELS, kernels.BITS):
+    for mode in (rules.PIXELS, rules.BITS):
         with path(plain=False, streamed=streamed):
             one = draw(spec, table, windows, mode, shift=shift, **options)
             with pytest.MonkeyPatch.context() as patch:
@@ -274,7 +276,7 @@ def test_bars_beside_their_averages_give_the_same_bytes(scene, random):
     assume(spec.ma and fast.takes(spec))
     with path(plain=True):
         expected, expected_reason = draw(
-            spec, table, (first, row, np.arange(len(row))), kernels.PIXELS, at_limit=options.get("at_limit")
+            spec, table, (first, row, np.arange(len(row))), rules.PIXELS, at_limit=options.get("at_limit")
         )
     beside = np.full((len(table), fast.LAID_OUT), 7.0)
     fast.lay_out(table, offsets, spec.ma[0], api.drawing_of(spec).partial_ma, beside)
@@ -315,11 +317,11 @@ def test_long_histories_of_several_instruments(preset, streamed, make_walk):
 @pytest.mark.parametrize("shape", [(3, 64, 60), (1, 7, 5), (0, 64, 60), (3000, 64, 60)])
 def test_memory_for_images_begins_at_a_cache_line(shape):
     """Several at once, so that none can do so by chance."""
-    for memory in [api.memory_for(shape) for _ in range(5)]:
+    for memory in [render_memory.memory_for(shape) for _ in range(5)]:
         assert memory.shape == shape
         assert memory.dtype == np.uint8
         assert memory.flags.c_contiguous
         assert memory.flags.writeable
-        assert memory.ctypes.data % api.CACHE_LINE == 0 or not memory.size
-        if memory.nbytes >= 2 * api.HUGE_PAGE:
-            assert memory.ctypes.data % api.HUGE_PAGE == 0
+        assert memory.ctypes.data % render_memory.CACHE_LINE == 0 or not memory.size
+        if memory.nbytes >= 2 * render_memory.HUGE_PAGE:
+            assert memory.ctypes.data % render_memory.HUGE_PAGE == 0

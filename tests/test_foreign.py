@@ -13,7 +13,7 @@ import yaml
 import pricepix as pp
 from pricepix.config import Config, load_config
 from pricepix.foreign import KINDS, foreign_kind, init_config, run_foreign, translate_config
-from pricepix.sources import simulate_market
+from pricepix.samples import simulate_market
 
 IMAGE_TRADING = """
 MODEL: CNN49u

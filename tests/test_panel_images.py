@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import pricepix as pp
 from pricepix.images import ImageSet
 from pricepix.reader import BatchReader, DirectReader
-from pricepix.render import api
+from pricepix.render import draw as api
 from pricepix.sharing import SharedArrays
 
 ROOT = Path(__file__).resolve().parents[1]

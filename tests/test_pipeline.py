@@ -11,7 +11,8 @@ import pytest
 import pricepix as pp
 from pricepix.config import Config, load_config
 from pricepix.pipeline import run
-from pricepix.sources import build_market_store, simulate_market
+from pricepix.samples import simulate_market
+from pricepix.sources import build_market_store
 
 TABLE: dict[str, Any] = {
     "data": {"sample": "simulate", "simulate": {"instruments": 6, "bars": 90, "seed": 4}},

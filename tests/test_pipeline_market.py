@@ -13,7 +13,8 @@ from pricepix import pipeline
 from pricepix.bars import MarketCache
 from pricepix.config import Config
 from pricepix.pipeline import run
-from pricepix.sources import build_market_store, simulate_market
+from pricepix.samples import simulate_market
+from pricepix.sources import build_market_store
 
 
 def tree(folder) -> dict[str, bytes]:

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from test_render_properties import spoiled_windows
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_windows
-from pricepix.render import api, cuda
+from pricepix.render import cuda
+from pricepix.render import draw as api
 from pricepix.render.cuda import OUTSIDE, CudaRenderer
 
 torch = pytest.importorskip("torch")

@@ -193,6 +193,6 @@ def test_real_stocks() -> None:
 
 
 def test_missing_package() -> None:
-    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.stocks()"
+    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.real_bars.stocks()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1].endswith('bokeh-sampledata: pip install "pricepix[sample]"')

@@ -10,8 +10,8 @@ import pytest
 import pricepix as pp
 from pricepix.bars import MarketCache, Session, write_market_cache
 from pricepix.bars.market_cache import LimitCounts, file_name, read_name
-from pricepix.sources import simulate_market
-from pricepix.sources.simulate import simulate_arrays
+from pricepix.samples import simulate_market
+from pricepix.samples.ashare import simulate_arrays
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 
 import pricepix as pp
 from pricepix.bars import write_market_cache
-from pricepix.sources import build_market_store, market_store, simulate_market
-from pricepix.sources.simulate import simulate_arrays
+from pricepix.samples import simulate_market
+from pricepix.samples.ashare import simulate_arrays
+from pricepix.sources import build_market_store, market_store
 from pricepix.store import HISTORY
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.render import kernels
-from pricepix.render.api import NO_MA, checked_windows, drawing_of, fields_of
+from pricepix.render import kernels, rules
+from pricepix.render.draw import NO_MA, checked_windows, drawing_of, fields_of
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
 
 INSTALL: Final = 'pip install "pricepix[cuda]"'
-OUTSIDE: Final = kernels.OUTSIDE
+OUTSIDE: Final = rules.OUTSIDE
 """Reason code of a row, given on the device, that ends no window of the panel; its image is blank."""
 
 # Bytes of shared memory that an image may take at once, and a strip of one that is larger: a block gets 48 kB
@@ -265,7 +265,7 @@ class CudaRenderer:
         array = np.array(array, np.int64)
         states = self._states_on_host
         outside = (array < 0) | (array >= len(states))
-        outside |= states[np.where(outside, 0, array)] & kernels.WHOLE == 0 if len(states) else True
+        outside |= states[np.where(outside, 0, array)] & rules.WHOLE == 0 if len(states) else True
         if outside.any():
             raise ValueError(
                 f"{outside.sum()} rows end no window of {self.spec.lookback} bars in this panel of "
@@ -320,7 +320,7 @@ class CudaRenderer:
         rows = ends.cpu().numpy()
         states = self._states_on_host
         there = (rows >= 0) & (rows < len(states))
-        there[there] = states[rows[there]] & kernels.WHOLE != 0
+        there[there] = states[rows[there]] & rules.WHOLE != 0
         rows = rows[there]
         first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
         table = np.zeros((self._fields, len(there), self._drawing.bars))
@@ -361,10 +361,10 @@ def _states(
     offsets: NDArray[np.int64], spec: ImageSpec, up: NDArray[np.bool_], down: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """Bits of every panel row: whether a window ends there, and whether it holds limit flags that are drawn."""
-    states = np.full(offsets[-1], kernels.WHOLE, np.uint8)
+    states = np.full(offsets[-1], rules.WHOLE, np.uint8)
     for first, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         states[first : min(first + spec.lookback - 1, end)] = 0
-    for flags, bit in ((up, kernels.UP), (down, kernels.DOWN)):
+    for flags, bit in ((up, rules.UP), (down, rules.DOWN)):
         if len(flags) and spec.style == "image_trading":
             count = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
             begin = np.maximum(np.arange(1, len(flags) + 1) - spec.lookback, 0)
@@ -454,14 +454,14 @@ class _Gpu:
         self.torch, self._cuda, self._kernels = torch, cuda, cuda_kernels
         self.simulated = cuda_kernels.SIMULATED
 
-    def threads(self, drawing: kernels.Drawing) -> int:
+    def threads(self, drawing: rules.Drawing) -> int:
         """Threads a block, a power of two: a warp where that is enough to write the image."""
         size = drawing.height * drawing.width
         if self.simulated:
             return 4
         return 32 if size <= 8 << 10 else 64 if size <= 32 << 10 else 128
 
-    def plan(self, drawing: kernels.Drawing, averages: int, threads: int) -> tuple[Any, int]:
+    def plan(self, drawing: rules.Drawing, averages: int, threads: int) -> tuple[Any, int]:
         """Layout of a block's shared memory, and its bytes."""
         groups = 4 if drawing.per_field else 1 + drawing.volume
         counts_at = 2 * groups * threads

@@ -24,7 +24,8 @@ import numba
 import numpy as np
 from numba import cuda, float64, int64, uint8, uint16, uint32, uint64
 
-from pricepix.render.kernels import (
+from pricepix.render.reasons import VALID
+from pricepix.render.rules import (
     CLOSE,
     CNN_FOR_TRADING,
     DOWN,
@@ -54,7 +55,6 @@ from pricepix.render.kernels import (
     volume_rows,
     volume_scale,
 )
-from pricepix.render.reasons import VALID
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 

@@ -27,18 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from pricepix.render.kernels import CLOSE as CLOSE_COLUMN
-from pricepix.render.kernels import (
-    CNN_FOR_TRADING,
-    DRY,
-    IMAGE_TRADING,
-    JKX,
-    PIXELS,
-    jit,
-    moving_average,
-    parallel_jit,
-)
+from pricepix.render.kernels import moving_average
 from pricepix.render.reasons import CONSTANT_VOLUME, FLAT, FLAT_BARS, INFINITE, NO_PRICE, VALID
+from pricepix.render.rules import CLOSE as CLOSE_COLUMN
+from pricepix.render.rules import CNN_FOR_TRADING, DRY, IMAGE_TRADING, JKX, PIXELS, jit, parallel_jit
 from pricepix.render.simd import (
     absolute,
     bits_of,

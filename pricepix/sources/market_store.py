@@ -25,7 +25,7 @@ from pricepix.labels import forward_returns
 from pricepix.location import Location, StoreLike
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store

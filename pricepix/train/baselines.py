@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
-from pricepix.render.api import render_rows
+from pricepix.render.draw import render_rows
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:

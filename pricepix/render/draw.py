@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import threading
 from collections.abc import Mapping
@@ -15,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.render import fast, kernels
-from pricepix.render.kernels import Drawing
+from pricepix.render import bits as render_bits
+from pricepix.render import fast, kernels, rules
+from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
+from pricepix.render.rules import Drawing
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from pricepix.windows import WindowIndex
 
 _STYLE_CODES = {
-    "jkx": kernels.JKX,
-    "cnn_for_trading": kernels.CNN_FOR_TRADING,
-    "image_trading": kernels.IMAGE_TRADING,
+    "jkx": rules.JKX,
+    "cnn_for_trading": rules.CNN_FOR_TRADING,
+    "image_trading": rules.IMAGE_TRADING,
 }
 # Windows a task: enough to share the moving averages of a stretch, few enough to balance two threads.
 _TASK_WINDOWS = 256
@@ -38,8 +39,6 @@ _parallel_region = threading.Lock()
 # The process that first asked Numba for threads, and how many it was last allowed.
 _parallel_process: int | None = None
 _allowed_threads = 1
-
-CACHE_LINE, HUGE_PAGE = 64, 1 << 21
 # Most memory that a drawer takes for a copy of the panel with averages: 89 million bars.
 TABLE_BYTES = 4 << 30
 _NO_FLAGS = np.zeros(0, np.bool_)
@@ -137,7 +136,7 @@ def render_windows(
     run(
         bars, _NO_VALUES, up, down, given, spec,
         first=last - (spec.lookback - 1), row=last, dest=np.arange(n, dtype=np.int64),
-        out=images, mode=kernels.PIXELS, reason=reason, threads=None,
+        out=images, mode=rules.PIXELS, reason=reason, threads=None,
     )  # fmt: skip
     return RenderResult(images, reason)
 
@@ -227,29 +226,15 @@ def render_rows(
             f"a window is shorter than lookback={spec.lookback}: make the index with WindowIndex.from_panel"
         )
     if out is None:
-        mode, target = kernels.DRY, np.empty((0, 0, 0), np.uint8)
+        mode, target = rules.DRY, np.empty((0, 0, 0), np.uint8)
     elif bits:
-        mode, target = kernels.BITS, out[:, :, None]
+        mode, target = rules.BITS, out[:, :, None]
     else:
-        mode, target = kernels.PIXELS, out
+        mode, target = rules.PIXELS, out
     run(
         panel.bars, *fields_of(panel, spec), NO_MA, spec, first=first, row=row, dest=dest, out=target,
         mode=mode, reason=reason, threads=threads,
     )  # fmt: skip
-
-
-def memory_for(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return uninitialised uint8 memory in which images of whole cache lines begin at one.
-
-    An index goes by time, the renderer by instrument, so images are written far from each other. Where one ends
-    in the midst of a line, stores past the caches wait for the line to be read and merged: 730 instead of 200 ns
-    an image of 64x60. What is large begins at a huge page, of which numpy asks for some.
-    """
-    size = math.prod(shape)
-    alignment = HUGE_PAGE if size >= 2 * HUGE_PAGE else CACHE_LINE
-    raw = np.empty(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size].reshape(shape)
 
 
 class Drawer:
@@ -308,7 +293,7 @@ class Drawer:
             first = self._offsets[self._instrument[which[left]]]
             _run_plain(
                 self._bars, self._fields, NO_MA, self._spec, first[order], row[order], left[order], out,
-                kernels.PIXELS, reason, 1, False,
+                rules.PIXELS, reason, 1, False,
             )  # fmt: skip
         return reason if reason.any() else None
 
@@ -495,7 +480,7 @@ def widen(
         tables = fast.tables_of_size(height, width)
         fast.widen(bits, height, width, tables, out.reshape(-1), fast.streams(out))
     else:
-        kernels.unpack_images(bits, out)
+        render_bits.unpack_images(bits, out)
     return out
 
 

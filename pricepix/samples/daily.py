@@ -13,13 +13,12 @@ import polars as pl
 
 from pricepix._checks import choice
 
-__all__ = ["simulate", "stocks"]
+__all__ = ["simulate"]
 
 _INTERVALS = {"1d": 0, "1m": 1, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 60}
 _SESSION_START = 9 * 60 + 30
 _SESSION_MINUTES = 390
 _BARS_A_YEAR_DAILY = 252
-_SYMBOLS = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
 
 
 def simulate(
@@ -198,49 +197,6 @@ def simulate(
         data["signal"] = column(signal)
     frame = pl.DataFrame(data)
     return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
-
-
-def stocks(*, adjustment_factor: bool = False) -> pl.DataFrame:
-    """Real daily bars of AAPL, FB, GOOG, IBM and MSFT, from the package ``bokeh-sampledata``.
-
-    Parameters
-    ----------
-    adjustment_factor : bool
-        Add the column ``adjustment_factor`` (float64): the source's adjusted close over its close.
-
-    Returns
-    -------
-    polars.DataFrame
-        Columns ``symbol`` (str), ``date`` (date), ``open``, ``high``, ``low``, ``close``, ``volume``
-        (float64), sorted by symbol and date; 2000-03-01 to 2013-03-01 at most. Prices are as traded,
-        not adjusted for splits.
-
-    Raises
-    ------
-    ImportError
-        If the package is not installed; the message is the line that installs it.
-    """
-    try:
-        from bokeh_sampledata import stocks as source
-    except ImportError as error:
-        raise ImportError(
-            'the sample stocks need the package bokeh-sampledata: pip install "pricepix[sample]"'
-        ) from error
-    frames = []
-    for symbol in _SYMBOLS:
-        table = getattr(source, symbol)
-        columns = {
-            name: np.asarray(table[name], dtype=np.float64)
-            for name in ("open", "high", "low", "close", "volume")
-        }
-        frame = pl.DataFrame(
-            {"symbol": [symbol] * len(table["date"]), "date": [str(day) for day in table["date"]], **columns}
-        )
-        if adjustment_factor:
-            factor = np.asarray(table["adj_close"], dtype=np.float64) / columns["close"]
-            frame = frame.with_columns(adjustment_factor=pl.Series(factor))
-        frames.append(frame)
-    return pl.concat(frames).with_columns(pl.col("date").str.to_date()).sort("symbol", "date")
 
 
 def _check(
