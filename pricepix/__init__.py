@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from pricepix.augment import Augment
     from pricepix.bars.panel import Panel
     from pricepix.build import render_universe
-    from pricepix.labels import forward_returns
     from pricepix.lookahead import audit
     from pricepix.panel_images import PanelImages
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
     from pricepix.spec import ImageSpec
     from pricepix.store import ImageStore, open_store
-    from pricepix.windows import WindowIndex
+    from pricepix.windows.index import WindowIndex
+    from pricepix.windows.labels import forward_returns
 
 _HOME = {
     "Augment": "pricepix.augment",
@@ -31,12 +31,12 @@ _HOME = {
     "PanelImages": "pricepix.panel_images",
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
-    "WindowIndex": "pricepix.windows",
+    "WindowIndex": "pricepix.windows.index",
     "append": "pricepix.appending",
     "audit": "pricepix.lookahead",
     "contact_sheet": "pricepix.preview",
     "enlarge": "pricepix.preview",
-    "forward_returns": "pricepix.labels",
+    "forward_returns": "pricepix.windows.labels",
     "open_store": "pricepix.store",
     "render_panel": "pricepix.render",
     "render_universe": "pricepix.build",

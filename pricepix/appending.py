@@ -25,7 +25,8 @@ from pricepix.lock import WriteLock
 from pricepix.painter import Painter
 from pricepix.plan import PARTITION_BYTES
 from pricepix.store import HISTORY, ImageStore, open_store
-from pricepix.windows import DROP_REASONS, WindowIndex, scheduled_times
+from pricepix.windows.index import DROP_REASONS, WindowIndex
+from pricepix.windows.schedule import scheduled_times
 
 ON_REVISION: Final = ("raise", "rebuild")
 _SHOWN: Final = 5

@@ -15,7 +15,7 @@ from pricepix.render.draw import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from pricepix.windows import WindowIndex
+    from pricepix.windows.index import WindowIndex
 
 __all__ = ["Augment", "Augmenter"]
 

@@ -29,17 +29,17 @@ from pricepix.document import (
     dump,
     encode_strings,
 )
-from pricepix.labels import label_price
 from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
 from pricepix.painter import Painter
-from pricepix.plan import Plan, Task, partition_chunks, windows_digest
+from pricepix.plan import Plan, Task, partition_chunks
 from pricepix.render import render_panel
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
-from pricepix.windows import WindowIndex
+from pricepix.windows.index import WindowIndex, find_windows, windows_digest
+from pricepix.windows.labels import label_price
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -211,34 +211,6 @@ def render_universe(
             lock.check()
             finish(where, frozen.geometry, attributes, panel, _checksums(frozen, where))
     return open_store(where)
-
-
-def find_windows(panel: Panel, spec: ImageSpec, every: str | int, **choice: Any) -> WindowIndex:
-    """Return ``WindowIndex.from_panel`` of these arguments; ValueError if no window can be drawn."""
-    windows = WindowIndex.from_panel(panel, spec, every, **choice)
-    if len(windows) == 0:
-        raise nothing_to_draw(windows.candidates, windows.counts, choice.get("max_gap"), "another mask")
-    return windows
-
-
-def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, masked: str) -> ValueError:
-    """Return the error for a universe in which no window survives; `masked` is what to do about those masked."""
-    unit = " (nanoseconds: '10d' is ten days)" if hasattr(max_gap, "__index__") else ""
-    mend = {
-        "too_short": "a shorter lookback",
-        "ma_warmup": "ma_warmup='omit'",
-        "masked": masked,
-        "sampled_out": "a larger sample",
-        "gap": f"a longer max_gap than {max_gap!r}{unit}",
-        "missing_bars": "a larger max_missing",
-    }
-    most = sorted(counts, key=lambda reason: -counts[reason])
-    ways = list(dict.fromkeys(mend.get(reason, "other dates") for reason in most))
-    return ValueError(
-        f"none of the {candidates} candidate windows can be drawn (dropped: "
-        f"{', '.join(f'{name} {count}' for name, count in counts.items())}): choose "
-        + " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
-    )
 
 
 def lineage(

@@ -20,7 +20,7 @@ from pricepix.location import BUILD, Folder, Location
 from pricepix.painter import Painter
 from pricepix.plan import Plan, Task
 from pricepix.spec import ImageSpec
-from pricepix.windows import WindowIndex
+from pricepix.windows.index import WindowIndex
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -22,7 +22,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from pricepix.chunks import ZSTD_LEVEL, ChunkFormat, Content, numcodecs_allowed, seal, unseal
-from pricepix.labels import NO_TIME
+from pricepix.windows.labels import NO_TIME
 
 ROOT: Final = "zarr.json"
 INDEX_CHUNK: Final = 1 << 18

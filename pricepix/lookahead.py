@@ -16,9 +16,9 @@ from pricepix.build import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
 from pricepix.images import ImageSet
-from pricepix.labels import NO_TIME
 from pricepix.panel_images import PanelImages
 from pricepix.store import open_images
+from pricepix.windows.labels import NO_TIME
 
 __all__ = ["Audit", "audit"]
 

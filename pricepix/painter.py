@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from pricepix.chunks import Content, checksum
 from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, encode_column
-from pricepix.labels import forward_returns
 from pricepix.location import Location
 from pricepix.plan import PARTITION_BYTES
 from pricepix.render.draw import render_rows
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
-from pricepix.windows import WindowIndex
+from pricepix.windows.index import WindowIndex
+from pricepix.windows.labels import forward_returns
 
 # Objects that wait to be written, a worker: a disk needs no more to be busy, and more of them would scatter over
 # memory that the next chunk's compression wants in one piece; a far bucket takes its time.

@@ -15,18 +15,17 @@ from pricepix._checks import bars, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix.augment import Augment, Augmenter
 from pricepix.bars.panel import Panel
-from pricepix.build import find_windows, lineage
+from pricepix.build import lineage
 from pricepix.chunks import default_chunk
 from pricepix.document import INDEX_CHUNK
 from pricepix.images import ImageSet
-from pricepix.labels import ForwardReturn, forward_returns, label_price
-from pricepix.plan import windows_digest
 from pricepix.reader import Batch, DirectReader, EpochReader
 from pricepix.render.draw import Drawer, render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.sharing import SharedArrays
 from pricepix.spec import ImageSpec
-from pricepix.windows import WindowIndex
+from pricepix.windows.index import WindowIndex, find_windows, windows_digest
+from pricepix.windows.labels import ForwardReturn, forward_returns, label_price
 
 if TYPE_CHECKING:
     import torch

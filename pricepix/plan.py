@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from pricepix.chunks import ChunkFormat
 from pricepix.document import Geometry
 from pricepix.location import BUILD, Location
-from pricepix.windows import WindowIndex
 
 KEY: Final = f"{BUILD}/plan.json"
 DONE: Final = f"{BUILD}/done"
@@ -120,8 +118,3 @@ def partition_chunks(form: ChunkFormat, n: int, workers: int) -> int:
     chunks, per_object = form.chunks(n), form.object_windows // form.windows
     size = min(PARTITION_BYTES // (form.windows * form.packed_bytes), -(-chunks // (4 * max(1, workers))))
     return max(1, size // per_object) * per_object
-
-
-def windows_digest(windows: WindowIndex) -> str:
-    """32 hexadecimal digits that stand for which windows of a panel are drawn."""
-    return hashlib.blake2b(np.ascontiguousarray(windows.row).data, digest_size=16).hexdigest()

@@ -18,9 +18,9 @@ from pricepix import document
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
 from pricepix.document import ROOT, chunk_key
-from pricepix.labels import forward_returns
 from pricepix.location import BUILD
 from pricepix.render.draw import render_rows
+from pricepix.windows.labels import forward_returns
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel

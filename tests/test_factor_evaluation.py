@@ -17,7 +17,7 @@ from pricepix.factor.evaluation import reach
 from pricepix.factor.market import Market
 from pricepix.factor.portfolio import hold, quantile_returns, quantiles
 from pricepix.factor.statistics import information_coefficient
-from pricepix.labels import NO_TIME, forward_returns
+from pricepix.windows.labels import NO_TIME, forward_returns
 
 QUIET = {"split_rate": 0.0, "delist_rate": 0.0, "list_late": 0.0, "halt_rate": 0.0}
 

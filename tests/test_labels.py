@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, forward_returns
-from pricepix.labels import NO_TIME
+from pricepix.windows.labels import NO_TIME
 
 DAY = 86400 * 10**9
 NAN = math.nan

@@ -15,8 +15,8 @@ from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pricepix.bars.times import as_time, to_series
-from pricepix.labels import NO_TIME
 from pricepix.spec import ImageSpec
+from pricepix.windows.labels import NO_TIME
 
 if TYPE_CHECKING:
     import pandas

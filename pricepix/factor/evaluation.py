@@ -44,7 +44,7 @@ from pricepix.factor.statistics import (
     series_summary,
 )
 from pricepix.images import ImageSet
-from pricepix.labels import NO_TIME
+from pricepix.windows.labels import NO_TIME
 
 __all__ = ["Evaluation", "evaluate", "reach"]
 

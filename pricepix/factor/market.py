@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix import _index_kernels as kernels
 from pricepix.factor.portfolio import Tradable
-from pricepix.labels import NO_TIME, label_price
+from pricepix.windows.index import kernels
+from pricepix.windows.labels import NO_TIME, label_price
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pricepix.bars.panel import Panel
 from pricepix.document import INDEX_CHUNK
 from pricepix.images import ImageSet
-from pricepix.labels import forward_returns
+from pricepix.windows.labels import forward_returns
 
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache

@@ -36,8 +36,8 @@ from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
 from pricepix.factor.origin import keep_labels, shape_digest
 from pricepix.images import ImageSet
-from pricepix.labels import NO_TIME
 from pricepix.store import ImageStore, open_images, open_store
+from pricepix.windows.labels import NO_TIME
 
 __all__ = ["score"]
 

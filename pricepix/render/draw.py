@@ -23,7 +23,7 @@ from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
-    from pricepix.windows import WindowIndex
+    from pricepix.windows.index import WindowIndex
 
 _STYLE_CODES = {
     "jkx": rules.JKX,

@@ -20,12 +20,12 @@ from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.build import MODES, _check_location, _state
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk
-from pricepix.labels import NO_TIME
 from pricepix.location import Location, StoreLike
 from pricepix.lock import WriteLock
 from pricepix.sources.writer import PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
+from pricepix.windows.labels import NO_TIME
 
 SPEC: Final = "jkx20"
 HORIZONS: Final[Mapping[str, int]] = {"Ret_5d": 5, "Ret_20d": 20, "Ret_60d": 60}

@@ -19,9 +19,8 @@ from pricepix.bars import hashing
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
 from pricepix.bars.panel import FIELDS, Panel
 from pricepix.bars.times import as_time, duration_ns, stamp
-from pricepix.build import MODES, _check_location, _state, nothing_to_draw
+from pricepix.build import MODES, _check_location, _state
 from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
-from pricepix.labels import forward_returns
 from pricepix.location import Location, StoreLike
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
@@ -29,7 +28,9 @@ from pricepix.render.draw import render_rows
 from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store import FORMAT_VERSION, ImageStore, open_store
-from pricepix.windows import DROP_REASONS, SCHEDULES, WindowIndex, scheduled_times
+from pricepix.windows.index import DROP_REASONS, WindowIndex, nothing_to_draw
+from pricepix.windows.labels import forward_returns
+from pricepix.windows.schedule import SCHEDULES, scheduled_times
 
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80

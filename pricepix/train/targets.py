@@ -1,6 +1,6 @@
 """What a network learns: classes or numbers made from forward returns when training starts.
 
-`pricepix.labels` computes forward returns; a store keeps them; classes are derived here and never stored.
+`pricepix.windows.labels` computes forward returns; a store keeps them; classes are derived here and never stored.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix import _index_kernels as kernels
 from pricepix._checks import bars, choice
 from pricepix.bars.panel import Panel
+from pricepix.windows.index import kernels
 
 if TYPE_CHECKING:
-    from pricepix.windows import WindowIndex
+    from pricepix.windows.index import WindowIndex
 
 NO_TIME: Final = int(np.iinfo(np.int64).min)
 """Stands for a missing time in int64 nanoseconds, as NaT does in ``datetime64[ns]``."""

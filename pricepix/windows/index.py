@@ -11,15 +11,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix import _index_kernels as kernels
-from pricepix._checks import choice, fraction, whole_number
+from pricepix._checks import fraction, whole_number
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import _FOREVER, duration_ns, to_series
 from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
-
-SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
+from pricepix.windows import kernels
+from pricepix.windows.schedule import scheduled_times
 
 DROP_REASONS: Final = {
     kernels.TOO_SHORT: "too_short",
@@ -30,7 +29,6 @@ DROP_REASONS: Final = {
     kernels.MISSING_BARS: "missing_bars",
     **{code: name for code, name in REASONS.items() if code},
 }
-_PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
 _BLOCK_ROWS: Final = 1 << 17
 
 
@@ -218,22 +216,6 @@ def _drop_undrawable(panel: Panel, spec: ImageSpec, reason: NDArray[np.uint8], t
         block[rows] = found
 
 
-def scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
-    """One flag a time of the calendar, or nothing for all of them."""
-    if every == "bar":
-        return np.zeros(0, np.bool_)
-    calendar = panel.calendar
-    if isinstance(every, str):
-        choice(every, "every", SCHEDULES, "a number of bars")
-        # By the clock on the wall: a zone may skip midnight, at which a zoned day would have to begin.
-        wall = to_series(calendar, panel.tz).dt.replace_time_zone(None)
-        period = wall.dt.truncate(_PERIODS[every])
-        changes = (period.slice(1) != period.slice(0, len(period) - 1)).to_numpy()
-        return np.append(changes, True)
-    step = whole_number(every, "every", 1, unit="bars", otherwise=f"one of {', '.join(map(repr, SCHEDULES))}")
-    return np.arange(1, len(calendar) + 1) % min(step, len(calendar) + 1) == 0
-
-
 def _digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).digest()
 
@@ -241,3 +223,36 @@ def _digest(text: bytes) -> bytes:
 def _instrument_seeds(instruments: NDArray[np.str_], seed: int) -> NDArray[np.uint64]:
     words = [int.from_bytes(_digest(f"{seed}/{name}".encode()), "little") for name in instruments]
     return np.array(words, np.uint64)
+
+
+def find_windows(panel: Panel, spec: ImageSpec, every: str | int, **choice: Any) -> WindowIndex:
+    """Return ``WindowIndex.from_panel`` of these arguments; ValueError if no window can be drawn."""
+    windows = WindowIndex.from_panel(panel, spec, every, **choice)
+    if len(windows) == 0:
+        raise nothing_to_draw(windows.candidates, windows.counts, choice.get("max_gap"), "another mask")
+    return windows
+
+
+def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, masked: str) -> ValueError:
+    """Return the error for a universe in which no window survives; `masked` is what to do about those masked."""
+    unit = " (nanoseconds: '10d' is ten days)" if hasattr(max_gap, "__index__") else ""
+    mend = {
+        "too_short": "a shorter lookback",
+        "ma_warmup": "ma_warmup='omit'",
+        "masked": masked,
+        "sampled_out": "a larger sample",
+        "gap": f"a longer max_gap than {max_gap!r}{unit}",
+        "missing_bars": "a larger max_missing",
+    }
+    most = sorted(counts, key=lambda reason: -counts[reason])
+    ways = list(dict.fromkeys(mend.get(reason, "other dates") for reason in most))
+    return ValueError(
+        f"none of the {candidates} candidate windows can be drawn (dropped: "
+        f"{', '.join(f'{name} {count}' for name, count in counts.items())}): choose "
+        + " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+    )
+
+
+def windows_digest(windows: WindowIndex) -> str:
+    """32 hexadecimal digits that stand for which windows of a panel are drawn."""
+    return hashlib.blake2b(np.ascontiguousarray(windows.row).data, digest_size=16).hexdigest()
