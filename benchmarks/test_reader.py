@@ -12,7 +12,7 @@ import pytest
 
 from pricepix import open_store, render_universe
 from pricepix.chunks import numcodecs_allowed
-from pricepix.reader import BatchReader
+from pricepix.images.batches import BatchReader
 
 BATCH = 256
 

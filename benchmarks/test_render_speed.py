@@ -18,8 +18,8 @@ import polars as pl
 import pytest
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
+from pricepix.images.drawing import Drawer
 from pricepix.render import fast, widen
-from pricepix.render.draw import Drawer
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
 OUTSIDE = {

@@ -11,11 +11,11 @@ from pricepix._version import __version__
 
 if TYPE_CHECKING:
     from pricepix.appending import append
-    from pricepix.augment import Augment
     from pricepix.bars.panel import Panel
     from pricepix.build import render_universe
+    from pricepix.images.augment import Augment
+    from pricepix.images.panel_images import PanelImages
     from pricepix.lookahead import audit
-    from pricepix.panel_images import PanelImages
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
     from pricepix.spec import ImageSpec
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from pricepix.windows.labels import forward_returns
 
 _HOME = {
-    "Augment": "pricepix.augment",
+    "Augment": "pricepix.images.augment",
     "ImageSpec": "pricepix.spec",
     "ImageStore": "pricepix.store",
     "Panel": "pricepix.bars.panel",
-    "PanelImages": "pricepix.panel_images",
+    "PanelImages": "pricepix.images.panel_images",
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
     "WindowIndex": "pricepix.windows.index",

@@ -19,7 +19,8 @@ from pricepix.bars.panel import Panel
 from pricepix.build import in_threads, last_objects
 from pricepix.chunks import checksum
 from pricepix.commit import commit, settle, staged
-from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, dump, encode_column
+from pricepix.document import Geometry, chunk_key, dump, encode_column
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location, StoreLike
 from pricepix.lock import WriteLock
 from pricepix.painter import Painter

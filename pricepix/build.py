@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore
 from pricepix._checks import bars, choice, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix.bars.panel import Panel
-from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, default_chunk, parse_size, seal
+from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size, seal
 from pricepix.commit import settle
 from pricepix.document import (
     CHECKSUMS,
@@ -29,6 +29,8 @@ from pricepix.document import (
     dump,
     encode_strings,
 )
+from pricepix.images.chunking import default_chunk
+from pricepix.images.lineage import lineage
 from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock
@@ -167,7 +169,10 @@ def render_universe(
         threads=threads,
     )  # fmt: skip
     chunk = chunk or default_chunk(*spec.shape, layout)
-    attributes = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
+    made = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
+    # The order of the attributes is part of a store's bytes.
+    first = {"format_version": FORMAT_VERSION, "created_by": made["created_by"], "complete": False}
+    attributes = {**first, **made}
     if where is None:
         return _in_memory(panel, windows, attributes, threads)
     count = (
@@ -211,40 +216,6 @@ def render_universe(
             lock.check()
             finish(where, frozen.geometry, attributes, panel, _checksums(frozen, where))
     return open_store(where)
-
-
-def lineage(
-    panel: Panel,
-    windows: WindowIndex,
-    horizons: tuple[int, ...],
-    delay: int,
-    price: str,
-    layout: str,
-    chunk: int,
-) -> dict[str, Any]:
-    """Return the attributes of a store: what it was made from, and how."""
-    from pricepix._version import __version__
-
-    return {
-        "format_version": FORMAT_VERSION,
-        "created_by": f"pricepix {__version__}",
-        "complete": False,
-        "spec": windows.spec.to_dict(),
-        "spec_digest": windows.spec.digest,
-        "panel_digest": None,
-        "panel_fields": list(panel.fields),
-        "windows": len(windows),
-        "instruments": panel.n_instruments,
-        "candidates": windows.candidates,
-        "drop_counts": dict(windows.counts),
-        "schedule": dict(windows.schedule),
-        "horizons": list(horizons),
-        "delay": delay,
-        "label_price": price,
-        "layout": layout,
-        "chunk": chunk,
-        "tz": panel.tz,
-    }
 
 
 def _shard_windows(shard: int | str | None, panel: Panel, windows: WindowIndex, form: ChunkFormat) -> int:

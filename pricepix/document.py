@@ -22,10 +22,10 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from pricepix.chunks import ZSTD_LEVEL, ChunkFormat, Content, numcodecs_allowed, seal, unseal
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.windows.labels import NO_TIME
 
 ROOT: Final = "zarr.json"
-INDEX_CHUNK: Final = 1 << 18
 """Windows a chunk of the arrays along ``window``."""
 TIME_ATTRIBUTES: Final = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
 CHECKSUMS: Final = "checksums"

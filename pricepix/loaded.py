@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.images import ImageSet
-from pricepix.reader import DirectReader, EpochReader, usual_threads
+from pricepix.images.batches import DirectReader, EpochReader, usual_threads
+from pricepix.images.image_set import ImageSet
+from pricepix.images.shared_arrays import SharedArrays
 from pricepix.render import widen
 from pricepix.render.memory import memory_for
-from pricepix.sharing import SharedArrays
 from pricepix.store import ImageStore
 
 __all__ = ["LoadedImages", "load"]
@@ -25,7 +25,7 @@ class LoadedImages(ImageSet):
     """The images of a store in memory, with its index and forward returns. Made by ``ImageStore.load``.
 
     Its digest is the store's: what was trained or scored from one goes on from the other. A pickle names a file
-    that holds the images, which all processes of the machine map; see ``pricepix.sharing``.
+    that holds the images, which all processes of the machine map; see ``pricepix.images.shared_arrays``.
     """
 
     kind = "loaded store"

@@ -15,8 +15,8 @@ from pricepix.bars.panel import Panel
 from pricepix.build import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
-from pricepix.images import ImageSet
-from pricepix.panel_images import PanelImages
+from pricepix.images.image_set import ImageSet
+from pricepix.images.panel_images import PanelImages
 from pricepix.store import open_images
 from pricepix.windows.labels import NO_TIME
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.chunks import Content, checksum
-from pricepix.document import INDEX_CHUNK, Geometry, chunk_key, encode_column
+from pricepix.document import Geometry, chunk_key, encode_column
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location
 from pricepix.plan import PARTITION_BYTES
 from pricepix.render.draw import render_rows

@@ -15,7 +15,7 @@ from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time
 from pricepix.config import Config, Store, Train
-from pricepix.document import INDEX_CHUNK
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
 from pricepix.train.config import is_first_rank
 

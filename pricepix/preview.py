@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
 from pricepix.bars.times import to_series
-from pricepix.images import ImageSet
+from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
 from pricepix.store import open_images
 

@@ -18,15 +18,16 @@ from pricepix import document
 from pricepix.chunks import ChunkFormat, Content, check_sealed, checksum, numcodecs_allowed
 from pricepix.commit import settle, staged
 from pricepix.document import ROOT, Column, Geometry, chunk_key
-from pricepix.images import ImageSet
+from pricepix.images import chunking
+from pricepix.images.image_set import ImageSet
 from pricepix.location import Folder, Location, StoreLike
 from pricepix.lock import WriteLock
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
+    from pricepix.images.batches import BatchReader
     from pricepix.loaded import LoadedImages
-    from pricepix.reader import BatchReader
     from pricepix.verify import VerifyReport
 
 FORMAT_VERSION: Final = 1
@@ -231,12 +232,12 @@ class ImageStore(ImageSet):
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         column = next(c for c in self.geometry.columns if c.name == name)
         last = self.geometry.index_chunks if last is None else last
-        low, high = first * document.INDEX_CHUNK, min(len(self), last * document.INDEX_CHUNK)
+        low, high = first * chunking.INDEX_CHUNK, min(len(self), last * chunking.INDEX_CHUNK)
         out = np.empty(max(0, high - low), column.dtype)
 
         def read(chunk: int) -> None:
             values = self.column_chunk(column, chunk)
-            at = chunk * document.INDEX_CHUNK - low
+            at = chunk * chunking.INDEX_CHUNK - low
             out[at : at + len(values)] = values
 
         if last - first < 2 * _THREADS:
@@ -252,9 +253,9 @@ class ImageStore(ImageSet):
         values = self._decoded(
             column.name, column.dtype, chunk_key(column.name, chunk), self.index_bytes(column.name, chunk)
         )
-        if len(values) != document.INDEX_CHUNK:
+        if len(values) != chunking.INDEX_CHUNK:
             raise self._wrong(chunk_key(column.name, chunk), f"damaged ({len(values)} values)")
-        return values[: min(document.INDEX_CHUNK, len(self) - chunk * document.INDEX_CHUNK)]
+        return values[: min(chunking.INDEX_CHUNK, len(self) - chunk * chunking.INDEX_CHUNK)]
 
     # -------------------------------------------------------------------------------------------- images
 
@@ -407,7 +408,7 @@ class ImageStore(ImageSet):
         return 0
 
     def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> BatchReader:
-        from pricepix.reader import BatchReader
+        from pricepix.images.batches import BatchReader
 
         return BatchReader(self, selection, **options)
 

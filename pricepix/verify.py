@@ -18,6 +18,7 @@ from pricepix import document
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
 from pricepix.document import ROOT, chunk_key
+from pricepix.images import chunking
 from pricepix.location import BUILD
 from pricepix.render.draw import render_rows
 from pricepix.windows.labels import forward_returns
@@ -326,7 +327,7 @@ class _Check:
             before_time, before_code = np.append(last_time, time[:-1]), np.append(last_code, code[:-1])
             ordered = (time > before_time) | ((time == before_time) & (code > before_code))
             if not ordered.all():
-                at = i * document.INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
+                at = i * chunking.INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
                 self.say([f"windows are not ordered by (time, instrument) at position {at}"])
                 return
             last_time, last_code = time[-1], code[-1]

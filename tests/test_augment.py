@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import pricepix as pp
 from pricepix import Augment
-from pricepix.augment import mirror
+from pricepix.images.augment import mirror
 
 SPECS = {
     **{name: pp.ImageSpec.preset(name) for name in ("jkx5", "jkx20", "it9", "cnnft5")},

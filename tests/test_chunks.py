@@ -11,7 +11,8 @@ from numcodecs.zstd import Zstd
 from zarr.storage import MemoryStore
 
 from pricepix import chunks
-from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, numcodecs_allowed
+from pricepix.chunks import LAYOUTS, ChunkFormat, numcodecs_allowed
+from pricepix.images.chunking import default_chunk
 
 SIZES = [(64, 60), (27, 27), (147, 147), (2, 3), (5, 3), (7, 9), (1, 8), (32, 15), (33, 1)]
 

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
-from pricepix.images import ImageSet
-from pricepix.reader import BatchReader, DirectReader
+from pricepix.images.batches import BatchReader, DirectReader
+from pricepix.images.image_set import ImageSet
+from pricepix.images.shared_arrays import SharedArrays
 from pricepix.render import draw as api
-from pricepix.sharing import SharedArrays
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -510,7 +510,7 @@ class TestPickles:
         code = f"""
             import os, pickle
             import numpy as np
-            from pricepix.sharing import SharedArrays
+            from pricepix.images.shared_arrays import SharedArrays
             shared = SharedArrays({{"x": np.arange(5)}})
             pickle.dumps(shared)
             assert os.path.exists(shared.path)
@@ -533,7 +533,7 @@ class TestPickles:
         code = """
             import pickle, resource, signal
             import numpy as np
-            from pricepix.sharing import SharedArrays
+            from pricepix.images.shared_arrays import SharedArrays
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
             try:

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
-from pricepix.reader import BatchReader, select
+from pricepix.images.batches import BatchReader
+from pricepix.images.image_set import select
 from pricepix.store import ImageStore
 
 MODES = {

@@ -311,7 +311,7 @@ def test_memory_does_not_grow_with_the_partitions(panel: pp.Panel) -> None:
 
     for height, width in ((64, 60), (147, 147), (32, 15)):
         for layout in ("bits", "uint8"):
-            from pricepix.chunks import default_chunk
+            from pricepix.images.chunking import default_chunk
 
             form = ChunkFormat(layout, height, width, default_chunk(height, width, layout))
             for n in (10**5, 10**7, 4 * 10**8):

@@ -12,7 +12,7 @@ import pytest
 
 import pricepix as pp
 from pricepix.chunks import ChunkFormat
-from pricepix.reader import BatchReader
+from pricepix.images.batches import BatchReader
 
 CASES = ["bits", "uint8", "bits-sharded", "uint8-sharded"]
 

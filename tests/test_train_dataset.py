@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import pricepix as pp  # noqa: E402
 from pricepix import train  # noqa: E402
-from pricepix.images import ImageSet  # noqa: E402
+from pricepix.images.image_set import ImageSet  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no fork on Windows"),

@@ -707,7 +707,7 @@ class TestBadInput:
     def test_splits_need_no_torch(self) -> None:
         code = (
             "import sys; sys.modules['torch'] = sys.modules['lightning'] = None; "
-            "from pricepix.train import TimeSplit, make_targets, window_series; import pricepix.reader"
+            "from pricepix.train import TimeSplit, make_targets, window_series; import pricepix.images.batches"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -18,7 +18,7 @@ pytest.importorskip("lightning")
 
 import pricepix as pp  # noqa: E402
 from pricepix import factor, train  # noqa: E402
-from pricepix.images import ImageSet  # noqa: E402
+from pricepix.images.image_set import ImageSet  # noqa: E402
 from pricepix.train.data import ArrayReader, Loader, _pinned  # noqa: E402
 from pricepix.train.loop import Task, _Data  # noqa: E402
 

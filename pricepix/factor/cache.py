@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
     from pricepix.bars.panel import Panel
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
 
 __all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
 

@@ -43,7 +43,7 @@ from pricepix.factor.statistics import (
     plain,
     series_summary,
 )
-from pricepix.images import ImageSet
+from pricepix.images.image_set import ImageSet
 from pricepix.windows.labels import NO_TIME
 
 __all__ = ["Evaluation", "evaluate", "reach"]

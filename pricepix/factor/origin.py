@@ -11,8 +11,8 @@ import zarr
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
-from pricepix.document import INDEX_CHUNK
-from pricepix.images import ImageSet
+from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.image_set import ImageSet
 from pricepix.windows.labels import forward_returns
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pricepix.factor.portfolio import drawdown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
 
 __all__ = ["write_report"]
 

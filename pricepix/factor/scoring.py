@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from pricepix._checks import bars, choice
 from pricepix.bars.times import as_time, stamp
-from pricepix.document import INDEX_CHUNK
 from pricepix.factor.cache import (
     FORMAT,
     FORMAT_VERSION,
@@ -35,7 +34,8 @@ from pricepix.factor.cache import (
 from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
 from pricepix.factor.models import Scorer
 from pricepix.factor.origin import keep_labels, shape_digest
-from pricepix.images import ImageSet
+from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.image_set import ImageSet
 from pricepix.store import ImageStore, open_images, open_store
 from pricepix.windows.labels import NO_TIME
 

@@ -19,7 +19,8 @@ from pricepix._checks import choice, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.build import MODES, _check_location, _state
-from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk
+from pricepix.chunks import LAYOUTS, ChunkFormat
+from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
 from pricepix.lock import WriteLock
 from pricepix.sources.writer import PanelFacts, StoreWriter

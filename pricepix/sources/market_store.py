@@ -20,7 +20,8 @@ from pricepix.bars.market_cache import MarketCache, NoTrade, Range
 from pricepix.bars.panel import FIELDS, Panel
 from pricepix.bars.times import as_time, duration_ns, stamp
 from pricepix.build import MODES, _check_location, _state
-from pricepix.chunks import LAYOUTS, ChunkFormat, default_chunk, parse_size
+from pricepix.chunks import LAYOUTS, ChunkFormat, parse_size
+from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
 from pricepix.lock import KEY as LOCK
 from pricepix.lock import WriteLock

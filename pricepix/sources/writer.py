@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pricepix.build import _check_location, _state, finish
 from pricepix.chunks import ChunkFormat, checksum
-from pricepix.document import INDEX_CHUNK, ROOT, Geometry, chunk_key, columns, encode_column
+from pricepix.document import ROOT, Geometry, chunk_key, columns, encode_column
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import BUILD, Location
 from pricepix.lock import KEY as LOCK
 

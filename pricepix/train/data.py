@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pricepix.reader import Batch
+from pricepix.images.batches import Batch
 
 if TYPE_CHECKING:
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
 
 __all__ = ["ArrayReader", "Loader", "Reader", "StoreDataset", "TrainBatch"]
 
@@ -25,7 +25,7 @@ TrainBatch = tuple[Tensor, Tensor, tuple[int, int]]
 
 
 class Reader(Protocol):
-    """What a loader reads from: a `pricepix.reader.EpochReader` or an `ArrayReader`."""
+    """What a loader reads from: a `pricepix.images.batches.EpochReader` or an `ArrayReader`."""
 
     def __len__(self) -> int: ...
 
@@ -150,7 +150,7 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
         A store, a loaded one or panel images.
     selection : numpy.ndarray, optional
     **options
-        As in `pricepix.reader.EpochReader`, but `worker` and `workers`, which come from torch.
+        As in `pricepix.images.batches.EpochReader`, but `worker` and `workers`, which come from torch.
 
     Notes
     -----

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from pricepix._checks import number, whole_number, whole_number_or_none
 from pricepix._version import __version__
-from pricepix.augment import Augment
 from pricepix.bars.times import stamp
-from pricepix.reader import DEFAULT_POOL_BYTES, select
+from pricepix.images.augment import Augment
+from pricepix.images.batches import DEFAULT_POOL_BYTES
+from pricepix.images.image_set import select
+from pricepix.images.rows import check_bars, store_rows
 from pricepix.store import open_images
-from pricepix.train.baselines import check_bars, store_rows, window_series
+from pricepix.train.baselines import window_series
 from pricepix.train.config import Hyper, is_first_rank
 from pricepix.train.data import ArrayReader, Reader
 from pricepix.train.models import (
@@ -39,7 +41,7 @@ from pricepix.train.splits import Fold, Period, RandomSplit, Samples, Split, Tim
 from pricepix.train.targets import Targets, balanced, class_weights, make_targets
 
 if TYPE_CHECKING:
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
 
 __all__ = ["FitResult", "FoldResult", "fit"]
 
@@ -164,7 +166,7 @@ def fit(
     seed : int
         Member i starts, shuffles and drops out by (seed, i).
     instruments, mask : optional
-        Use a part of the store: see `pricepix.reader.select`.
+        Use a part of the store: see `pricepix.images.image_set.select`.
     panel : Panel or anything ``Panel.from_table`` takes, optional
         The store's panel: for baselines, and for exact first bars in the overlap of a split.
     augment : Augment or dict, optional

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.times import as_time, duration_ns, stamp
-from pricepix.train.baselines import store_rows
+from pricepix.images.rows import store_rows
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
 
 __all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from pricepix import _reader_kernels as kernels
 from pricepix._checks import whole_number
-from pricepix.bars.times import as_time
+from pricepix.images.image_set import select
 from pricepix.render import widen
 from pricepix.render.memory import HUGE_PAGE
 
 if TYPE_CHECKING:
-    from pricepix.images import ImageSet
+    from pricepix.images.image_set import ImageSet
     from pricepix.store import ImageStore
 
 __all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
@@ -51,79 +51,6 @@ class _Part(NamedTuple):
     chunk: int
     rows: NDArray[np.int64]
     index: NDArray[np.int64]  # type: ignore[assignment]
-
-
-def select(
-    store: ImageSet,
-    *,
-    time: tuple[Any, Any] | None = None,
-    instruments: Sequence[str] | None = None,
-    mask: NDArray[Any] | None = None,
-) -> NDArray[np.int64]:
-    """Return the ascending positions of the windows that meet every condition given.
-
-    Parameters
-    ----------
-    store : ImageSet
-    time : (start, end), optional
-        First and last time of the windows' last bars, both included, or None for an open end. A day, month
-        or year stands for all of it; times without a zone are read in the panel's.
-    instruments : sequence of str, optional
-    mask : numpy.ndarray, bool (n,) or integer positions, optional
-
-    Raises
-    ------
-    KeyError
-        If an instrument is not in the store.
-    ValueError
-        If a time is not one, or the mask has the wrong length.
-    """
-    n = len(store)
-    chosen = np.ones(n, bool)
-    if time is not None:
-        start, end = _ends(time)
-        if start is not None:
-            chosen &= store.time >= as_time(start, store.tz, False)
-        if end is not None:
-            chosen &= store.time <= as_time(end, store.tz, True)
-    if instruments is not None:
-        wanted = [instruments] if isinstance(instruments, str) else [str(name) for name in instruments]
-        known = {str(name): i for i, name in enumerate(store.instruments)}
-        if unknown := [name for name in wanted if name not in known]:
-            raise KeyError(
-                f"no instrument {unknown[0]!r} in {store.kind} {store.location}, which has {len(known)} others"
-            )
-        codes = np.zeros(len(known), bool)
-        codes[[known[name] for name in wanted]] = True
-        chosen &= codes[store.instrument_index]
-    if mask is not None:
-        chosen &= _as_mask(mask, n)
-    return np.flatnonzero(chosen)
-
-
-def _ends(time: Any) -> tuple[Any, Any]:
-    """Return the two ends of a period that was given as a pair."""
-    # A text of two characters is no pair.
-    if not isinstance(time, (str, bytes, slice)):
-        try:
-            start, end = time
-            return start, end
-        except (TypeError, ValueError):
-            pass
-    pair: tuple[Any, Any] = ("2000-03", "2000-04-15")
-    if isinstance(time, slice):
-        pair = (time.start, time.stop)
-    elif isinstance(time, str):
-        first, _, last = time.partition(".." if ".." in time else ":")
-        try:
-            as_time(time, None)
-            pair = (time, time)
-        except ValueError:
-            pair = (first.strip() or None, last.strip() or None)
-    raise ValueError(
-        f"time is {time!r}; give the first and the last time as a pair, time={pair!r}, None for an open end: a day, "
-        "month or year stands for all of it"
-    )
 
 
 def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from pricepix._checks import bars, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
-from pricepix.augment import Augment, Augmenter
 from pricepix.bars.panel import Panel
-from pricepix.build import lineage
-from pricepix.chunks import default_chunk
-from pricepix.document import INDEX_CHUNK
-from pricepix.images import ImageSet
-from pricepix.reader import Batch, DirectReader, EpochReader
-from pricepix.render.draw import Drawer, render_rows
+from pricepix.images.augment import Augment, Augmenter
+from pricepix.images.batches import Batch, DirectReader, EpochReader
+from pricepix.images.chunking import INDEX_CHUNK, default_chunk
+from pricepix.images.drawing import Drawer
+from pricepix.images.image_set import ImageSet
+from pricepix.images.lineage import lineage
+from pricepix.images.shared_arrays import SharedArrays
+from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
-from pricepix.sharing import SharedArrays
 from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import ForwardReturn, forward_returns, label_price
@@ -70,7 +70,7 @@ class PanelImages(ImageSet):
     Notes
     -----
     A pickle is small: it names files that hold the panel and the windows, which all processes of the machine
-    map; see ``pricepix.sharing``. They live as long as the panel and this object, or their process.
+    map; see ``pricepix.images.shared_arrays``. They live as long as the panel and this object, or their process.
 
     Examples
     --------
@@ -165,7 +165,6 @@ class PanelImages(ImageSet):
         found = lineage(
             self.panel, self.windows, self.horizons, self._delay, self._price, "drawn", self.chunk
         )
-        del found["format_version"], found["complete"]
         return {**found, "panel_digest": self.panel.digest}
 
     @cached_property
@@ -316,7 +315,7 @@ class PanelReader(DirectReader):
     augment : Augment or dict, optional
         Changes windows before they are drawn; batches then are `AugmentedBatch`.
     **options
-        Of `pricepix.reader.EpochReader`.
+        Of `pricepix.images.batches.EpochReader`.
     """
 
     images: PanelImages
@@ -388,7 +387,7 @@ class DeviceReader(DirectReader):
 
     A batch is (images, positions), torch tensors on the device, uint8 (b, height, width) and int64 (b,). Nothing
     waits for the device, so nothing is made ahead: `prefetch` and `threads` are taken and not needed. Other
-    parameters are those of `pricepix.reader.EpochReader`.
+    parameters are those of `pricepix.images.batches.EpochReader`.
     """
 
     images: PanelImages

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
 from pricepix.bars.times import as_time, to_series
+from pricepix.images.batches import _as_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import xarray
 
     from pricepix.bars.panel import Panel
-    from pricepix.reader import EpochReader
+    from pricepix.images.batches import EpochReader
 
 __all__ = ["ImageSet"]
 
@@ -274,15 +275,15 @@ class ImageSet(ABC):
         Parameters
         ----------
         time, instruments, mask
-            Which windows to read: see ``pricepix.reader.select``. All by default; chunks of a store that
+            Which windows to read: see ``pricepix.images.image_set.select``. All by default; chunks of a store that
             hold none of them are not read.
         **options
-            Of ``pricepix.reader.EpochReader``: batch_size, shuffle, seed, rank, worker, drop_last, threads,
+            Of ``pricepix.images.batches.EpochReader``: batch_size, shuffle, seed, rank, worker, drop_last, threads,
             prefetch; and pool_bytes, which a store's own reader needs and others ignore.
 
         Returns
         -------
-        pricepix.reader.EpochReader
+        pricepix.images.batches.EpochReader
 
         Raises
         ------
@@ -291,7 +292,7 @@ class ImageSet(ABC):
         TypeError
             If there is no such argument; the message names the nearest.
         """
-        from pricepix.reader import EpochReader, select
+        from pricepix.images.batches import EpochReader
 
         known = [n for n in inspect.signature(EpochReader).parameters if n not in ("images", "selection")]
         known += ["pool_bytes", "augment", "device"]
@@ -356,4 +357,77 @@ def _plain(value: Any) -> Any:
     """Return text and numbers as they are, all else as JSON."""
     return (
         value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else json.dumps(value)
+    )
+
+
+def select(
+    store: ImageSet,
+    *,
+    time: tuple[Any, Any] | None = None,
+    instruments: Sequence[str] | None = None,
+    mask: NDArray[Any] | None = None,
+) -> NDArray[np.int64]:
+    """Return the ascending positions of the windows that meet every condition given.
+
+    Parameters
+    ----------
+    store : ImageSet
+    time : (start, end), optional
+        First and last time of the windows' last bars, both included, or None for an open end. A day, month
+        or year stands for all of it; times without a zone are read in the panel's.
+    instruments : sequence of str, optional
+    mask : numpy.ndarray, bool (n,) or integer positions, optional
+
+    Raises
+    ------
+    KeyError
+        If an instrument is not in the store.
+    ValueError
+        If a time is not one, or the mask has the wrong length.
+    """
+    n = len(store)
+    chosen = np.ones(n, bool)
+    if time is not None:
+        start, end = _ends(time)
+        if start is not None:
+            chosen &= store.time >= as_time(start, store.tz, False)
+        if end is not None:
+            chosen &= store.time <= as_time(end, store.tz, True)
+    if instruments is not None:
+        wanted = [instruments] if isinstance(instruments, str) else [str(name) for name in instruments]
+        known = {str(name): i for i, name in enumerate(store.instruments)}
+        if unknown := [name for name in wanted if name not in known]:
+            raise KeyError(
+                f"no instrument {unknown[0]!r} in {store.kind} {store.location}, which has {len(known)} others"
+            )
+        codes = np.zeros(len(known), bool)
+        codes[[known[name] for name in wanted]] = True
+        chosen &= codes[store.instrument_index]
+    if mask is not None:
+        chosen &= _as_mask(mask, n)
+    return np.flatnonzero(chosen)
+
+
+def _ends(time: Any) -> tuple[Any, Any]:
+    """Return the two ends of a period that was given as a pair."""
+    # A text of two characters is no pair.
+    if not isinstance(time, (str, bytes, slice)):
+        try:
+            start, end = time
+            return start, end
+        except (TypeError, ValueError):
+            pass
+    pair: tuple[Any, Any] = ("2000-03", "2000-04-15")
+    if isinstance(time, slice):
+        pair = (time.start, time.stop)
+    elif isinstance(time, str):
+        first, _, last = time.partition(".." if ".." in time else ":")
+        try:
+            as_time(time, None)
+            pair = (time, time)
+        except ValueError:
+            pair = (first.strip() or None, last.strip() or None)
+    raise ValueError(
+        f"time is {time!r}; give the first and the last time as a pair, time={pair!r}, None for an open end: a day, "
+        "month or year stands for all of it"
     )
