@@ -15,7 +15,7 @@ import pytest
 import zarr
 
 from pricepix import ImageSpec, Panel, WindowIndex, forward_returns, open_store, render_panel, render_universe
-from pricepix.chunks import ChunkFormat, numcodecs_allowed
+from pricepix.store.chunks import ChunkFormat, numcodecs_allowed
 
 PRESETS = ("jkx5", "jkx20", "jkx60", "it9", "it49", "cnnft5", "cnnft20")
 LAYOUTS = ("uint8", "bits")

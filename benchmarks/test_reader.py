@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pricepix import open_store, render_universe
-from pricepix.chunks import numcodecs_allowed
-from pricepix.images.batches import BatchReader
+from pricepix.store.chunks import numcodecs_allowed
+from pricepix.store.pool_reader import BatchReader
 
 BATCH = 256
 

@@ -20,8 +20,8 @@ import pytest
 import zarr
 
 from pricepix import Panel, WindowIndex, append, render_panel, render_universe, samples
-from pricepix.chunks import ChunkFormat
 from pricepix.images.chunking import default_chunk
+from pricepix.store.chunks import ChunkFormat
 
 LAYOUTS = ("uint8", "bits")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pricepix.preview import contact_sheet, enlarge
     from pricepix.render import REASONS, RenderResult, render_panel, render_windows
     from pricepix.spec import ImageSpec
-    from pricepix.store import ImageStore, open_store
+    from pricepix.store.image_store import ImageStore, open_store
     from pricepix.windows.index import WindowIndex
     from pricepix.windows.labels import forward_returns
 

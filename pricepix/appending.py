@@ -17,15 +17,16 @@ from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.build import in_threads, last_objects
-from pricepix.chunks import checksum
-from pricepix.commit import commit, settle, staged
-from pricepix.document import Geometry, chunk_key, dump, encode_column
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location, StoreLike
-from pricepix.lock import WriteLock
 from pricepix.painter import Painter
 from pricepix.plan import PARTITION_BYTES
-from pricepix.store import HISTORY, ImageStore, open_store
+from pricepix.store.chunks import checksum
+from pricepix.store.commit import commit, settle, staged
+from pricepix.store.format import Geometry, chunk_key, dump, encode_column
+from pricepix.store.image_store import ImageStore, open_store
+from pricepix.store.lock import WriteLock
+from pricepix.store.objects import HISTORY
 from pricepix.windows.index import DROP_REASONS, WindowIndex
 from pricepix.windows.schedule import scheduled_times
 

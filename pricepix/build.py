@@ -18,28 +18,21 @@ from zarr.storage import MemoryStore
 from pricepix._checks import bars, choice, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix.bars.panel import Panel
-from pricepix.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size, seal
-from pricepix.commit import settle
-from pricepix.document import (
-    CHECKSUMS,
-    ROOT,
-    Geometry,
-    checksums_digest,
-    chunk_key,
-    dump,
-    encode_strings,
-)
 from pricepix.images.chunking import default_chunk
 from pricepix.images.lineage import lineage
 from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
-from pricepix.lock import KEY as LOCK
-from pricepix.lock import WriteLock
 from pricepix.painter import Painter
 from pricepix.plan import Plan, Task, partition_chunks
 from pricepix.render import render_panel
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
-from pricepix.store import FORMAT_VERSION, ImageStore, open_store
+from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size, seal
+from pricepix.store.commit import settle
+from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
+from pricepix.store.image_store import ImageStore, open_store
+from pricepix.store.lock import KEY as LOCK
+from pricepix.store.lock import WriteLock
+from pricepix.store.objects import FORMAT_VERSION
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import label_price
 

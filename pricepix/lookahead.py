@@ -17,7 +17,7 @@ from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.panel_images import PanelImages
-from pricepix.store import open_images
+from pricepix.store.image_store import open_images
 from pricepix.windows.labels import NO_TIME
 
 __all__ = ["Audit", "audit"]

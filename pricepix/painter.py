@@ -12,14 +12,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.chunks import Content, checksum
-from pricepix.document import Geometry, chunk_key, encode_column
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location
 from pricepix.plan import PARTITION_BYTES
 from pricepix.render.draw import render_rows
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
+from pricepix.store.chunks import Content, checksum
+from pricepix.store.format import Geometry, chunk_key, encode_column
 from pricepix.windows.index import WindowIndex
 from pricepix.windows.labels import forward_returns
 

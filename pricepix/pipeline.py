@@ -20,7 +20,7 @@ from pricepix.spec import ImageSpec
 from pricepix.train.config import is_first_rank
 
 if TYPE_CHECKING:
-    from pricepix.store import ImageStore
+    from pricepix.store.image_store import ImageStore
 
 __all__ = ["run"]
 
@@ -122,7 +122,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
 
 def _take_part(config: Config) -> Path:
     """Train on one more device; whatever else there is to do, the first process does."""
-    from pricepix.store import open_store
+    from pricepix.store.image_store import open_store
     from pricepix.train import fit
 
     assert config.train is not None
@@ -274,7 +274,7 @@ def _store_path(config: Config) -> Path:
 def _build(
     config: Config, bars: _Table | _MarketCache, echo: Callable[[str], Any], progress: bool
 ) -> tuple[ImageStore, Path]:
-    from pricepix.store import open_store
+    from pricepix.store.image_store import open_store
 
     path = _store_path(config)
     finished = False

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.chunks import ChunkFormat
-from pricepix.document import Geometry
 from pricepix.location import BUILD, Location
+from pricepix.store.chunks import ChunkFormat
+from pricepix.store.format import Geometry
 
 KEY: Final = f"{BUILD}/plan.json"
 DONE: Final = f"{BUILD}/done"

@@ -18,7 +18,7 @@ from pricepix._checks import whole_number
 from pricepix.bars.times import to_series
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
-from pricepix.store import open_images
+from pricepix.store.image_store import open_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

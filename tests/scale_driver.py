@@ -26,7 +26,7 @@ import pricepix as pp
 from pricepix import painter as painters
 from pricepix.appending import append
 from pricepix.location import Folder
-from pricepix.store import _open
+from pricepix.store.image_store import _open
 
 PHASES = ("before", "half", "unnamed", "after")
 BUILD = {"spec": "jkx5", "horizons": (1, 5), "layout": "bits", "chunk": 32, "workers": 2, "progress": False}

@@ -18,7 +18,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from pricepix import ImageSpec, Panel, WindowIndex, open_store, render_panel, render_universe
-from pricepix.chunks import ChunkFormat
+from pricepix.store.chunks import ChunkFormat
 
 LAYOUTS = ("uint8", "bits")
 SPEC = ImageSpec(4, 16, ma=(4,), volume=True)

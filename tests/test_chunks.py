@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.storage import MemoryStore
 
-from pricepix import chunks
-from pricepix.chunks import LAYOUTS, ChunkFormat, numcodecs_allowed
 from pricepix.images.chunking import default_chunk
+from pricepix.store import chunks
+from pricepix.store.chunks import LAYOUTS, ChunkFormat, numcodecs_allowed
 
 SIZES = [(64, 60), (27, 27), (147, 147), (2, 3), (5, 3), (7, 9), (1, 8), (32, 15), (33, 1)]
 

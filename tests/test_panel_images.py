@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
-from pricepix.images.batches import BatchReader, DirectReader
+from pricepix.images.batches import DirectReader
 from pricepix.images.image_set import ImageSet
 from pricepix.images.shared_arrays import SharedArrays
 from pricepix.render import draw as api
+from pricepix.store.pool_reader import BatchReader
 
 ROOT = Path(__file__).resolve().parents[1]
 

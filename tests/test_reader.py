@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
-from pricepix.images.batches import BatchReader
 from pricepix.images.image_set import select
-from pricepix.store import ImageStore
+from pricepix.store.image_store import ImageStore
+from pricepix.store.pool_reader import BatchReader
 
 MODES = {
     "in order": {"shuffle": False},
@@ -280,7 +280,7 @@ def test_stopping_early_leaves_no_threads(stores: dict[str, ImageStore]) -> None
 
 def test_shuffle_quality_of_the_stated_pool() -> None:
     """Distance in the epoch of neighbours in the store, against the n / 3 of a full permutation."""
-    from pricepix import _reader_kernels as kernels
+    from pricepix.store import kernels
 
     n = 60_000
     rng = np.random.default_rng(0)

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 import pricepix as pp
-from pricepix import appending, document, painter
+from pricepix import appending, painter
+from pricepix.store import format as document
 
 PERIODS = ("week", "month", "quarter")
 

@@ -21,11 +21,11 @@ from zarr.storage import MemoryStore
 
 import pricepix as pp
 from pricepix import plan
-from pricepix.chunks import numcodecs_allowed, parse_size
 from pricepix.location import Location
-from pricepix.lock import LEASE_SECONDS, WriteLock
 from pricepix.painter import Painter
 from pricepix.plan import Plan
+from pricepix.store.chunks import numcodecs_allowed, parse_size
+from pricepix.store.lock import LEASE_SECONDS, WriteLock
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ class TestLease:
             pass
 
     def test_it_is_renewed_and_its_loss_is_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pricepix.lock.LEASE_SECONDS", 0.2)
+        monkeypatch.setattr("pricepix.store.lock.LEASE_SECONDS", 0.2)
         assert LEASE_SECONDS == 120.0
         where = Location.of(MemoryStore())
         with WriteLock(where) as lock:
@@ -307,7 +307,7 @@ def test_a_reader_while_a_store_grows(panel: pp.Panel, tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_partitions(panel: pp.Panel) -> None:
     """A partition is bounded in bytes, whatever the number of windows."""
-    from pricepix.chunks import ChunkFormat
+    from pricepix.store.chunks import ChunkFormat
 
     for height, width in ((64, 60), (147, 147), (32, 15)):
         for layout in ("bits", "uint8"):

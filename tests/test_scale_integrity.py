@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.chunks import ChunkFormat
-from pricepix.images.batches import BatchReader
+from pricepix.store.chunks import ChunkFormat
+from pricepix.store.pool_reader import BatchReader
 
 CASES = ["bits", "uint8", "bits-sharded", "uint8-sharded"]
 

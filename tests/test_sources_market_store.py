@@ -13,7 +13,7 @@ from pricepix.bars import write_market_cache
 from pricepix.samples import simulate_market
 from pricepix.samples.ashare import simulate_arrays
 from pricepix.sources import build_market_store, market_store
-from pricepix.store import HISTORY
+from pricepix.store.objects import HISTORY
 
 
 @pytest.fixture(scope="module")

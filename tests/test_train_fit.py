@@ -23,7 +23,7 @@ pytest.importorskip("lightning")
 
 import pricepix as pp  # noqa: E402
 from pricepix import train  # noqa: E402
-from pricepix.store import ImageStore  # noqa: E402
+from pricepix.store.image_store import ImageStore  # noqa: E402
 from pricepix.train.config import HYPER, Hyper  # noqa: E402
 from pricepix.train.loop import Device, Task  # noqa: E402
 

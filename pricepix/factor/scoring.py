@@ -36,7 +36,7 @@ from pricepix.factor.models import Scorer
 from pricepix.factor.origin import keep_labels, shape_digest
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.image_set import ImageSet
-from pricepix.store import ImageStore, open_images, open_store
+from pricepix.store.image_store import ImageStore, open_images, open_store
 from pricepix.windows.labels import NO_TIME
 
 __all__ = ["score"]

@@ -19,13 +19,14 @@ from pricepix._checks import choice, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.build import MODES, _check_location, _state
-from pricepix.chunks import LAYOUTS, ChunkFormat
 from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
-from pricepix.lock import WriteLock
 from pricepix.sources.writer import PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
-from pricepix.store import FORMAT_VERSION, ImageStore, open_store
+from pricepix.store.chunks import LAYOUTS, ChunkFormat
+from pricepix.store.image_store import ImageStore, open_store
+from pricepix.store.lock import WriteLock
+from pricepix.store.objects import FORMAT_VERSION
 from pricepix.windows.labels import NO_TIME
 
 SPEC: Final = "jkx20"

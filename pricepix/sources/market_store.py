@@ -20,15 +20,16 @@ from pricepix.bars.market_cache import MarketCache, NoTrade, Range
 from pricepix.bars.panel import FIELDS, Panel
 from pricepix.bars.times import as_time, duration_ns, stamp
 from pricepix.build import MODES, _check_location, _state
-from pricepix.chunks import LAYOUTS, ChunkFormat, parse_size
 from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
-from pricepix.lock import KEY as LOCK
-from pricepix.lock import WriteLock
 from pricepix.render.draw import render_rows
 from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
-from pricepix.store import FORMAT_VERSION, ImageStore, open_store
+from pricepix.store.chunks import LAYOUTS, ChunkFormat, parse_size
+from pricepix.store.image_store import ImageStore, open_store
+from pricepix.store.lock import KEY as LOCK
+from pricepix.store.lock import WriteLock
+from pricepix.store.objects import FORMAT_VERSION
 from pricepix.windows.index import DROP_REASONS, WindowIndex, nothing_to_draw
 from pricepix.windows.labels import forward_returns
 from pricepix.windows.schedule import SCHEDULES, scheduled_times

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.build import _check_location, _state, finish
-from pricepix.chunks import ChunkFormat, checksum
-from pricepix.document import ROOT, Geometry, chunk_key, columns, encode_column
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import BUILD, Location
-from pricepix.lock import KEY as LOCK
+from pricepix.store.chunks import ChunkFormat, checksum
+from pricepix.store.format import ROOT, Geometry, chunk_key, columns, encode_column
+from pricepix.store.lock import KEY as LOCK
 
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
 # Column bits that a thread draws at a time, at most. Windows come by time, and the renderer is fast at windows

@@ -20,10 +20,10 @@ from pricepix._checks import number, whole_number, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.times import stamp
 from pricepix.images.augment import Augment
-from pricepix.images.batches import DEFAULT_POOL_BYTES
 from pricepix.images.image_set import select
 from pricepix.images.rows import check_bars, store_rows
-from pricepix.store import open_images
+from pricepix.store.image_store import open_images
+from pricepix.store.pool_reader import DEFAULT_POOL_BYTES
 from pricepix.train.baselines import window_series
 from pricepix.train.config import Hyper, is_first_rank
 from pricepix.train.data import ArrayReader, Reader

@@ -14,7 +14,7 @@ from pricepix.images.image_set import ImageSet
 from pricepix.images.shared_arrays import SharedArrays
 from pricepix.render import widen
 from pricepix.render.memory import memory_for
-from pricepix.store import ImageStore
+from pricepix.store.image_store import ImageStore
 
 __all__ = ["LoadedImages", "load"]
 

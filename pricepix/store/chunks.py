@@ -20,9 +20,9 @@ from numcodecs import blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from pricepix import _store_kernels as store_kernels
 from pricepix.render import bits as render_bits
 from pricepix.render import widen
+from pricepix.store import kernels as store_kernels
 
 LAYOUTS: Final = ("uint8", "bits")
 ZSTD_LEVEL: Final = 1

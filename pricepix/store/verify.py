@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix import _store_kernels as kernels
-from pricepix import document
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
-from pricepix.document import ROOT, chunk_key
 from pricepix.images import chunking
 from pricepix.location import BUILD
 from pricepix.render.draw import render_rows
+from pricepix.store import format as document
+from pricepix.store import kernels
+from pricepix.store.format import ROOT, chunk_key
 from pricepix.windows.labels import forward_returns
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
-    from pricepix.chunks import ChunkFormat
-    from pricepix.store import ImageStore
+    from pricepix.store.chunks import ChunkFormat
+    from pricepix.store.image_store import ImageStore
 
 DEPTHS: Final = ("metadata", "checksums", "render")
 
@@ -219,7 +219,7 @@ class _Check:
         self.say(f"{key} is missing: restore or rebuild it" for key in gone[:20])
         if len(gone) > 20:
             self.say([f"{len(gone) - 20} more objects are missing"])
-        from pricepix.store import HISTORY
+        from pricepix.store.objects import HISTORY
 
         strange = sorted(present - wanted - {HISTORY})
         if strange:

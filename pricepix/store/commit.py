@@ -13,9 +13,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pricepix.document import ROOT, dump
 from pricepix.location import BUILD, Location
-from pricepix.lock import KEY as LOCK
+from pricepix.store.format import ROOT, dump
+from pricepix.store.lock import KEY as LOCK
 
 STAGE: Final = f"{BUILD}/append"
 

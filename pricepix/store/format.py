@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from pricepix.chunks import ZSTD_LEVEL, ChunkFormat, Content, numcodecs_allowed, seal, unseal
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.store.chunks import ZSTD_LEVEL, ChunkFormat, Content, numcodecs_allowed, seal, unseal
 from pricepix.windows.labels import NO_TIME
 
 ROOT: Final = "zarr.json"

@@ -1,0 +1,1 @@
+"""Image stores: the format, reading, verifying, and what writers share."""
