@@ -91,8 +91,8 @@ def append(
     period's later bars.
     """
     choice(on_revision, "on_revision", ON_REVISION)
-    where = store.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
-    if not open_store(where).checked:
+    where = store.objects.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
+    if not open_store(where).objects.checked:
         raise ValueError(f"store {where.name} lives in memory: append to one on disk, or render it anew")
     panel = Panel.of(panel)
     with WriteLock(where) as lock:
@@ -183,7 +183,7 @@ def _overlap(
     code = np.array([places.get(name, -1) for name in names], np.int32)
     rows = np.zeros(panel.n_instruments, np.int64)
     known = code >= 0
-    rows[code[known]] = old.instrument_rows[known]
+    rows[code[known]] = old.objects.instrument_rows[known]
     length = np.diff(panel.offsets)
     short = rows > length
     ends = panel.offsets[:-1] + np.minimum(rows, length)
@@ -193,7 +193,7 @@ def _overlap(
     halves = Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
     digest = halves.instrument_digests[::2]
     differs = np.zeros(panel.n_instruments, np.bool_)
-    differs[code[known]] = (digest[code[known]] != old.instrument_digest[known]).any(axis=1)
+    differs[code[known]] = (digest[code[known]] != old.objects.instrument_digest[known]).any(axis=1)
     gone = [name for name, place in zip(names, code.tolist(), strict=True) if place < 0]
     return code, ends, np.flatnonzero(differs | short).astype(np.int32), gone
 
@@ -279,7 +279,7 @@ def _continue(
     moved = code if len(code) != panel.n_instruments or (code != np.arange(len(code))).any() else None
     total = len(old) + len(new_row)
     chunks = _chunks_from(old, len(old), total) if len(new_row) else np.zeros(0, np.int64)
-    size = old.chunk_format.windows
+    size = old.objects.chunk_format.windows
     base = min(labels_from, int(chunks[0]) * size if len(chunks) else total, len(old))
     base = base // INDEX_CHUNK * INDEX_CHUNK
     # Labels of whole chunks of the index are computed, so windows are needed from where such a chunk begins.
@@ -323,12 +323,12 @@ def _compare(
     if len(revised):
         flags = np.zeros(panel.n_instruments, np.bool_)
         flags[revised] = True
-        unit = old.chunk_format.object_windows
+        unit = old.objects.chunk_format.object_windows
         touched = np.unique(np.flatnonzero(flags[windows.instrument[:kept]]) // unit)
         kept_by_revision = int(touched[0]) * unit if len(touched) else kept
-        per = unit // old.chunk_format.windows
+        per = unit // old.objects.chunk_format.windows
         more = (touched[:, None] * per + np.arange(per)).reshape(-1)
-        most = old.chunk_format.chunks(len(windows))
+        most = old.objects.chunk_format.chunks(len(windows))
         chunks = np.union1d(chunks, more[more < most])
         kept = min(kept, kept_by_revision)
     moved = code if len(code) != panel.n_instruments or (code != np.arange(len(code))).any() else None
@@ -380,16 +380,16 @@ def _attributes(
 
 def _chunks_from(old: ImageStore, window: int, total: int) -> NDArray[np.int64]:
     """Image chunks to draw if windows from `window` on are new: whole shards, to the end."""
-    form = old.chunk_format
+    form = old.objects.chunk_format
     first = window // form.object_windows * (form.object_windows // form.windows)
     return np.arange(first, form.chunks(total))
 
 
 def _position(old: ImageStore, time: int) -> int:
     """First window at `time` or later, reading no more of the index than it takes."""
-    column = next(c for c in old.geometry.columns if c.name == "time")
-    for chunk in reversed(range(old.geometry.index_chunks)):
-        values = old.column_chunk(column, chunk)
+    column = next(c for c in old.objects.geometry.columns if c.name == "time")
+    for chunk in reversed(range(old.objects.geometry.index_chunks)):
+        values = old.objects.column_chunk(column, chunk)
         if values[0] < time:
             return chunk * INDEX_CHUNK + int(np.searchsorted(values, time))
     return 0
@@ -410,11 +410,11 @@ def _write(
     old: ImageStore, panel: Panel, change: _Change, workers: int, progress: bool, lock: WriteLock
 ) -> None:
     """Write what changes beside the store, then make it the store."""
-    where = old.where
-    geometry = Geometry(old.chunk_format, change.total, panel.n_instruments, old.horizons)
+    where = old.objects.where
+    geometry = Geometry(old.objects.chunk_format, change.total, panel.n_instruments, old.horizons)
     checks = _carried(old, geometry)
     slices = geometry.checksum_slices()
-    size = old.chunk_format.windows
+    size = old.objects.chunk_format.windows
     painter = Painter(
         where, geometry, change.windows, old.delay, old.attrs["label_price"], base=change.base, key=staged
     )
@@ -457,16 +457,16 @@ def _write(
     }
     where.put(staged(HISTORY), dump([*history, entry][-_HISTORY_LENGTH:]))
     lock.check()
-    gone = set(old.geometry.objects()) - set(geometry.objects())
+    gone = set(old.objects.geometry.objects()) - set(geometry.objects())
     commit(where, root, sorted(gone))
 
 
 def _carried(old: ImageStore, geometry: Geometry) -> NDArray[np.uint32]:
     """The old checksums at their new places, 0 for chunks that are new."""
     checks = np.zeros(sum(count for _, count in geometry.arrays()), np.uint32)
-    before, after = old.geometry.checksum_slices(), geometry.checksum_slices()
+    before, after = old.objects.geometry.checksum_slices(), geometry.checksum_slices()
     for name, there in after.items():
-        here = old.checksums[before[name]]
+        here = old.objects.checksums[before[name]]
         n = min(len(here), there.stop - there.start)
         checks[there][:n] = here[:n]
     return checks
@@ -474,7 +474,7 @@ def _carried(old: ImageStore, geometry: Geometry) -> NDArray[np.uint32]:
 
 def _runs(chunks: NDArray[np.int64], old: ImageStore, workers: int) -> list[tuple[int, int]]:
     """Cut chunks into runs of neighbours, whole shards each, small enough for memory and for all workers."""
-    form = old.chunk_format
+    form = old.objects.chunk_format
     per = form.object_windows // form.windows
     most = max(
         1, min(PARTITION_BYTES // (form.windows * form.packed_bytes), -(-len(chunks) // (4 * workers)))
@@ -501,5 +501,5 @@ def _renumber(
     """Write the chunks of ``instrument_index`` before `last` anew: instruments came in between."""
     column = geometry.columns[0]
     for chunk in range(last):
-        stored = encode_column(column, codes[old.column_chunk(column, chunk)])
-        _put_changed(old.where, checks, column.name, chunk, stored)
+        stored = encode_column(column, codes[old.objects.column_chunk(column, chunk)])
+        _put_changed(old.objects.where, checks, column.name, chunk, stored)

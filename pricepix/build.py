@@ -32,7 +32,7 @@ from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, c
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import KEY as LOCK
 from pricepix.store.lock import WriteLock
-from pricepix.store.objects import FORMAT_VERSION
+from pricepix.store.objects import FORMAT_VERSION, StoreObjects
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import label_price
 
@@ -527,4 +527,4 @@ def _in_memory(
     for i in range(geometry.index_chunks):
         painter.write_index(i)
     where.put(chunk_key("instruments", 0), encode_strings(panel.instruments, compressed=False))
-    return ImageStore(where, json.loads(documents[ROOT]))
+    return ImageStore(StoreObjects(where, json.loads(documents[ROOT])))

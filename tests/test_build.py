@@ -495,7 +495,7 @@ def test_verify_of_a_sound_store(build, panel, table, layout, place):
 def reseal(store, chunk, images):
     """Put other images into a chunk, with a checksum that is right for them."""
     bits = np.packbits(images.transpose(0, 2, 1).reshape(len(images), -1) > 0, axis=1)
-    path = Path(store.location) / store.chunk_key(chunk)
+    path = Path(store.location) / store.objects.chunk_key(chunk)
     path.write_bytes(store.chunk_format.encode(bits))
 
 

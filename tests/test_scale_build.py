@@ -189,8 +189,8 @@ def test_shards_by_size(panel: pp.Panel, tmp_path: Path) -> None:
 
 def test_rows_and_digests_are_kept_for_appends(panel: pp.Panel, tmp_path: Path) -> None:
     store = pp.render_universe(panel, "jkx5", tmp_path / "s", layout="bits", progress=False)
-    assert np.array_equal(store.instrument_rows, np.diff(panel.offsets))
-    assert np.array_equal(store.instrument_digest, panel.instrument_digests)
+    assert np.array_equal(store.objects.instrument_rows, np.diff(panel.offsets))
+    assert np.array_equal(store.objects.instrument_digest, panel.instrument_digests)
 
 
 class TestOtherPlaces:
@@ -200,7 +200,7 @@ class TestOtherPlaces:
         url = f"memory://{tmp_path.name}"
         memory = pp.render_universe(panel, "jkx5", url, **options)
         assert np.array_equal(pp.open_store(url).read(), disk.read())
-        where = memory.where
+        where = memory.objects.where
         assert {key: bytes(where.get(key) or b"") for key in where.list()} == tree(tmp_path / "s")
         assert memory.verify(panel).ok
         with pytest.raises(FileExistsError, match="exists already"):

@@ -86,7 +86,7 @@ def test_every_image_and_return_is_there(dataset, tmp_path, layout, chunk):
 def test_stores_do_not_depend_on_threads(dataset, tmp_path):
     folder, _ = dataset
     stores = [
-        import_jkx(folder, tmp_path / f"{n}.zarr", chunk=16, threads=n, progress=False).checksums
+        import_jkx(folder, tmp_path / f"{n}.zarr", chunk=16, threads=n, progress=False).objects.checksums
         for n in (1, 3)
     ]
     np.testing.assert_array_equal(*stores)
@@ -225,7 +225,7 @@ def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
         import_jkx(folder, tmp_path / "part.zarr", chunk=32, mode="resume", progress=False)
     monkeypatch.setattr(jkx_dataset, "_write_year", write)
     again = import_jkx(folder, tmp_path / "part.zarr", chunk=16, mode="resume", progress=False)
-    np.testing.assert_array_equal(again.checksums, whole.checksums)
+    np.testing.assert_array_equal(again.objects.checksums, whole.objects.checksums)
     assert again.attrs == whole.attrs
     assert (
         import_jkx(folder, tmp_path / "part.zarr", chunk=16, mode="resume", progress=False).attrs

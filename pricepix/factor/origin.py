@@ -33,9 +33,11 @@ class OtherBarsWarning(UserWarning):
 
 def _made_of_a_panel(images: ImageSet) -> bool:
     """Whether labels are returns of a panel's bars: images that were imported have their own."""
-    store: Any = getattr(images, "store", images)
+    if images.panel is not None:
+        return True
+    objects: Any = images.objects  # type: ignore[attr-defined]
     # A store in memory has no digests; nothing is imported to there.
-    return images.panel is not None or not store.checked or bool(store.instrument_digest.any())
+    return not objects.checked or bool(objects.instrument_digest.any())
 
 
 def _shape(tz: str | None, fields: list[str], names: list[str], rows: list[int]) -> str:
@@ -51,11 +53,11 @@ def shape_digest(images: ImageSet) -> str | None:
     """
     if images.panel is not None:
         return _shape_of(images.panel)
-    store: Any = getattr(images, "store", images)
-    if not store.checked or not _made_of_a_panel(images) or store.attrs.get("panel_fields") is None:
+    objects: Any = images.objects  # type: ignore[attr-defined]
+    if not objects.checked or not _made_of_a_panel(images) or images.attrs.get("panel_fields") is None:
         return None
-    names, rows = store.instruments.tolist(), store.instrument_rows.tolist()
-    return _shape(store.tz, list(store.attrs["panel_fields"]), names, rows)
+    names, rows = images.instruments.tolist(), objects.instrument_rows.tolist()
+    return _shape(images.tz, list(images.attrs["panel_fields"]), names, rows)
 
 
 def _shape_of(panel: Panel) -> str:

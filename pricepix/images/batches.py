@@ -15,20 +15,30 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.images.image_set import select
 from pricepix.render.memory import HUGE_PAGE
-from pricepix.store.pool_reader import BatchReader
+from pricepix.spec import ImageSpec
 
-if TYPE_CHECKING:
-    from pricepix.images.image_set import ImageSet
+__all__ = ["Batch", "DirectReader", "EpochReader"]
 
-__all__ = ["Batch", "BatchReader", "DirectReader", "EpochReader", "select"]
+
+class Sized(Protocol):
+    """What every reader needs to know of the images it reads: how many there are, and their spec."""
+
+    spec: ImageSpec
+
+    def __len__(self) -> int: ...
+
+
+class Readable(Sized, Protocol):
+    """Images of which any can be read at the same cost."""
+
+    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
 
 
 class Batch(NamedTuple):
@@ -95,7 +105,7 @@ class EpochReader(ABC):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Sized,
         selection: NDArray[Any] | None = None,
         *,
         batch_size: int = 256,
@@ -208,7 +218,7 @@ class DirectReader(EpochReader):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Readable,
         selection: NDArray[Any] | None = None,
         *,
         pool_bytes: int | None = None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
 from pricepix.bars.times import as_time, to_series
-from pricepix.images.batches import _as_mask
+from pricepix.images.batches import EpochReader, _as_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import xarray
 
     from pricepix.bars.panel import Panel
-    from pricepix.images.batches import EpochReader
 
 __all__ = ["ImageSet"]
 
@@ -292,8 +291,6 @@ class ImageSet(ABC):
         TypeError
             If there is no such argument; the message names the nearest.
         """
-        from pricepix.images.batches import EpochReader
-
         known = [n for n in inspect.signature(EpochReader).parameters if n not in ("images", "selection")]
         known += ["pool_bytes", "augment", "device"]
         if unknown := [n for n in options if n not in known]:

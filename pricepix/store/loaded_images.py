@@ -14,7 +14,7 @@ from pricepix.images.image_set import ImageSet
 from pricepix.images.shared_arrays import SharedArrays
 from pricepix.render import widen
 from pricepix.render.memory import memory_for
-from pricepix.store.image_store import ImageStore
+from pricepix.store.objects import StoreObjects
 
 __all__ = ["LoadedImages", "load"]
 
@@ -30,17 +30,17 @@ class LoadedImages(ImageSet):
 
     kind = "loaded store"
 
-    def __init__(self, store: ImageStore, images: SharedArrays) -> None:
-        self.store = store
+    def __init__(self, objects: StoreObjects, images: SharedArrays) -> None:
+        self.objects = objects
         """The store that the images were read from; index and forward returns are read from it."""
         self._images = images
-        self.spec, self.horizons, self.location = store.spec, store.horizons, store.location
+        self.spec, self.horizons, self.location = objects.spec, objects.horizons, objects.url
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LoadedImages, (self.store, self._images)
+        return LoadedImages, (self.objects, self._images)
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.objects)
 
     def __repr__(self) -> str:
         return self._repr(f"{self.nbytes / 1e6:,.1f} MB in memory")
@@ -62,25 +62,20 @@ class LoadedImages(ImageSet):
     @property
     def attrs(self) -> Mapping[str, Any]:
         """The store's attributes."""
-        return self.store.attrs
-
-    @property
-    def digest(self) -> str:
-        """The store's digest."""
-        return self.store.digest
+        return self.objects.attrs
 
     @property
     def chunk(self) -> int:
         """Images a chunk of the store."""
-        return self.store.chunk
+        return self.objects.chunk_format.windows
 
     @property
     def instruments(self) -> NDArray[np.str_]:
         """Names of the panel's instruments; ``instrument_index`` points into them."""
-        return self.store.instruments
+        return self.objects.instruments
 
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        return self.store.column(name, first, last)
+        return self.objects.column(name, first, last)
 
     def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         if self.packed:
@@ -95,18 +90,18 @@ class LoadedImages(ImageSet):
         return DirectReader(self, selection, **options)
 
 
-def load(store: ImageStore, packed: bool, threads: int | None) -> LoadedImages:
+def load(objects: StoreObjects, packed: bool, threads: int | None) -> LoadedImages:
     """Read a whole store into memory; see ``ImageStore.load``."""
-    shape = (len(store), store.spec.packed_bytes) if packed else (len(store), *store.spec.shape)
+    shape = (len(objects), objects.spec.packed_bytes) if packed else (len(objects), *objects.spec.shape)
     held = memory_for(shape)
 
     def read(chunk: int) -> None:
-        a = chunk * store.chunk
-        held[a : a + store.chunk_windows(chunk)] = (
-            store.read_chunk_bits(chunk) if packed else store.read_chunk(chunk)
+        a = chunk * objects.chunk_format.windows
+        held[a : a + objects.chunk_windows(chunk)] = (
+            objects.read_chunk_bits(chunk) if packed else objects.read_chunk(chunk)
         )
 
     with ThreadPoolExecutor(usual_threads() if threads is None else threads, "pricepix-load") as pool:
-        for _ in pool.map(read, range(store.chunk_format.chunks(len(store)))):
+        for _ in pool.map(read, range(objects.chunk_format.chunks(len(objects)))):
             pass
-    return LoadedImages(store, SharedArrays({_BITS if packed else _PIXELS: held}))
+    return LoadedImages(objects, SharedArrays({_BITS if packed else _PIXELS: held}))

@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from pricepix.images.batches import Batch, EpochReader, _Buffers
 from pricepix.render import widen
 from pricepix.store import kernels
-
-if TYPE_CHECKING:
-    from pricepix.store.image_store import ImageStore
+from pricepix.store.objects import StoreObjects
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
 
@@ -38,7 +36,8 @@ class BatchReader(EpochReader):
 
     Parameters
     ----------
-    store : ImageStore
+    objects : StoreObjects
+        Of the store, as it is opened.
     selection : numpy.ndarray, optional
         Positions or a mask. Chunks without any are never touched.
     pool_bytes : int
@@ -58,22 +57,22 @@ class BatchReader(EpochReader):
 
     def __init__(
         self,
-        store: ImageStore,
+        objects: StoreObjects,
         selection: NDArray[Any] | None = None,
         *,
         pool_bytes: int = DEFAULT_POOL_BYTES,
         **options: Any,
     ) -> None:
-        super().__init__(store, selection, **options)
-        self.store = store
+        super().__init__(objects, selection, **options)
+        self.objects = objects
         self.pool_bytes = pool_bytes
         height, width = self._shape
         self._pixels = height * width
         self._packed = (self._pixels + 7) // 8
-        self._columns_first = store.chunk_format.columns_first
+        self._columns_first = objects.chunk_format.columns_first
         self.resident = self.shuffle and len(self.positions) * self._packed <= pool_bytes
         self._capacity = max(pool_bytes // self._packed, self.batch_size)
-        self._chunk = store.chunk_format.windows
+        self._chunk = objects.chunk_format.windows
         self._pool: NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,9 +218,9 @@ class BatchReader(EpochReader):
 
     def _decode(self, part: _Part) -> NDArray[np.uint8]:
         """Wanted images of a chunk: packed, or as pixels where a uint8 store is read in order."""
-        form = self.store.chunk_format
-        n = min(self._chunk, len(self.store) - part.chunk * self._chunk)
-        stored = self.store.chunk_bytes(part.chunk)
+        form = self.objects.chunk_format
+        n = min(self._chunk, len(self.objects) - part.chunk * self._chunk)
+        stored = self.objects.chunk_bytes(part.chunk)
         try:
             if self._columns_first:
                 bits = form.decode_bits(stored, n)
@@ -229,7 +228,7 @@ class BatchReader(EpochReader):
             pixels = form.decode(stored, n)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"chunk {self.store.chunk_key(part.chunk)} of store {self.store.location} is damaged "
+                f"chunk {self.objects.chunk_key(part.chunk)} of store {self.objects.url} is damaged "
                 f"({error}): restore or rebuild it"
             ) from error
         if not self.shuffle:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,16 @@ from tqdm import tqdm
 
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
-from pricepix.images import chunking
+from pricepix.bars.panel import Panel
+from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import BUILD
 from pricepix.render.draw import render_rows
-from pricepix.store import format as document
+from pricepix.store import format as store_format
 from pricepix.store import kernels
+from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import ROOT, chunk_key
+from pricepix.store.objects import HISTORY, StoreObjects
 from pricepix.windows.labels import forward_returns
-
-if TYPE_CHECKING:
-    from pricepix.bars.panel import Panel
-    from pricepix.store.chunks import ChunkFormat
-    from pricepix.store.image_store import ImageStore
 
 DEPTHS: Final = ("metadata", "checksums", "render")
 
@@ -78,7 +76,7 @@ class VerifyReport:
 
 
 def verify(
-    store: ImageStore,
+    objects: StoreObjects,
     panel: Any = None,
     sample: int | None = None,
     seed: int = 0,
@@ -91,7 +89,8 @@ def verify(
 
     Parameters
     ----------
-    store : ImageStore
+    objects : StoreObjects
+        Of the store, as it is opened.
     panel : Panel or anything ``Panel.from_table`` takes, optional
         The bars that the store was made from. Their digest must be the store's.
     sample : int or None
@@ -125,9 +124,9 @@ def verify(
         raise ValueError(
             "depth='render' draws images again, from the panel the store was made from: give panel="
         )
-    report = VerifyReport(store.location, depth, len(store))
-    check = _Check(store, report, workers or os.cpu_count() or 1, progress)
-    if store.checked:
+    report = VerifyReport(objects.url, depth, len(objects))
+    check = _Check(objects, report, workers or os.cpu_count() or 1, progress)
+    if objects.checked:
         check.metadata()
     else:
         check.counts()
@@ -135,14 +134,12 @@ def verify(
         check.chunks()
         check.order()
     if depth == "render" and report.ok:
-        from pricepix.bars.panel import Panel
-
         check.render(Panel.of(panel), sample, seed)
     return report
 
 
 class _Check:
-    def __init__(self, store: ImageStore, report: VerifyReport, workers: int, progress: bool) -> None:
+    def __init__(self, store: StoreObjects, report: VerifyReport, workers: int, progress: bool) -> None:
         self.store, self.report, self.workers, self.progress = store, report, workers, progress
 
     def say(self, problems: Iterable[str]) -> None:
@@ -191,11 +188,11 @@ class _Check:
         expected = {key: json.loads(text) for key, text in store.geometry.documents(attributes).items()}
         if root.get("attributes", {}).get("metadata_digest") != store.attrs["metadata_digest"]:
             self.say([f"{ROOT} changed since the store was opened: verify it again"])
-        for key, document_ in expected.items():
+        for key, described in expected.items():
             if key == ROOT:
                 continue
             held = root.get("consolidated_metadata", {}).get("metadata", {}).get(key.removesuffix(f"/{ROOT}"))
-            if held != document_:
+            if held != described:
                 self.say(
                     [
                         f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's "
@@ -204,7 +201,7 @@ class _Check:
                 )
             own = store.fetch(key)
             try:
-                same = own is not None and json.loads(bytes(own)) == document_
+                same = own is not None and json.loads(bytes(own)) == described
             except ValueError:
                 same = False
             if not same:
@@ -219,8 +216,6 @@ class _Check:
         self.say(f"{key} is missing: restore or rebuild it" for key in gone[:20])
         if len(gone) > 20:
             self.say([f"{len(gone) - 20} more objects are missing"])
-        from pricepix.store.objects import HISTORY
-
         strange = sorted(present - wanted - {HISTORY})
         if strange:
             self.say(
@@ -252,7 +247,7 @@ class _Check:
             name, dtype, chunk = which
             try:
                 stored = store.index_bytes(name, chunk)
-                document.decode(name, dtype, stored, compressed=store.checked)
+                store_format.decode(name, dtype, stored, compressed=store.checked)
             except (ValueError, RuntimeError) as error:
                 named = chunk_key(name, chunk)
                 return [str(error) if named in str(error) else f"chunk {named} is damaged ({error})"]
@@ -286,9 +281,7 @@ class _Check:
             )
             seen = form.decode_foreign(stored) if form.layout == "uint8" and form.columns_first else pixels
         except (ValueError, RuntimeError) as error:
-            return [
-                f"chunk {store.chunk_key(chunk)} of store {store.location} is damaged ({error}): rebuild it"
-            ]
+            return [f"chunk {store.chunk_key(chunk)} of store {store.url} is damaged ({error}): rebuild it"]
         problems = []
         if form.layout == "uint8" and not _only(seen):
             problems.append(f"chunk {store.chunk_key(chunk)} holds values other than 0 and 255")
@@ -310,7 +303,7 @@ class _Check:
     def order(self) -> None:
         """Check the arrays along ``window`` chunk by chunk, however many windows there are."""
         store = self.store
-        last_time, last_code = document.NO_TIME, -1
+        last_time, last_code = store_format.NO_TIME, -1
         for i in range(store.geometry.index_chunks):
             try:
                 code, time = store.column("instrument_index", i, i + 1), store.column("time", i, i + 1)
@@ -327,7 +320,7 @@ class _Check:
             before_time, before_code = np.append(last_time, time[:-1]), np.append(last_code, code[:-1])
             ordered = (time > before_time) | ((time == before_time) & (code > before_code))
             if not ordered.all():
-                at = i * chunking.INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
+                at = i * INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
                 self.say([f"windows are not ordered by (time, instrument) at position {at}"])
                 return
             last_time, last_code = time[-1], code[-1]
@@ -349,8 +342,8 @@ class _Check:
         size = store.chunk_format.windows
         cuts = np.flatnonzero(np.diff(chosen // size)) + 1
         parts = [part for part in np.split(chosen, cuts) if len(part)]
-        code, time = store.instrument_index, store.time
-        labels = {h: (store.returns(h), store.exit_time(h)) for h in store.horizons}
+        code, time = store.column("instrument_index"), store.column("time")
+        labels = {h: (store.column(f"ret_{h}"), store.column(f"exit_time_{h}")) for h in store.horizons}
 
         def compare(part: NDArray[np.int64]) -> list[str]:
             row = np.empty(len(part), np.int64)
@@ -368,7 +361,7 @@ class _Check:
             if np.count_nonzero(wrong) > 3:
                 problems.append(f"{np.count_nonzero(wrong) - 3} more images of chunk {chunk} differ")
             for h, (returns, exits) in labels.items():
-                label = forward_returns(panel, row, h, store.delay, store.attrs["label_price"])
+                label = forward_returns(panel, row, h, int(store.attrs["delay"]), store.attrs["label_price"])
                 same = np.array_equal(label.value, returns[part], equal_nan=True)
                 if not same or not np.array_equal(label.exit_time, exits[part]):
                     problems.append(
