@@ -13,8 +13,8 @@ import pytest
 
 from pricepix import ImageSpec, Panel
 from pricepix.bars import resample
+from pricepix.build import build_market_store
 from pricepix.samples import simulate_market
-from pricepix.sources import build_market_store
 
 
 @pytest.fixture(scope="module")

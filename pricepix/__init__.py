@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pricepix._version import __version__
 
 if TYPE_CHECKING:
-    from pricepix.appending import append
     from pricepix.bars.panel import Panel
-    from pricepix.build import render_universe
+    from pricepix.build.append import append
+    from pricepix.build.universe import render_universe
     from pricepix.images.augment import Augment
     from pricepix.images.panel_images import PanelImages
     from pricepix.lookahead import audit
@@ -32,7 +32,7 @@ _HOME = {
     "REASONS": "pricepix.render",
     "RenderResult": "pricepix.render",
     "WindowIndex": "pricepix.windows.index",
-    "append": "pricepix.appending",
+    "append": "pricepix.build.append",
     "audit": "pricepix.lookahead",
     "contact_sheet": "pricepix.preview",
     "enlarge": "pricepix.preview",

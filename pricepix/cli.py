@@ -531,7 +531,7 @@ def evaluate(
         if not options[name]:
             del options[name]
     if Path(f"{table_path}.labels").is_dir() and not table:
-        from pricepix.sources import jkx_panel
+        from pricepix.build import jkx_panel
 
         bars = jkx_panel(table_path)
     else:
@@ -576,7 +576,7 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
 @PROGRESS
 def import_jkx(years: tuple[int, ...], **options: Any) -> None:
     """Make the store STORE of the paper's public images in FOLDER."""
-    from pricepix.sources import import_jkx as run
+    from pricepix.build import import_jkx as run
 
     _describe(run(years=years or None, **options))
 

@@ -113,7 +113,7 @@ class Store(Section):
     """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`.
 
     The store of a market cache is built a stretch of days at a time, in about `memory`, and has the horizons
-    1 and 50 and the layout ``bits`` by default; see ``pricepix.sources.build_market_store``.
+    1 and 50 and the layout ``bits`` by default; see ``pricepix.build.build_market_store``.
     """
 
     path: str | None = None

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pricepix import samples
 from pricepix.bars.panel import Panel
-from pricepix.build import render_universe
+from pricepix.build.universe import render_universe
 from pricepix.preview import contact_sheet
 
 PRESETS: Final = ("jkx5", "jkx20", "jkx60")

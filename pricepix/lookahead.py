@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pricepix.bars.columns import BOOL_FIELDS
 from pricepix.bars.panel import Panel
-from pricepix.build import render_universe
+from pricepix.build.universe import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.models import Scorer
 from pricepix.images.image_set import ImageSet

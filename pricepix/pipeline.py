@@ -187,7 +187,7 @@ class _Table:
         self.name = repr(self._panel)
 
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
-        from pricepix.build import render_universe
+        from pricepix.build.universe import render_universe
 
         return render_universe(self._panel, spec, path, **store.arguments("path"), **options)
 
@@ -228,7 +228,7 @@ class _MarketCache:
         self.name = repr(self._cache)
 
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
-        from pricepix.sources import build_market_store
+        from pricepix.build import build_market_store
 
         threads = 1 if store.workers == 0 else store.workers
         return build_market_store(

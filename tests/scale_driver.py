@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 
 import pricepix as pp
-from pricepix import painter as painters
-from pricepix.appending import append
+from pricepix.build import chunk_writer as painters
+from pricepix.build.append import append
 from pricepix.location import Folder
 from pricepix.store.image_store import _open
 

@@ -87,7 +87,7 @@ def test_bytes_do_not_depend_on_threads_or_workers(build, layout, spec):
 
 @both
 def test_bytes_do_not_depend_on_how_the_work_is_cut(build, layout, monkeypatch):
-    from pricepix import plan
+    from pricepix.build import plan
 
     whole = build("whole.zarr", layout=layout, threads=1)
     sizes = {"one chunk": 1, "three chunks": 3 * 32 * SPEC.packed_bytes, "everything": 1 << 40}

@@ -141,9 +141,9 @@ def test_errors_are_one_message_and_no_traceback(
 
 
 def test_options_are_keyword_arguments_of_the_functions() -> None:
+    from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
     from pricepix.foreign import init_config
-    from pricepix.sources import import_jkx
     from pricepix.train import fit
 
     commands = {

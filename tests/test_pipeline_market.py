@@ -11,10 +11,10 @@ import pytest
 import pricepix as pp
 from pricepix import pipeline
 from pricepix.bars import MarketCache
+from pricepix.build import build_market_store
 from pricepix.config import Config
 from pricepix.pipeline import run
 from pricepix.samples import simulate_market
-from pricepix.sources import build_market_store
 
 
 def tree(folder) -> dict[str, bytes]:

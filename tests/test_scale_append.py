@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 import pricepix as pp
-from pricepix import appending, painter
+from pricepix.build import append as appending
+from pricepix.build import chunk_writer as painter
 from pricepix.store import format as document
 
 PERIODS = ("week", "month", "quarter")

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import pricepix as pp
-from pricepix import plan
+from pricepix.build import plan
+from pricepix.build.chunk_writer import Painter
+from pricepix.build.plan import Plan
 from pricepix.location import Location
-from pricepix.painter import Painter
-from pricepix.plan import Plan
 from pricepix.store.chunks import numcodecs_allowed, parse_size
 from pricepix.store.lock import LEASE_SECONDS, WriteLock
 

@@ -126,7 +126,7 @@ def test_a_missing_and_a_swapped_object(access: dict[str, Any], panel: pp.Panel)
 def test_locked_and_resumed(
     access: dict[str, Any], panel: pp.Panel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pricepix.painter import Painter
+    from pricepix.build.chunk_writer import Painter
     from pricepix.store.lock import WriteLock
 
     url = "s3://bucket/resumed"

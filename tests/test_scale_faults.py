@@ -79,7 +79,7 @@ def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
 SLOW_BUILD = """
 import sys, time
 import pricepix as pp
-from pricepix.painter import Painter
+from pricepix.build.chunk_writer import Painter
 original = Painter.images
 def images(self, first, last):
     print("drawing", flush=True)

@@ -12,8 +12,8 @@ import pytest
 
 import pricepix as pp
 from pricepix import samples
-from pricepix.sources import import_jkx, jkx_panel
-from pricepix.sources.jkx_dataset import _sessions, find_years, jkx_labels
+from pricepix.build import import_jkx, jkx_panel
+from pricepix.build.jkx_dataset import _sessions, find_years, jkx_labels
 
 STOCKS = (10001, 10107, 90319, 14593)
 
@@ -200,7 +200,7 @@ def test_damaged_pixels_are_refused_and_blank_images_counted(tmp_path):
 
 
 def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
-    from pricepix.sources import jkx_dataset
+    from pricepix.build import jkx_dataset
 
     folder, _ = dataset
     whole = import_jkx(folder, tmp_path / "whole.zarr", chunk=16, progress=False)

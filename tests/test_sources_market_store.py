@@ -10,9 +10,10 @@ import pytest
 
 import pricepix as pp
 from pricepix.bars import write_market_cache
+from pricepix.build import build_market_store
+from pricepix.build import market as market_store
 from pricepix.samples import simulate_market
 from pricepix.samples.ashare import simulate_arrays
-from pricepix.sources import build_market_store, market_store
 from pricepix.store.objects import HISTORY
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.build.plan import PARTITION_BYTES, Task
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location
-from pricepix.plan import PARTITION_BYTES
 from pricepix.render.draw import render_rows
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
@@ -141,3 +141,49 @@ class Painter:
         for column, content in zip(self.geometry.columns, stored, strict=True):
             self.where.put(self.key(chunk_key(column.name, chunk)), content)
         return np.array([checksum(content) for content in stored], np.uint32)
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+def perform(painter: Painter, task: Task) -> Task:
+    """Do one piece of work and note that it is done."""
+    checks = (
+        painter.write_index(task.first) if task.kind == "index" else painter.images(task.first, task.last)
+    )
+    painter.where.put(task.key, checks.astype("<u4").tobytes())
+    return task
+
+
+def run_here(painter: Painter, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+    """Do work on threads of this process, or in the calling one for no `workers`; yield what is done."""
+    if workers == 0:
+        for task in tasks:
+            yield perform(painter, task)
+        return
+    with ThreadPoolExecutor(workers, "pricepix-write") as writers:
+        painter.writers = writers
+        try:
+            yield from in_threads(lambda task: perform(painter, task), tasks, workers)
+        finally:
+            painter.writers = None
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """Yield ``work(item)`` as they end, at most `workers` at a time; after an error no more are begun."""
+    with ThreadPoolExecutor(workers, "pricepix-draw") as pool:
+        pending: set[Future[R]] = set()
+        try:
+            for item in items:
+                if len(pending) >= workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                pending.add(pool.submit(work, item))
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            for future in pending:
+                future.cancel()

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
-from pricepix.build import in_threads, last_objects
+from pricepix.build.chunk_writer import Painter, in_threads
+from pricepix.build.finish import last_objects
+from pricepix.build.plan import PARTITION_BYTES
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location, StoreLike
-from pricepix.painter import Painter
-from pricepix.plan import PARTITION_BYTES
 from pricepix.store.chunks import checksum
 from pricepix.store.commit import commit, settle, staged
 from pricepix.store.format import Geometry, chunk_key, dump, encode_column

@@ -19,11 +19,11 @@ from pricepix.bars import hashing
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
 from pricepix.bars.panel import FIELDS, Panel
 from pricepix.bars.times import as_time, duration_ns, stamp
-from pricepix.build import MODES, _check_location, _state
+from pricepix.build.stream import DRAW_BYTES, PanelFacts, StoreWriter
+from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
 from pricepix.render.draw import render_rows
-from pricepix.sources.writer import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import LAYOUTS, ChunkFormat, parse_size
 from pricepix.store.image_store import ImageStore, open_store

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +17,19 @@ from zarr.storage import MemoryStore
 from pricepix._checks import bars, choice, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix.bars.panel import Panel
+from pricepix.build.chunk_writer import Painter, run_here
+from pricepix.build.finish import finish
+from pricepix.build.plan import Plan, Task, partition_chunks
+from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
 from pricepix.images.lineage import lineage
-from pricepix.location import BUILD, Location, StoreLike, ZarrObjects
-from pricepix.painter import Painter
-from pricepix.plan import Plan, Task, partition_chunks
+from pricepix.location import Location, StoreLike, ZarrObjects
 from pricepix.render import render_panel
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
-from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size, seal
+from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size
 from pricepix.store.commit import settle
-from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
+from pricepix.store.format import ROOT, Geometry, chunk_key, encode_strings
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import KEY as LOCK
 from pricepix.store.lock import WriteLock
@@ -38,11 +39,6 @@ from pricepix.windows.labels import label_price
 
 if TYPE_CHECKING:
     from distributed import Client
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-MODES: Final = ("create", "resume", "overwrite")
 
 
 def render_universe(
@@ -230,69 +226,6 @@ def _shard_windows(shard: int | str | None, panel: Panel, windows: WindowIndex, 
     return -(-shard // form.windows) * form.windows
 
 
-def _check_location(where: Location, mode: str) -> None:
-    """Refuse what can not be written to, or must not be, before any work is done."""
-    path = where.path
-    if path is not None:
-        if path.exists() and not path.is_dir():
-            raise FileExistsError(f"{path} is a file; a store is a folder: give another path")
-        parent = path.absolute()
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir():
-            raise NotADirectoryError(
-                f"{parent} is a file, so {path} can not be made below it: give another path"
-            )
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(f"{parent} is not writable: give another path, or change its permissions")
-    state = _state(where)
-    if state == "foreign":
-        raise FileExistsError(
-            f"{where.name} is not empty and not a pricepix store, so mode={mode!r} will not touch it: give "
-            "another path"
-        )
-    if mode == "create" and state == "finished":
-        raise FileExistsError(
-            f"{where.name} exists already: give another path, or mode='overwrite' to replace it"
-        )
-    if mode == "create" and state == "unfinished":
-        raise FileExistsError(
-            f"{where.name} holds an unfinished build: mode='resume' goes on with it, mode='overwrite' starts "
-            "again"
-        )
-
-
-def _state(where: Location) -> str:
-    """``absent`` (or empty), ``finished``, ``unfinished`` or ``foreign``."""
-    content = where.get(ROOT)
-    if content is not None:
-        try:
-            attributes = json.loads(bytes(content))["attributes"]
-            if "format_version" in attributes and "spec" in attributes:
-                return "finished" if attributes.get("complete") else "unfinished"
-        except (ValueError, KeyError, TypeError):
-            pass
-        return "unfinished" if where.get(f"{BUILD}/plan.json") is not None else "foreign"
-    found = {key.partition("/")[0] for key in _first_keys(where)}
-    if not found:
-        return "absent"
-    # A build that was killed before its group's document was there, or while it removed the store before it.
-    return "unfinished" if BUILD in found else "foreign"
-
-
-def _first_keys(where: Location) -> Iterator[str]:
-    """Keys but the lock's: all of a folder's first level, of other places as few as tell what they are."""
-    if where.path is not None:
-        if where.path.exists():
-            for entry in where.path.iterdir():
-                if entry.name != BUILD or any(inside.name != "lock" for inside in entry.iterdir()):
-                    yield entry.name
-        return
-    if any(key != LOCK for key in where.list(BUILD)):
-        yield BUILD
-    yield from (key for key in where.list() if not key.startswith(BUILD))
-
-
 def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str) -> ImageStore | None:
     """Freeze the plan into the store, or check it against the one there; return a finished store."""
     state = _state(where)
@@ -382,7 +315,7 @@ def _work(
         unit_scale=True,        disable=not progress,
     ) as bar:  # fmt: skip
         if client is not None:
-            from pricepix.distribute import run_on
+            from pricepix.build.cluster import run_on
 
             finished: Iterable[Task] = run_on(client, where, plan, panel, windows, left)
         else:
@@ -390,47 +323,6 @@ def _work(
             finished = run_here(painter, left, workers)
         for task in finished:
             bar.update(windows_of(task))
-
-
-def perform(painter: Painter, task: Task) -> Task:
-    """Do one piece of work and note that it is done."""
-    checks = (
-        painter.write_index(task.first) if task.kind == "index" else painter.images(task.first, task.last)
-    )
-    painter.where.put(task.key, checks.astype("<u4").tobytes())
-    return task
-
-
-def run_here(painter: Painter, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
-    """Do work on threads of this process, or in the calling one for no `workers`; yield what is done."""
-    if workers == 0:
-        for task in tasks:
-            yield perform(painter, task)
-        return
-    with ThreadPoolExecutor(workers, "pricepix-write") as writers:
-        painter.writers = writers
-        try:
-            yield from in_threads(lambda task: perform(painter, task), tasks, workers)
-        finally:
-            painter.writers = None
-
-
-def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """Yield ``work(item)`` as they end, at most `workers` at a time; after an error no more are begun."""
-    with ThreadPoolExecutor(workers, "pricepix-draw") as pool:
-        pending: set[Future[R]] = set()
-        try:
-            for item in items:
-                if len(pending) >= workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-                pending.add(pool.submit(work, item))
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
@@ -453,45 +345,6 @@ def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
             for column, check in zip(geometry.columns, checks, strict=True):
                 found[slices[column.name]][task.first] = check
     return found
-
-
-def last_objects(
-    geometry: Geometry, attributes: Mapping[str, Any], panel: Panel, checks: NDArray[np.uint32]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the objects that make chunks a store, and the group's document, which declares it complete."""
-    stored = {
-        "instruments": encode_strings(panel.instruments),
-        "instrument_rows": seal(np.diff(panel.offsets).astype("<i8")),
-        "instrument_digest": seal(panel.instrument_digests.astype("<u8")),
-    }
-    slices = geometry.checksum_slices()
-    for name, content in stored.items():
-        checks[slices[name]] = int.from_bytes(content[-4:], "little")
-    stored[CHECKSUMS] = seal(checks.astype("<u4"))
-    attributes = {
-        **attributes,
-        "panel_digest": panel.digest,
-        "checksums_digest": checksums_digest(checks),
-        "complete": True,
-    }
-    documents = geometry.documents(attributes)
-    root = json.loads(documents.pop(ROOT))
-    return {**documents, **{chunk_key(name, 0): content for name, content in stored.items()}}, root
-
-
-def finish(
-    where: Location,
-    geometry: Geometry,
-    attributes: Mapping[str, Any],
-    panel: Panel,
-    checks: NDArray[np.uint32],
-) -> None:
-    """Write what is left; the last write declares the store complete."""
-    objects, root = last_objects(geometry, attributes, panel, checks)
-    for key, content in objects.items():
-        where.put(key, content)
-    where.put(ROOT, dump(root))
-    where.delete_all(BUILD, keep=LOCK)
 
 
 def _in_memory(

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from pricepix._checks import choice, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
-from pricepix.build import MODES, _check_location, _state
+from pricepix.build.stream import PanelFacts, StoreWriter
+from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
 from pricepix.location import Location, StoreLike
-from pricepix.sources.writer import PanelFacts, StoreWriter
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import LAYOUTS, ChunkFormat
 from pricepix.store.image_store import ImageStore, open_store

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.build import _check_location, _state, finish
+from pricepix.build.finish import finish
+from pricepix.build.target import _check_location, _state
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import BUILD, Location
 from pricepix.store.chunks import ChunkFormat, checksum

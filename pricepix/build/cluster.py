@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
-from pricepix.build import perform
+from pricepix.build.chunk_writer import Painter, perform
+from pricepix.build.plan import Plan, Task
 from pricepix.location import BUILD, Folder, Location
-from pricepix.painter import Painter
-from pricepix.plan import Plan, Task
 from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex
 

@@ -1,0 +1,55 @@
+"""The last objects of a store: names, checksums, and the document that declares it complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.bars.panel import Panel
+from pricepix.location import BUILD, Location
+from pricepix.store.chunks import seal
+from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
+from pricepix.store.lock import KEY as LOCK
+
+
+def last_objects(
+    geometry: Geometry, attributes: Mapping[str, Any], panel: Panel, checks: NDArray[np.uint32]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the objects that make chunks a store, and the group's document, which declares it complete."""
+    stored = {
+        "instruments": encode_strings(panel.instruments),
+        "instrument_rows": seal(np.diff(panel.offsets).astype("<i8")),
+        "instrument_digest": seal(panel.instrument_digests.astype("<u8")),
+    }
+    slices = geometry.checksum_slices()
+    for name, content in stored.items():
+        checks[slices[name]] = int.from_bytes(content[-4:], "little")
+    stored[CHECKSUMS] = seal(checks.astype("<u4"))
+    attributes = {
+        **attributes,
+        "panel_digest": panel.digest,
+        "checksums_digest": checksums_digest(checks),
+        "complete": True,
+    }
+    documents = geometry.documents(attributes)
+    root = json.loads(documents.pop(ROOT))
+    return {**documents, **{chunk_key(name, 0): content for name, content in stored.items()}}, root
+
+
+def finish(
+    where: Location,
+    geometry: Geometry,
+    attributes: Mapping[str, Any],
+    panel: Panel,
+    checks: NDArray[np.uint32],
+) -> None:
+    """Write what is left; the last write declares the store complete."""
+    objects, root = last_objects(geometry, attributes, panel, checks)
+    for key, content in objects.items():
+        where.put(key, content)
+    where.put(ROOT, dump(root))
+    where.delete_all(BUILD, keep=LOCK)
