@@ -10,8 +10,8 @@ import pytest
 
 from pricepix import ImageSpec, render_universe
 from pricepix.factor import evaluate, score
-from pricepix.factor.portfolio import hold, quantiles
-from pricepix.factor.statistics import information_coefficient
+from pricepix.factor.evaluation.metrics import information_coefficient
+from pricepix.factor.evaluation.portfolio import hold, quantiles
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gathered(**options: Any) -> Any:
-        from pricepix import ImageSpec
+        from pricepix.spec import ImageSpec
 
         changes = {name: value for name in names if (value := options.pop(name)) is not None}
         preset, ma, no_ma = options.pop("preset"), options.pop("ma"), options.pop("no_ma")
@@ -230,7 +230,8 @@ def build_store(
 
     TABLE is a CSV, Parquet or Feather file, a glob, or a folder of such files.
     """
-    from pricepix import Panel, render_universe
+    from pricepix.bars.panel import Panel
+    from pricepix.build.universe import render_universe
 
     panel = Panel.from_table(table_path, progress=progress, **table)
     click.echo(str(panel.report), err=True)
@@ -272,8 +273,8 @@ def append(store: str, table_path: str, table: dict[str, Any], progress: bool, *
 
     TABLE holds the whole history, old bars and new.
     """
-    from pricepix import Panel
-    from pricepix import append as run
+    from pricepix.bars.panel import Panel
+    from pricepix.build.append import append as run
 
     _describe(
         run(store, Panel.from_table(table_path, progress=progress, **table), progress=progress, **options)
@@ -284,7 +285,7 @@ def append(store: str, table_path: str, table: dict[str, Any], progress: bool, *
 @click.argument("store")
 def info(store: str) -> None:
     """Say what is in STORE."""
-    from pricepix import open_store
+    from pricepix.store.image_store import open_store
 
     _describe(open_store(store))
 
@@ -331,7 +332,8 @@ def _describe(store: Any) -> None:
 @click.option("--columns", type=int, help="Images a row.")
 def preview(store: str, path: str, **options: Any) -> None:
     """Write a contact sheet of STORE to the PNG file PATH."""
-    from pricepix import contact_sheet, open_store
+    from pricepix.preview import contact_sheet
+    from pricepix.store.image_store import open_store
 
     click.echo(contact_sheet(open_store(store), path, **options))
 
@@ -351,7 +353,8 @@ def preview(store: str, path: str, **options: Any) -> None:
 @panel_options
 def verify(store: str, table_path: str | None, table: dict[str, Any], **options: Any) -> None:
     """Check that STORE is whole and, given its bars, that its images are right. Exit code 1 if not."""
-    from pricepix import Panel, open_store
+    from pricepix.bars.panel import Panel
+    from pricepix.store.image_store import open_store
 
     panel = Panel.from_table(table_path, **table) if table_path else None
     report = open_store(store).verify(panel, **options)
@@ -362,7 +365,7 @@ def verify(store: str, table_path: str | None, table: dict[str, Any], **options:
 @main.command()
 def presets() -> None:
     """List the image presets."""
-    from pricepix import ImageSpec
+    from pricepix.spec import ImageSpec
 
     click.echo(f"{'preset':9} {'size':>8} {'lookback':>8}  style")
     for name, spec in ImageSpec.presets().items():
@@ -428,9 +431,11 @@ def train(
     settings: dict[str, Any], **options: Any,
 ) -> None:  # fmt: skip
     """Train a network, or an ensemble, on STORE, or on a table with --spec."""
-    from pricepix import ImageSpec, Panel, PanelImages
+    from pricepix.bars.panel import Panel
+    from pricepix.images.panel_images import PanelImages
+    from pricepix.spec import ImageSpec
     from pricepix.train import fit
-    from pricepix.train.config import is_first_rank
+    from pricepix.train.hyper import is_first_rank
 
     if (panel is None) == (spec is None) and (panel or table):
         raise click.UsageError(
@@ -480,7 +485,7 @@ def train(
 @PROGRESS
 def score(store: str, model: str, location: str, panel: str | None, **options: Any) -> None:
     """Score every image of STORE with MODEL (a checkpoint or a run) into the factor cache CACHE."""
-    from pricepix import Panel
+    from pricepix.bars.panel import Panel
     from pricepix.factor import score as run
 
     bars = Panel.from_table(panel) if panel else None
@@ -523,9 +528,10 @@ def evaluate(
     """
     import warnings
 
-    from pricepix import Panel, open_store
-    from pricepix.factor import OtherBarsWarning
+    from pricepix.bars.panel import Panel
+    from pricepix.factor import OtherBarsWarning, write_report
     from pricepix.factor import evaluate as run
+    from pricepix.store.image_store import open_store
 
     for name in ("costs", "baselines"):
         if not options[name]:
@@ -542,7 +548,7 @@ def evaluate(
         warnings.simplefilter("ignore", OtherBarsWarning)
         found = run(cache, bars, progress=progress, **options)
     click.echo(repr(found))
-    click.echo(found.report(report, store=open_store(store) if store else None, model=model))
+    click.echo(write_report(found, report, store=open_store(store) if store else None, model=model))
 
 
 @main.command()
@@ -556,8 +562,8 @@ def evaluate(
 @panel_options
 def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) -> None:
     """Show that nothing in STORE depends on bars of TABLE that came later. Exit code 1 if something does."""
-    from pricepix import Panel
-    from pricepix import audit as run
+    from pricepix.bars.panel import Panel
+    from pricepix.workflow.audit import audit as run
 
     found = run(Panel.from_table(table_path, progress=options["progress"], **table), store, **options)
     click.echo(str(found))
@@ -592,7 +598,7 @@ def import_jkx(years: tuple[int, ...], **options: Any) -> None:
 )
 def init_config(path: str, like: str) -> None:
     """Write a commented configuration to the file PATH."""
-    from pricepix.foreign import init_config as run
+    from pricepix.workflow.other_projects import init_config as run
 
     run(like, path)
     click.echo(f"{path}: edit it, then pricepix-cli run {path}")
@@ -609,9 +615,9 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
     CONFIG may be one of ImageTrading or CNN-for-Trading: it is translated, and the translation printed and
     saved beside the results.
     """
-    from pricepix.config import load_config, read_yaml
-    from pricepix.foreign import foreign_kind, run_foreign
-    from pricepix.pipeline import run as run_config
+    from pricepix.workflow.config import load_config, read_yaml
+    from pricepix.workflow.other_projects import foreign_kind, run_foreign
+    from pricepix.workflow.pipeline import run as run_config
 
     if foreign_kind(read_yaml(config)) is not None:
         run_foreign(config, data=data, out=out, echo=click.echo, progress=progress)
@@ -625,7 +631,7 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
 @click.argument("folder", default="demo")
 def demo(folder: str) -> None:
     """Run the whole road on sample data into FOLDER."""
-    from pricepix.demo import demo as run_demo
+    from pricepix.workflow.demo import demo as run_demo
 
     run_demo(folder, echo=click.echo)
 

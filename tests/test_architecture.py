@@ -18,46 +18,25 @@ import pricepix
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pricepix"
 
-# Left to right, as bars become images become a factor. A module imports from its own line and those above it,
-# never from below, neither on top nor inside a function; imports for type checkers alone are free.
-LAYERS = [
-    {"spec", "moments", "location", "samples"},
-    {"_panel_kernels", "_index_kernels", "_store_kernels"},
-    {"tables", "lock", "sharing"},
-    {"arrays"},
-    {"panel"},
-    {"render"},
-    {"windows", "labels", "augment", "_reader_kernels"},
-    {"chunks", "document", "commit"},
-    {"images", "store", "verify", "reader", "loaded"},
-    {"preview"},
-    {"plan", "painter", "build", "distribute", "appending", "sources", "train", "factor", "panel_images"},
-    {"lookahead"},
-    {"config", "pipeline", "foreign", "demo", "cli"},
-]
-WRITERS = {"plan", "painter", "build", "distribute", "appending"}
-FRONT = LAYERS[-1]
-# Where a line of the table says too little.
-ONLY = {
-    "spec": set(),
-    "location": set(),
-    "samples": set(),
-    "tables": {"location", "moments"},
-    "arrays": {"moments", "tables"},
-    "panel": {"_panel_kernels", "arrays", "moments", "tables"},
-    "render": {"render", "spec"},
-    "windows": {"_index_kernels", "panel", "render", "spec", "moments"},
-    "labels": {"_index_kernels", "panel"},
-    "chunks": {"render", "_store_kernels"},
-}
-NEVER = {
-    "store": {"windows"} | WRITERS,
-    "reader": {"panel", "windows", "labels"},
-    "preview": {"windows", "labels"},
-    "train": {"factor", "sources"} | WRITERS,
-    "factor": {"sources"} | WRITERS,
-    "sources": {"train", "factor"},
-    **{name: {"train", "factor"} for name in WRITERS},
+# One rank a package, from the ground up. A module imports from its own package and from lower ranks, at the top of
+# the file, inside a function or for type checkers alone: there are no exceptions.
+RANK = {
+    name: rank
+    for rank, names in enumerate(
+        [
+            "_version _checks location",
+            "bars spec",
+            "render samples",
+            "windows",
+            "images",
+            "store",
+            "build train preview",
+            "factor",
+            "workflow",
+            "cli __init__",
+        ]
+    )
+    for name in names.split()
 }
 
 
@@ -68,94 +47,99 @@ def modules():
 
 
 MODULES = dict(modules())
-PARTS = {name.split(".")[1] for name in MODULES if "." in name}
 
 
-def imported(path):
-    """Full names of the modules of ours that a file imports when it runs."""
-    found = set()
-
-    def visit(node):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.orelse:
-                visit(child)
-            return
+def imports(path):
+    """Full names of the modules of ours that a file imports, wherever in it, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "pricepix":
+                    yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import; write the module's full name"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                public = pricepix._HOME.get(alias.name) if node.module == "pricepix" else None
-                found.add(inner if inner in MODULES else public or node.module)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text()))
-    return {name for name in found if name.partition(".")[0] == "pricepix"}
+            if node.module.partition(".")[0] == "pricepix":
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    yield (inner if inner in MODULES else node.module), node.lineno
 
 
-def part(module):
-    return module.split(".")[1] if "." in module else ""
+def package(module):
+    """The name below ``pricepix`` that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if "." in name])
-def test_imports_go_from_left_to_right(module):
-    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
-    mine = part(module)
-    assert mine in layer, f"pricepix.{mine} is new: say in LAYERS where it stands"
-    for other in imported(MODULES[module]):
-        theirs = part(other)
-        if theirs in ("", mine):
-            assert (
-                other != "pricepix" or mine in FRONT | {"train", "factor"} or _version_only(MODULES[module])
-            )
-            continue
-        assert layer[theirs] <= layer[mine], f"{module} imports {other}, which stands to its right"
-        assert theirs in ONLY.get(mine, {theirs}), f"{module} imports {other}; it may import {ONLY[mine]}"
-        assert theirs not in NEVER.get(mine, ()), f"{module} must never import {other}"
-        if mine == "factor" and theirs == "train":
-            assert other == "pricepix.train.models", f"{module} imports {other}: networks alone are shared"
+def test_every_name_at_the_top_has_a_rank():
+    at_the_top = {package(module) for module in MODULES}
+    assert at_the_top == set(RANK)
+    assert len(at_the_top - {"__init__"}) <= 16
 
 
-def _version_only(path):
-    """Whether all that a file takes from the package itself is its version."""
-    names = [
-        alias.name
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module == "pricepix"
-        for alias in node.names
-        if f"pricepix.{alias.name}" not in MODULES and alias.name not in pricepix._HOME
+def test_imports_go_to_a_lower_rank():
+    climbs = [
+        f"{path.relative_to(ROOT)}:{line} imports {other}"
+        for module, path in MODULES.items()
+        for other, line in imports(path)
+        if package(other) != package(module) and RANK[package(other)] >= RANK[package(module)]
     ]
-    return set(names) <= {"__version__"}
+    assert not climbs, "\n".join(climbs)
 
 
-def test_layers_name_what_there_is():
-    named = set().union(*LAYERS)
-    assert sum(map(len, LAYERS)) == len(named)
-    assert named | {"__main__"} >= PARTS
-    assert set(ONLY) | set(NEVER) <= named
+def test_no_modules_import_each_other_in_a_circle():
+    needs = {module: {other for other, _ in imports(path)} - {module} for module, path in MODULES.items()}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, "a circle: " + " -> ".join([*path[path.index(module) :], module])
+        if module in done:
+            return
+        path.append(module)
+        for other in sorted(needs[module]):
+            visit(other)
+        path.pop()
+        done.add(module)
+
+    for module in needs:
+        visit(module)
+
+
+def test_factor_shares_the_networks_of_train_and_not_its_loop():
+    shared = {"pricepix.train.models", "pricepix.train.checkpoints"}
+    for module, path in MODULES.items():
+        if package(module) == "factor":
+            taken = {other for other, _ in imports(path) if package(other) == "train"}
+            assert taken <= shared, f"{module} imports {taken - shared}"
 
 
 def test_kernels_import_numbers_and_nothing_else():
-    for name in ("render/kernels.py", "_index_kernels.py", "_panel_kernels.py", "_store_kernels.py"):
+    for name in (
+        "render/kernels.py",
+        "render/rules.py",
+        "render/bits.py",
+        "windows/kernels.py",
+        "bars/kernels.py",
+        "bars/hashing.py",
+        "bars/market_kernels.py",
+        "store/kernels.py",
+    ):
         tree = ast.parse((PACKAGE / name).read_text())
         found = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         found |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
         allowed = {"__future__", "typing", "collections.abc", "numba", "numpy", "numpy.typing", "math"}
         ours = {n for n in found if n.startswith("pricepix")}
         assert found - ours <= allowed, name
-        assert ours <= {"pricepix.render.reasons"}, name
+        assert ours <= {"pricepix.render.reasons", "pricepix.render.rules", "pricepix.render.bits"}, name
 
 
 def test_networks_know_nothing_of_the_rest():
     """factor takes them without the training loop, and so may anybody."""
-    assert imported(PACKAGE / "train" / "models.py") <= {"pricepix.spec"}
+    taken = {other for other, _ in imports(PACKAGE / "train" / "models.py")}
+    assert taken <= {"pricepix.spec", "pricepix._checks"}
 
 
 def test_modules_can_each_be_imported_first():
     """No module needs another to have been imported before it: one process each would be slow, so a few."""
-    firsts = ["verify", "labels", "windows", "reader", "appending", "factor", "preview", "commit"]
+    firsts = ["store.verify", "windows.labels", "images.batches", "build.append", "factor", "preview"]
     code = "\n".join(
         [
             "import importlib, sys",
@@ -202,33 +186,20 @@ def test_drawing_and_storing_load_neither_torch_nor_dask():
 
 def test_all_is_true():
     assert len(set(pricepix.__all__)) == len(pricepix.__all__)
-    assert set(pricepix.__all__) == {*pricepix._HOME, *pricepix._MODULES, "__version__"}
     assert set(pricepix.__all__) <= set(dir(pricepix))
-    for name in pricepix._HOME:
-        thing = getattr(pricepix, name)
-        assert thing is getattr(importlib.import_module(pricepix._HOME[name]), name)
-    with pytest.raises(AttributeError, match="module 'pricepix' has no attribute 'render_univers'"):
+    for name in pricepix.__all__:
+        assert getattr(pricepix, name) is not None
+    with pytest.raises(AttributeError, match="render_univers"):
         _ = pricepix.render_univers
-
-
-def test_names_for_type_checkers_are_the_ones_that_load():
-    """`if TYPE_CHECKING:` in __init__.py says again, for tools, what _HOME says at run time."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    block = next(n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
-    said = {}
-    for node in block.body:
-        for alias in node.names:
-            said[alias.asname or alias.name] = node.module
-    modules_said = {name for name, module in said.items() if module == "pricepix"}
-    assert modules_said == set(pricepix._MODULES)
-    assert {name: said[name] for name in pricepix._HOME} == pricepix._HOME
-    assert set(said) == {*pricepix._HOME, *pricepix._MODULES}
 
 
 def test_version_is_the_one_of_the_package():
     import tomllib
 
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == pricepix.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    written = (ROOT / project["tool"]["hatch"]["version"]["path"]).read_text()
+    assert f'__version__ = "{pricepix.__version__}"' in written
     assert (PACKAGE / "py.typed").is_file()
 
 
@@ -248,7 +219,7 @@ def test_subpackages_list_what_they_have(name):
 
 def public_things():
     """Qualified name and object of every public function, class and method at the top of the package."""
-    for name in sorted(pricepix._HOME):
+    for name in sorted(pricepix.__all__):
         thing = getattr(pricepix, name)
         if inspect.isclass(thing):
             yield name, thing

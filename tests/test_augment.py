@@ -334,7 +334,7 @@ class TestTraining:
 
     def test_mirrored_labels(self, panel: pp.Panel) -> None:
         torch = pytest.importorskip("torch")
-        from pricepix.train.data import Loader
+        from pricepix.train.loader import Loader
         from pricepix.train.targets import make_targets
 
         images = pp.PanelImages(panel, "jkx5", horizons=(5,))

@@ -143,8 +143,8 @@ def test_errors_are_one_message_and_no_traceback(
 def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
-    from pricepix.foreign import init_config
     from pricepix.train import fit
+    from pricepix.workflow.other_projects import init_config
 
     commands = {
         "audit": (pp.audit, pp.Panel.from_table),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pricepix import ImageSpec
-from pricepix.config import Config, load_config
+from pricepix.workflow.config import Config, load_config
 
 MINIMAL: dict[str, Any] = {"out": "x", "data": {"sample": "stocks"}, "image": {"preset": "jkx5"}}
 

@@ -9,8 +9,8 @@ import zarr
 
 import pricepix as pp
 from pricepix.factor import score
-from pricepix.lookahead import _with_garbage, audit
 from pricepix.render.draw import render_rows
+from pricepix.workflow.audit import _with_garbage, audit
 
 
 def ink(images: np.ndarray) -> np.ndarray:
@@ -111,7 +111,8 @@ def leaking(rows, images, read):
 
 def test_a_trained_network_found_by_the_cache(panel, store, tmp_path):
     torch = pytest.importorskip("torch")
-    from pricepix.train.models import PriceCNN, save_model
+    from pricepix.train.checkpoints import save_model
+    from pricepix.train.models import PriceCNN
 
     torch.manual_seed(0)
     save_model(PriceCNN("jkx5"), tmp_path / "m.ckpt")

@@ -14,7 +14,7 @@ import zarr
 
 import pricepix as pp
 from pricepix.factor import open_cache, score
-from pricepix.factor.models import Scorer
+from pricepix.factor.scorer import Scorer
 
 SPEC = pp.ImageSpec.preset("jkx5")
 
@@ -319,7 +319,8 @@ def networks():
 
 
 def test_networks_checkpoints_and_ensembles_score_alike(store, networks, tmp_path):
-    from pricepix.train.models import Ensemble, save_model
+    from pricepix.train.checkpoints import save_model
+    from pricepix.train.models import Ensemble
 
     net = networks[0]
     direct = net.predict(store.read())
@@ -369,7 +370,7 @@ def test_a_lower_precision_scores_nearly_alike_and_is_not_mixed(store, networks,
 def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, networks, tmp_path):
     import yaml
 
-    from pricepix.train.models import save_model
+    from pricepix.train.checkpoints import save_model
 
     times = np.unique(store.time)
     stamp = [str(np.datetime64(int(t), "ns").astype("datetime64[s]")) for t in times]

@@ -10,13 +10,13 @@ import pytest
 
 import pricepix as pp
 from pricepix.factor import evaluate, open_cache
-from pricepix.factor.baselines import momentum, reversal, trend
 from pricepix.factor.cache import create, extend
 from pricepix.factor.calendar import day_and_interval, interval_names
-from pricepix.factor.evaluation import reach
-from pricepix.factor.market import Market
-from pricepix.factor.portfolio import hold, quantile_returns, quantiles
-from pricepix.factor.statistics import information_coefficient
+from pricepix.factor.evaluation.evaluate import reach
+from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.metrics import information_coefficient
+from pricepix.factor.evaluation.portfolio import hold, quantile_returns, quantiles
+from pricepix.factor.evaluation.signals import momentum, reversal, trend
 from pricepix.windows.labels import NO_TIME, forward_returns
 
 QUIET = {"split_rate": 0.0, "delist_rate": 0.0, "list_late": 0.0, "halt_rate": 0.0}

@@ -81,7 +81,7 @@ def test_a_panel_read_without_its_adjustment_is_told(caches, adjusted, raw, kind
     else:
         assert "returns that its images are labelled with differ" in note
     assert note in repr(found)
-    page = found.report(tmp_path / "r.html").read_text()
+    page = pp.factor.write_report(found, tmp_path / "r.html").read_text()
     assert page.index(escape(note)) < page.index("mean rank IC")
     assert evaluate(caches[kind], adjusted, horizon=5, **OPTIONS).notes == []
 
@@ -258,7 +258,7 @@ def test_dates_that_trained_or_validated_are_told_everywhere(tmp_path):
         "2000-06-15, in training or validation. Judge it with start='2000-06-15'"
     )
     assert note in repr(found)
-    assert escape(note) in Path(found.report(tmp_path / "r.html")).read_text()
+    assert escape(note) in Path(pp.factor.write_report(found, tmp_path / "r.html")).read_text()
     later = evaluate(cache, panel, start=data["first_date_unseen"], **OPTIONS)
     assert later.notes == []
     assert "WARNING" not in repr(later)

@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pricepix.factor.calendar import (
-    bars_per_year,
-    day_and_interval,
-    interval_names,
-    rebalances,
-    rebalances_per_year,
-)
-from pricepix.factor.portfolio import (
+from pricepix.factor.calendar import day_and_interval, interval_names
+from pricepix.factor.evaluation.metrics import information_coefficient
+from pricepix.factor.evaluation.portfolio import (
     Tradable,
     drawdown,
     hold,
@@ -26,7 +21,7 @@ from pricepix.factor.portfolio import (
     quantiles,
     turnover,
 )
-from pricepix.factor.statistics import information_coefficient
+from pricepix.factor.evaluation.rebalancing import bars_per_year, rebalances, rebalances_per_year
 
 DAY = 86_400_000_000_000
 

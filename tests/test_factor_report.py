@@ -53,7 +53,7 @@ def written(panel, store, tmp_path_factory):
         cache, panel, horizon=5, quantiles=3, columns={HOSTILE: np.ones(len(panel))}, progress=False
     )
     path = tmp_path_factory.mktemp("report") / "factor.html"
-    return found.report(path, store=store, title=f"Report of {HOSTILE}", sheet=10)
+    return pp.factor.write_report(found, path, store=store, title=f"Report of {HOSTILE}", sheet=10)
 
 
 def test_the_file_stands_alone(written):
@@ -91,14 +91,16 @@ def test_the_same_evaluation_gives_the_same_bytes(written, panel, store, tmp_pat
     found = evaluate(
         cache, panel, horizon=5, quantiles=3, columns={HOSTILE: np.ones(len(panel))}, progress=False
     )
-    again = found.report(tmp_path / "factor.html", store=store, title=f"Report of {HOSTILE}", sheet=10)
+    again = pp.factor.write_report(
+        found, tmp_path / "factor.html", store=store, title=f"Report of {HOSTILE}", sheet=10
+    )
     assert again.read_bytes() == written.read_bytes()
 
 
 def test_attribution_maps_of_a_network(panel, store, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("captum")
-    from pricepix.factor.attribution import grad_cam
+    from pricepix.factor.evaluation.attribution import grad_cam
     from pricepix.train.models import PriceCNN
 
     torch.manual_seed(0)
@@ -137,7 +139,7 @@ def test_attribution_maps_of_a_network(panel, store, tmp_path):
 def test_a_network_with_its_lowest_row_first_is_mapped_the_right_way_up():
     torch = pytest.importorskip("torch")
     pytest.importorskip("captum")
-    from pricepix.factor.attribution import grad_cam
+    from pricepix.factor.evaluation.attribution import grad_cam
     from pricepix.train.models import PRESETS, PriceCNN
 
     torch.manual_seed(1)
@@ -154,6 +156,6 @@ def test_pictures_need_their_own_store(panel, store, tmp_path):
     found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
     other = pp.render_universe(panel, "jkx5", None, horizons=(5,), every="week", progress=False)
     with pytest.raises(ValueError, match=r"scored from images of digest \w+, not from store memory"):
-        found.report(tmp_path / "r.html", store=other)
+        pp.factor.write_report(found, tmp_path / "r.html", store=other)
     with pytest.raises(ValueError, match="pass store= with model="):
-        found.report(tmp_path / "r.html", model="somewhere")
+        pp.factor.write_report(found, tmp_path / "r.html", model="somewhere")

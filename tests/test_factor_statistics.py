@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pricepix.factor.statistics import (
+from pricepix.factor.evaluation.metrics import (
     auc,
     calibration,
     classification,

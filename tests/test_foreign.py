@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import pricepix as pp
-from pricepix.config import Config, load_config
-from pricepix.foreign import KINDS, foreign_kind, init_config, run_foreign, translate_config
 from pricepix.samples import simulate_market
+from pricepix.workflow.config import Config, load_config
+from pricepix.workflow.other_projects import KINDS, foreign_kind, init_config, run_foreign, translate_config
 
 IMAGE_TRADING = """
 MODEL: CNN49u

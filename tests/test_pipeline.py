@@ -10,9 +10,9 @@ import pytest
 
 import pricepix as pp
 from pricepix.build import build_market_store
-from pricepix.config import Config, load_config
-from pricepix.pipeline import run
 from pricepix.samples import simulate_market
+from pricepix.workflow.config import Config, load_config
+from pricepix.workflow.pipeline import run
 
 TABLE: dict[str, Any] = {
     "data": {"sample": "simulate", "simulate": {"instruments": 6, "bars": 90, "seed": 4}},

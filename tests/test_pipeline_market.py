@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix import pipeline
 from pricepix.bars import MarketCache
 from pricepix.build import build_market_store
-from pricepix.config import Config
-from pricepix.pipeline import run
 from pricepix.samples import simulate_market
+from pricepix.workflow import pipeline
+from pricepix.workflow.config import Config
+from pricepix.workflow.pipeline import run
 
 
 def tree(folder) -> dict[str, bytes]:

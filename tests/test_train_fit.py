@@ -24,7 +24,7 @@ pytest.importorskip("lightning")
 import pricepix as pp  # noqa: E402
 from pricepix import train  # noqa: E402
 from pricepix.store.image_store import ImageStore  # noqa: E402
-from pricepix.train.config import HYPER, Hyper  # noqa: E402
+from pricepix.train.hyper import HYPER, Hyper  # noqa: E402
 from pricepix.train.loop import Device, Task  # noqa: E402
 
 SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
@@ -243,7 +243,7 @@ class TestRun:
         fold = result.folds[0].fold
         images = store.read(fold.test)
         single = [
-            train.PriceCNN.from_checkpoint(result.out / member / "best.ckpt").predict(images)
+            train.load_model(result.out / member / "best.ckpt").predict(images)
             for member in ("member_0", "member_1")
         ]
         assert not np.array_equal(*single)
@@ -253,7 +253,7 @@ class TestRun:
         assert result.test["images"] == len(fold.test)
 
     def test_checkpoint_carries_statistics_of_training_rows(self, result: Any, store: ImageStore) -> None:
-        model = train.PriceCNN.from_checkpoint(result.out / "member_0" / "best.ckpt")
+        model = train.load_model(result.out / "member_0" / "best.ckpt")
         lit = store.read(result.folds[0].fold.train) > 0
         assert model.mean.item() == pytest.approx(lit.mean(), rel=1e-6)
         assert model.std.item() == pytest.approx(lit.std(), rel=1e-6)

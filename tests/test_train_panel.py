@@ -19,7 +19,7 @@ pytest.importorskip("lightning")
 import pricepix as pp  # noqa: E402
 from pricepix import factor, train  # noqa: E402
 from pricepix.images.image_set import ImageSet  # noqa: E402
-from pricepix.train.data import ArrayReader, Loader, _pinned  # noqa: E402
+from pricepix.train.loader import ArrayReader, Loader, _pinned  # noqa: E402
 from pricepix.train.loop import Task, _Data  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +160,7 @@ class TestAfterwards:
         judged = factor.evaluate(ours, panel, **options)
         expected = factor.evaluate(theirs, panel, **options)
         assert judged.figures["ic"] == expected.figures["ic"]
-        page = judged.report(tmp_path / "report.html", store=images)
+        page = pp.factor.write_report(judged, tmp_path / "report.html", store=images)
         assert page.stat().st_size > 10_000
 
     def test_workers_elsewhere_need_a_store(self, images: ImageSet, of_store: Any, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ class TestAfterwards:
 
     def test_attribution(self, images: ImageSet, of_store: Any) -> None:
         pytest.importorskip("captum")
-        from pricepix.factor.attribution import grad_cam
+        from pricepix.factor.evaluation.attribution import grad_cam
 
         maps = grad_cam(of_store.model, images.read(slice(4)))
         assert maps["last"].shape == (4, 32, 15)
@@ -198,7 +198,7 @@ def test_a_device_draws_the_same_batches(tmp_path: Path) -> None:
     code = """
         import numpy as np, torch
         import pricepix as pp
-        from pricepix.train.data import Loader
+        from pricepix.train.loader import Loader
         table = pp.samples.simulate(3, 30, seed=1, delist_rate=0, list_late=0)
         images = pp.PanelImages(pp.Panel.from_table(table, progress=False), "jkx5", horizons=(5,))
         assert images.renders_on("cuda") and not images.renders_on("cpu")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pricepix.bars.market_kernels import jit
+jit = njit(cache=True, nogil=True)
+
 
 _NAN_BITS = np.uint64(0x7FF8000000000000)
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pricepix.store.kernels import jit
-
 # What can be said of a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
 HIGH_BELOW_LOW = 1
 NONPOSITIVE_PRICE = 2
@@ -342,7 +340,7 @@ def run_places(start, code, offsets, dest):
         free[code[s]] += start[s + 1] - start[s]
 
 
-@jit
+@njit(cache=True, nogil=True)
 def find_rows(panel_time: Any, offsets: Any, instrument: Any, time: Any, row: Any) -> None:
     """Write the panel row of each (instrument, time), -1 where there is none."""
     for i in range(instrument.shape[0]):

@@ -22,9 +22,9 @@ from pricepix.build.finish import finish
 from pricepix.build.plan import Plan, Task, partition_chunks
 from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
+from pricepix.images.drawing import render_panel
 from pricepix.images.lineage import lineage
 from pricepix.location import Location, StoreLike, ZarrObjects
-from pricepix.render import render_panel
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import polars as pl
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pricepix.bars.times import as_time, to_series
+from pricepix.factor import exports
 from pricepix.spec import ImageSpec
 from pricepix.windows.labels import NO_TIME
 
@@ -191,39 +193,32 @@ class FactorCache:
 
     def to_polars(self) -> polars.DataFrame:
         """Return a long table, a row a known value: instrument, time, factor and, where kept, spread."""
-        from pricepix.factor import exports
-
-        return exports.long_table(self)
+        return long_table(self)
 
     def to_parquet(self, path: str | PathLike[str]) -> Path:
         """Write the long table of `to_polars` as Parquet."""
-        from pricepix.factor import exports
-
-        return exports.write_parquet(self, path)
+        self.to_polars().write_parquet(Path(path))
+        return Path(path)
 
     def to_csv(self, path: str | PathLike[str]) -> Path:
         """Write the long table of `to_polars` as CSV, times in ISO form."""
-        from pricepix.factor import exports
-
-        return exports.write_csv(self, path)
+        return exports.write_csv(self.to_polars(), path, dates=self.intervals == ["00:00"])
 
     def to_alphalens(self) -> pandas.Series:
         """Return a pandas Series ``factor``, indexed by (date, asset), as alphalens takes it."""
-        from pricepix.factor import exports
-
-        return exports.to_alphalens(self)
+        return exports.to_alphalens(self.to_polars())
 
     def to_qlib(self) -> pandas.DataFrame:
         """Return a pandas frame, column ``score``, index (datetime, instrument), as Qlib takes it."""
-        from pricepix.factor import exports
-
-        return exports.to_qlib(self)
+        return exports.to_qlib(self.to_polars())
 
     def to_image_trading(self, folder: str | PathLike[str], panel: Panel | None = None) -> Path:
         """Write ImageTrading's raw float32 file and its index; see ``exports.to_image_trading``."""
-        from pricepix.factor import exports
-
-        return exports.to_image_trading(self, folder, panel)
+        values = np.asarray(self.factor[:], np.float32)
+        cube = exports.Cube(values, self.days, self.instruments, self.intervals, self.shift)
+        if panel is None:
+            return exports.to_image_trading(cube, folder)
+        return exports.to_image_trading(cube, folder, panel.calendar, panel.tz)
 
 
 def open_cache(location: CacheLike) -> FactorCache:
@@ -346,3 +341,19 @@ def stamps(time: NDArray[np.int64], tz: str | None, most: int = 5) -> str:
     """Write the first few of some times for a message."""
     shown = ", ".join(str(t) for t in to_series(time[:most], tz))
     return shown + (f" and {len(time) - most:,} more" if len(time) > most else "")
+
+
+def long_table(cache: FactorCache) -> pl.DataFrame:
+    """Return a row a known value, by time: instrument, time, factor and, where kept, spread."""
+    time, values = cache.matrix()
+    bar, code = np.nonzero(~np.isnan(values))
+    names = pl.Series(cache.instruments.tolist(), dtype=pl.String)
+    columns: dict[str, Any] = {
+        "instrument": names.gather(code),
+        "time": to_series(time[bar], cache.tz),
+        "factor": values[bar, code],
+    }
+    if cache.spread is not None:
+        spread_time, spread = cache.matrix("spread")
+        columns["spread"] = spread[np.searchsorted(spread_time, time)[bar], code]
+    return pl.DataFrame(columns)

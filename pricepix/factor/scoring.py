@@ -32,8 +32,8 @@ from pricepix.factor.cache import (
     stamps,
 )
 from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
-from pricepix.factor.models import Scorer
 from pricepix.factor.origin import keep_labels, shape_digest
+from pricepix.factor.scorer import Scorer
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.image_set import ImageSet
 from pricepix.store.image_store import ImageStore, open_images, open_store

@@ -1,7 +1,6 @@
 """Rendering: windows of OHLCV bars in, exact chart images out."""
 
-from pricepix.images.drawing import render_panel
 from pricepix.render.draw import RenderResult, render_windows, widen
 from pricepix.render.reasons import REASONS
 
-__all__ = ["REASONS", "RenderResult", "render_panel", "render_windows", "widen"]
+__all__ = ["REASONS", "RenderResult", "render_windows", "widen"]

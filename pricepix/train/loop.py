@@ -37,9 +37,10 @@ try:
 except ImportError as error:
     raise ImportError('training needs lightning and tensorboard: pip install "pricepix[train]"') from error
 
-from pricepix.train.config import Hyper
-from pricepix.train.data import Loader, Reader
-from pricepix.train.models import PriceCNN, SeriesCNN, describe
+from pricepix.train.checkpoints import describe
+from pricepix.train.hyper import Hyper
+from pricepix.train.loader import Loader, Reader
+from pricepix.train.models import PriceCNN, SeriesCNN
 
 __all__ = ["Device", "Interrupted", "train_member"]
 

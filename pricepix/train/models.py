@@ -5,11 +5,9 @@ Only torch is imported here, so that scoring needs no more than torch.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -23,7 +21,6 @@ except ImportError as error:
     raise ImportError('pricepix.train needs torch: pip install "pricepix[train]"') from error
 
 __all__ = [
-    "CHECKPOINT_VERSION",
     "PRESETS",
     "SERIES_PRESETS",
     "CNNSpec",
@@ -33,13 +30,7 @@ __all__ = [
     "SeriesBlock",
     "SeriesCNN",
     "SeriesSpec",
-    "load_model",
-    "save_model",
 ]
-
-CHECKPOINT_VERSION = 1
-_FORMAT = "pricepix-model"
-_log = logging.getLogger("pricepix.train")
 
 Pair = tuple[int, int]
 T = TypeVar("T")
@@ -401,17 +392,6 @@ class _Network(nn.Module):
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **options: Any) -> Self:
-        """Load a checkpoint; see `load_model`. A checkpoint of the other kind of network is an error."""
-        model = _load_one(Path(path), **options)
-        if not isinstance(model, cls):
-            raise ValueError(
-                f"{path} holds a {type(model).__name__} ({model.family}), not a {cls.__name__}; "
-                f"load it with {type(model).__name__}.from_checkpoint"
-            )
-        return model
-
 
 class PriceCNN(_Network):
     """Convolutional network over chart images.
@@ -503,7 +483,7 @@ class SeriesCNN(_Network):
     Notes
     -----
     Inputs are float32 (n, 6, lookback): open, high, low, close, moving average and volume, image-scaled
-    by `pricepix.train.baselines.window_series`. They are normalised by a mean and standard deviation a
+    by `pricepix.train.series.window_series`. They are normalised by a mean and standard deviation a
     channel; what is missing then becomes 0, as in the authors' code.
     """
 
@@ -607,213 +587,3 @@ def _preset(name: str, presets: Mapping[str, T]) -> T:
     if name not in presets:
         raise ValueError(f"there is no model {name!r}{nearest_or_all(name, list(presets))}")
     return presets[name]
-
-
-def save_model(model: PriceCNN | SeriesCNN, path: str | Path) -> None:
-    """Save spec, weights, normalising statistics and metadata in one file of plain tensors and values."""
-    torch.save(describe(model) | {"state_dict": model.state_dict()}, path)
-
-
-def describe(model: _Network) -> dict[str, Any]:
-    """Return what a checkpoint needs besides the weights to rebuild the model."""
-    return {
-        "format": _FORMAT,
-        "version": CHECKPOINT_VERSION,
-        "kind": model.kind,
-        "spec": model.spec.to_dict(),
-        "metadata": model.metadata,
-    }
-
-
-def load_model(path: str | Path) -> PriceCNN | SeriesCNN | Ensemble:
-    """Load a checkpoint, or a run's folder with one model or an ensemble.
-
-    Parameters
-    ----------
-    path : str or Path
-        A checkpoint of pricepix or of a family that `PriceCNN.from_checkpoint` recognises; or the folder
-        of a run, whose members' best checkpoints ``member_*/best.ckpt`` are averaged.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file, or the folder holds no finished member.
-    ValueError
-        If the file is not a checkpoint of a known architecture.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return _load_one(path)
-    found = sorted(path.glob("member_*/best.ckpt")) or sorted(path.glob("best.ckpt"))
-    if not found:
-        raise FileNotFoundError(
-            f"{path} holds no member_*/best.ckpt; give a checkpoint or the folder of a run"
-        )
-    models = [_load_one(file) for file in found]
-    return models[0] if len(models) == 1 else Ensemble(models)
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How a foreign family names its layers; `{}` stands for the block's number."""
-
-    name: str
-    conv: str
-    norm: str
-    linear: str
-    first: int
-    # (blocks, features into the linear layer) -> preset
-    presets: Mapping[tuple[int, int], str] = field(default_factory=dict)
-
-
-_FAMILIES = (
-    _Family(
-        "jkx (the authors' code)",
-        "conv_layers.{}.0",
-        "conv_layers.{}.1",
-        "fc",
-        0,
-        {
-            (2, 15_360): "jkx5",
-            (3, 46_080): "jkx20",
-            (4, 184_320): "jkx60",
-            (1, 192): "cnn1d5",
-            (2, 640): "cnn1d20",
-            (3, 2_048): "cnn1d60",
-        },
-    ),
-    _Family(
-        "cnn_for_trading",
-        "conv{}.Conv",
-        "conv{}.BN",
-        "FC",
-        1,
-        {(2, 15_360): "cnnft5", (3, 46_080): "cnnft20", (2, 175_232): "cnn49u", (2, 6_272): "cnn9u"},
-    ),
-    _Family("lich99", "layer{}.0", "layer{}.1", "fc1.1", 1, {(3, 46_080): "lich20"}),
-)
-
-
-def _load_one(
-    path: Path,
-    *,
-    mean_std: tuple[float, float] | None = None,
-    first_row: Literal["top", "bottom"] | None = None,
-) -> PriceCNN | SeriesCNN:
-    """Load one checkpoint.
-
-    `mean_std` gives the statistics a foreign checkpoint was trained with but does not hold; `first_row`
-    overrides the row order a foreign network expects.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises UnpicklingError, RuntimeError, EOFError or others, by kind of damage.
-        raise ValueError(
-            f"{path} is not a checkpoint of plain tensors that torch can load safely: {error}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors")
-    header = content.get("pricepix", content)
-    if isinstance(header, Mapping) and header.get("format") == _FORMAT:
-        model = _load_own(path, header, content["state_dict"])
-        family = "pricepix"
-    else:
-        model, family = _load_foreign(path, content)
-    if first_row is not None and isinstance(model, PriceCNN):
-        model.spec = model.spec.replace(first_row=first_row)
-    if mean_std is not None:
-        model.set_normalisation(*mean_std)
-    model.family = family
-    model.eval()
-    _log.info("%s: recognised %s, architecture %s", path, family, model.spec.name)
-    return model
-
-
-def _load_own(path: Path, header: Mapping[str, Any], state: Mapping[str, Tensor]) -> PriceCNN | SeriesCNN:
-    if header["version"] != CHECKPOINT_VERSION:
-        raise ValueError(
-            f"{path} is a model of format version {header['version']}; "
-            f"this pricepix reads version {CHECKPOINT_VERSION}"
-        )
-    spec = CNNSpec if header["kind"] == "PriceCNN" else SeriesSpec
-    model = _blank(spec.from_dict(header["spec"]))
-    own = {_strip(key): value for key, value in state.items()}
-    _load_state(path, model, {key: value for key, value in own.items() if key in model.state_dict()})
-    model.metadata = dict(header["metadata"])
-    return model
-
-
-def _blank(spec: CNNSpec | SeriesSpec) -> PriceCNN | SeriesCNN:
-    """Make a network whose start values do not matter, without drawing from the caller's generator."""
-    with torch.random.fork_rng(devices=[]):
-        return PriceCNN(spec) if isinstance(spec, CNNSpec) else SeriesCNN(spec)
-
-
-def _strip(key: str) -> str:
-    """Drop the prefixes that wrappers put before names: DataParallel, torch.compile, the training loop."""
-    for prefix in ("module.", "network.", "_orig_mod.", "model."):
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | SeriesCNN, str]:
-    state: Any = content
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            state = content[key]
-            break
-    tensors = {_strip(str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
-    for family in _FAMILIES:
-        blocks = 0
-        while f"{family.conv.format(blocks + family.first)}.weight" in tensors:
-            blocks += 1
-        weight = tensors.get(f"{family.linear}.weight")
-        if not blocks or weight is None:
-            continue
-        found = family.presets.get((blocks, weight.shape[1]))
-        if found is None:
-            raise ValueError(
-                f"{path} names its layers as {family.name} does, but {blocks} blocks that end in "
-                f"{weight.shape[1]} features are none of its networks: {', '.join(family.presets.values())}"
-            )
-        outputs = weight.shape[0]
-        model = _blank((PRESETS if found in PRESETS else SERIES_PRESETS)[found].replace(outputs=outputs))
-        renamed = {name: getattr(model, name).clone() for name in ("mean", "std", "scale")}
-        for i in range(blocks):
-            for part, prefix in (("0", family.conv), ("1", family.norm)):
-                start = prefix.format(i + family.first) + "."
-                names = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-                renamed |= {f"blocks.{i}.{part}.{k}": v for k, v in names.items()}
-        renamed |= {
-            f"linear.{k.removeprefix(family.linear + '.')}": v
-            for k, v in tensors.items()
-            if k.startswith(family.linear + ".")
-        }
-        _load_state(path, model, renamed)
-        return model, family.name
-    found_names = sorted(tensors)
-    raise ValueError(
-        f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
-        f"({', '.join(found_names[:4])}, ...) are named "
-        f"as in none of pricepix, {', '.join(family.name for family in _FAMILIES)}"
-    )
-
-
-def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    wrong = [
-        f"{key} is {tuple(state[key].shape) if key in state else 'missing'}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key not in state or state[key].shape != value.shape
-    ]
-    extra = sorted(set(state) - set(own))
-    if wrong or extra:
-        problem = wrong[0] if wrong else f"{extra[0]} is not part of the network"
-        raise ValueError(
-            f"{path} is a checkpoint of another architecture than {model.spec.name}: {problem} "  # type: ignore[union-attr]
-            f"({len(wrong) + len(extra)} tensors differ)"
-        )
-    model.load_state_dict(state)

@@ -24,19 +24,11 @@ from pricepix.images.image_set import select
 from pricepix.images.rows import check_bars, store_rows
 from pricepix.store.image_store import open_images
 from pricepix.store.pool_reader import DEFAULT_POOL_BYTES
-from pricepix.train.baselines import window_series
-from pricepix.train.config import Hyper, is_first_rank
-from pricepix.train.data import ArrayReader, Reader
-from pricepix.train.models import (
-    PRESETS,
-    SERIES_PRESETS,
-    CNNSpec,
-    Ensemble,
-    PriceCNN,
-    SeriesCNN,
-    SeriesSpec,
-    load_model,
-)
+from pricepix.train.checkpoints import load_model
+from pricepix.train.hyper import Hyper, is_first_rank
+from pricepix.train.loader import ArrayReader, Reader
+from pricepix.train.models import PRESETS, SERIES_PRESETS, CNNSpec, Ensemble, PriceCNN, SeriesCNN, SeriesSpec
+from pricepix.train.series import window_series
 from pricepix.train.splits import Fold, Period, RandomSplit, Samples, Split, TimeSplit, WalkForward
 from pricepix.train.targets import Targets, balanced, class_weights, make_targets
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.factor.market import Market
+from pricepix.factor.evaluation.market import Market
 
 __all__ = ["BASELINES", "TREND_LAGS", "history", "momentum", "reversal", "trend"]
 

@@ -107,7 +107,7 @@ class Scorer:
 
     def _loaded(self) -> list[Stage]:
         if self._path is not None:
-            from pricepix.train.models import load_model
+            from pricepix.train.checkpoints import load_model
 
             if periods := _folds(self._path, self._tz):
                 return [Stage(a, b, self._placed(load_model(folder))) for a, b, folder in periods]

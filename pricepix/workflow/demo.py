@@ -78,8 +78,8 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     if find_spec("lightning") is None:
         echo("no training: pip install 'pricepix[train,report]' for the rest of the demo")
         return folder
-    from pricepix.config import Config
-    from pricepix.pipeline import run
+    from pricepix.workflow.config import Config
+    from pricepix.workflow.pipeline import run
 
     echo("simulated bars, of which the best classifier can tell 65%:")
     config = Config.from_dict({"out": str(folder / "simulated"), **SIMULATED})

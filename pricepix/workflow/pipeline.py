@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time
-from pricepix.config import Config, Store, Train
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
-from pricepix.train.config import is_first_rank
+from pricepix.train.hyper import is_first_rank
+from pricepix.workflow.config import Config, Store, Train
 
 if TYPE_CHECKING:
     from pricepix.store.image_store import ImageStore
@@ -87,8 +87,8 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     if config.score is None:
         return model
 
-    from pricepix.factor import evaluate, open_cache, score
-    from pricepix.factor.evaluation import settled
+    from pricepix.factor import evaluate, open_cache, score, write_report
+    from pricepix.factor.evaluation.evaluate import settled
 
     digest = digests["score"]
     if record.done("score", digest, factor):
@@ -114,7 +114,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     else:
         record.started("evaluate", digest, None)
         found = evaluate(cache, bars.of_evaluation(settings, store), progress=progress, **settings)
-        found.report(report, store=store, model=model)
+        write_report(found, report, store=store, model=model)
         record.finish("evaluate", digest)
         echo(f"evaluate  {report}: {found!r}")
     return report
@@ -245,7 +245,7 @@ class _MarketCache:
 
     def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
         """The days from `start` to `end`, or to the last one with an image, and those around them."""
-        from pricepix.factor.evaluation import reach
+        from pricepix.factor.evaluation.evaluate import reach
 
         cache, all_days = self._cache, self._day
         per_year = 252.0 * cache.intervals if cache.session.periods is not None else 365.0 * cache.intervals

@@ -180,11 +180,11 @@ def run_foreign(
     Raises
     ------
     ValueError, FileNotFoundError
-        As `translate_config` and ``pricepix.pipeline.run``.
+        As `translate_config` and ``pricepix.workflow.pipeline.run``.
     """
-    from pricepix.config import Config
-    from pricepix.pipeline import run
-    from pricepix.train.config import is_first_rank
+    from pricepix.train.hyper import is_first_rank
+    from pricepix.workflow.config import Config
+    from pricepix.workflow.pipeline import run
 
     translation = translate_config(source, data=data, out=out)
     config = Config.from_dict(translation.config)

@@ -1,16 +1,13 @@
-"""What a factor is worth: statistics, portfolios and baselines of a cache on its market, in one result."""
+"""Evaluate a factor on its market: statistics, portfolios, price signals, one result."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
-from os import PathLike
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,12 +18,16 @@ from tqdm import tqdm
 from pricepix._checks import bars
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import to_series
-from pricepix.factor.baselines import BASELINES, history
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
-from pricepix.factor.calendar import bars_per_year, rebalances, rebalances_per_year
-from pricepix.factor.market import Market
-from pricepix.factor.origin import OtherBarsWarning, other_bars
-from pricepix.factor.portfolio import (
+from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.metrics import (
+    calibration,
+    classification,
+    classification_by_date,
+    information_coefficient,
+    series_summary,
+)
+from pricepix.factor.evaluation.portfolio import (
     Book,
     hold,
     performance,
@@ -34,84 +35,19 @@ from pricepix.factor.portfolio import (
     quantile_returns,
     quantiles,
 )
+from pricepix.factor.evaluation.rebalancing import bars_per_year, rebalances, rebalances_per_year
+from pricepix.factor.evaluation.result import Evaluation, Floats
+from pricepix.factor.evaluation.signals import BASELINES, history
+from pricepix.factor.origin import OtherBarsWarning, other_bars
 from pricepix.factor.seen import dates_seen
-from pricepix.factor.statistics import (
-    calibration,
-    classification,
-    classification_by_date,
-    information_coefficient,
-    plain,
-    series_summary,
-)
 from pricepix.images.image_set import ImageSet
 from pricepix.windows.labels import NO_TIME
 
-__all__ = ["Evaluation", "evaluate", "reach"]
-
-Floats = NDArray[np.float64]
 _DECAY: Final = (1, 2, 3, 5, 10, 20, 40, 60, 120)
+
 _NAMED: Final = (("week", 52.0), ("month", 12.0), ("quarter", 4.0))
+
 _HORIZON: Final = 20
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything that ``evaluate`` found."""
-
-    figures: dict[str, Any]
-    """Nested dict of all figures; the keys are described in the documentation's page on evaluation."""
-    series: dict[str, Any]
-    """Arrays by date or bar with their times: ``rank_ic``, ``spread``, ``portfolio_equal`` and others."""
-    cache: FactorCache
-    """The factor that was judged."""
-
-    def __repr__(self) -> str:
-        f = self.figures
-        equal = f["portfolios"]["equal"]["long_short"]["periods"]
-        late = f", delay {f['delay']}" if f["delay"] else ""
-        found = (
-            f"Evaluation(horizon {f['horizon']}{late}, {f['data']['dates']} dates: rank IC "
-            f"{f['ic']['rank']['mean']:.4f} "
-            f"(t {f['ic']['rank']['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
-        )
-        return "\n".join([found, *(f"  WARNING: {note}" for note in self.notes)])
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on what the figures must not be taken for: other bars, dates that the model has seen."""
-        return list(self.figures["notes"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return figures and series as JSON values: lists, numbers, texts and null for what is not known."""
-        return plain({**self.figures, "series": self.series})
-
-    def to_json(self, path: str | PathLike[str]) -> Path:
-        """Write `to_dict` as JSON; return the path."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
-        return Path(path)
-
-    def table(self) -> pl.DataFrame:
-        """Return returns and turnover of the main rebalancing as a table, a row a portfolio."""
-        rows = []
-        for weighting, book in self.figures["portfolios"].items():
-            for name, found in book.items():
-                if isinstance(found, dict) and "periods" in found:
-                    row = {"weighting": weighting, "portfolio": name, **found["periods"]}
-                    rows.append({**row, "monthly_turnover": found["monthly_turnover"]})
-        return pl.DataFrame(rows)
-
-    def report(
-        self,
-        path: str | PathLike[str],
-        *,
-        store: ImageSet | None = None,
-        model: Any = None,
-        **options: Any,
-    ) -> Path:
-        """Write the HTML report, its pictures and its JSON; see ``pricepix.factor.write_report``."""
-        from pricepix.factor.report import write_report
-
-        return write_report(self, path, store=store, model=model, **options)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from pricepix.bars.columns import BOOL_FIELDS
 from pricepix.bars.panel import Panel
 from pricepix.build.universe import render_universe
 from pricepix.factor.cache import FactorCache, open_cache
-from pricepix.factor.models import Scorer
+from pricepix.factor.scorer import Scorer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.panel_images import PanelImages
 from pricepix.store.image_store import open_images

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pricepix._checks import choice, whole_number
-from pricepix.factor.statistics import newey_west_t
+from pricepix.factor.evaluation.metrics import newey_west_t
 
 __all__ = [
     "UNTRADABLE",

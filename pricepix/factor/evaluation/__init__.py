@@ -1,0 +1,1 @@
+"""What a factor is worth: statistics, portfolios and baselines on its market."""

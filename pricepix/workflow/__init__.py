@@ -1,0 +1,1 @@
+"""Whole runs: a configuration, its pipeline, the look-ahead audit and the demo."""
