@@ -41,12 +41,12 @@ def _name(benchmark, per_second, store):
 def test_first_epoch(benchmark, per_second, store):
     """Reads and decodes everything, then gives a full permutation."""
     _name(benchmark, per_second, store)
-    benchmark(lambda: _read(BatchReader(store, batch_size=BATCH, threads=1, prefetch=0), 0))
+    benchmark(lambda: _read(BatchReader(store.objects, batch_size=BATCH, threads=1, prefetch=0), 0))
 
 
 def test_later_epochs(benchmark, per_second, store):
     """Gives another permutation of what is in memory, one bit a pixel."""
-    reader = BatchReader(store, batch_size=BATCH, threads=1, prefetch=0)
+    reader = BatchReader(store.objects, batch_size=BATCH, threads=1, prefetch=0)
     _read(reader, 0)
     _name(benchmark, per_second, store)
     benchmark(_read, reader, 1)
@@ -58,7 +58,7 @@ def test_three_epochs(benchmark, per_second, store):
     per_second("images", 3 * len(store))
 
     def run():
-        reader = BatchReader(store, batch_size=BATCH, threads=1, prefetch=0)
+        reader = BatchReader(store.objects, batch_size=BATCH, threads=1, prefetch=0)
         return sum(_read(reader, epoch) for epoch in range(3))
 
     benchmark(run)
@@ -68,13 +68,13 @@ def test_three_epochs(benchmark, per_second, store):
 def test_through_a_pool(benchmark, per_second, store, share):
     """A store too large for memory: the pool holds this share of it."""
     pool = int(share * len(store) * store.spec.height * store.spec.width / 8)
-    reader = BatchReader(store, batch_size=BATCH, pool_bytes=pool, threads=1, prefetch=0)
+    reader = BatchReader(store.objects, batch_size=BATCH, pool_bytes=pool, threads=1, prefetch=0)
     _name(benchmark, per_second, store)
     benchmark(_read, reader, 0)
 
 
 def test_in_order(benchmark, per_second, store):
-    reader = BatchReader(store, batch_size=BATCH, shuffle=False, threads=1, prefetch=0)
+    reader = BatchReader(store.objects, batch_size=BATCH, shuffle=False, threads=1, prefetch=0)
     benchmark.group = f"read in order {store.layout} 64x60"
     per_second("images", len(store))
     benchmark(_read, reader, 0)

@@ -237,7 +237,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"jitter_end": -1}, "jitter_end=-1 is not a number of bars"),
+            ({"jitter_end": -1}, "jitter_end=-1: give a whole number of bars from"),
             ({"jitter_end": 1.5}, r"jitter_end=1\.5"),
             ({"invert": 1.1}, r"invert=1\.1 is not a chance"),
             ({"invert": float("nan")}, "invert=nan"),
@@ -256,7 +256,7 @@ class TestBadInput:
     def test_dicts(self) -> None:
         augment = Augment(jitter_end=2, rescale_volume=(0.5, 2), invert=0.5)
         assert Augment.of(augment.to_dict()) == augment == Augment.of(augment)
-        with pytest.raises(TypeError, match="no augmentation 'inverted': did you mean 'invert'"):
+        with pytest.raises(TypeError, match="no augmentation 'inverted'; did you mean 'invert'"):
             Augment.of({"inverted": 0.5})
         with pytest.raises(TypeError, match="augment is a float"):
             Augment.of(0.5)  # type: ignore[arg-type]

@@ -373,7 +373,7 @@ def test_a_horizon_longer_than_the_data(cache, panel):
         ValueError, match="horizon=300 with delay=0 is longer than the data: the panel has 259"
     ):
         evaluate(cache, panel, horizon=300, quantiles=5, progress=False)
-    with pytest.raises(ValueError, match="horizon=0: give a whole number of bars of at least 1"):
+    with pytest.raises(ValueError, match="horizon=0: give a whole number of bars from 1"):
         evaluate(cache, panel, horizon=0, progress=False)
     with pytest.raises(ValueError, match="400 bars are longer than the data, 259 bars"):
         evaluate(cache, panel, horizon=5, quantiles=5, horizons=(5, 400), progress=False)
@@ -409,7 +409,7 @@ def test_other_arguments_are_checked(cache, panel):
         ({"costs": (5.0,)}, "a cost per side is a share"),
         ({"baselines": ("SRT",)}, "'SRT' is not one of STR, WSTR, MOM, TREND"),
         ({"rebalance": "fortnight"}, "rebalance='fortnight' is not known"),
-        ({"untradable": "drop"}, "untradable='drop': choose one of"),
+        ({"untradable": "drop"}, "untradable='drop' is not known: choose one of"),
         ({"start": "2030-01-01"}, "no date of the factor lies from start='2030-01-01'"),
         ({"delays": (-1,)}, "delays=-1: give a whole number of bars"),
         ({"costs": "0.001"}, r"costs=\('0.001',\): a cost per side is a share"),

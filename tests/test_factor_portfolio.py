@@ -306,7 +306,9 @@ def test_periods_that_do_not_close_are_left_out():
         hold(FACTOR[:1], LEVEL, [4], n=2)
     with pytest.raises(ValueError, match="the data end before the first holding period does"):
         hold(FACTOR[:1], LEVEL, [2], n=2, end=9)
-    with pytest.raises(ValueError, match="untradable='drop': choose one of 'exclude', 'delay', 'ignore'"):
+    with pytest.raises(
+        ValueError, match="untradable='drop' is not known: choose one of 'exclude', 'delay', 'ignore'"
+    ):
         hold(FACTOR[:1], LEVEL, [0], n=2, untradable="drop")
 
 

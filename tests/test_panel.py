@@ -250,9 +250,9 @@ def test_factors_that_cannot_be_applied():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"on_bad": "drop"}, "on_bad='drop': expected one of 'raise', 'drop_bar', 'keep'"),
-        ({"negative_prices": "abs"}, "negative_prices='abs': expected one of 'error', 'midpoint'"),
-        ({"adjust": "split"}, "adjust='split': expected one of None, 'divide', 'multiply'"),
+        ({"on_bad": "drop"}, "on_bad='drop' is not known: choose one of 'raise', 'drop_bar', 'keep'"),
+        ({"negative_prices": "abs"}, "negative_prices='abs' is not known: choose one of 'error', 'midpoint'"),
+        ({"adjust": "split"}, "adjust='split' is not known: choose one of None, 'divide', 'multiply'"),
     ],
 )
 def test_choices(options, text):
@@ -891,7 +891,7 @@ def test_faults_in_arrays():
         ({"adjust": "divide"}, ValueError, "adjust='divide' needs adjustment_factor="),
         ({"tz": "Mars/Base"}, ValueError, "tz='Mars/Base' is not a zone"),
         ({"market_capp": np.ones((5, 4))}, TypeError, "'market_capp' is no field; did you mean 'market_cap'"),
-        ({"time_unit": "h"}, ValueError, "time_unit='h': expected one of"),
+        ({"time_unit": "h"}, ValueError, "time_unit='h' is not known: choose one of"),
         (
             dict.fromkeys(("open", "high", "low", "close"), np.full((5, 4), NAN)),
             ValueError,

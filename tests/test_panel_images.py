@@ -182,12 +182,12 @@ class TestSameAsAStore:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"horizons": (0,)}, "horizon=0 is not a number of bars"),
+            ({"horizons": (0,)}, "horizon=0: give a whole number of bars from"),
             ({"horizons": (5, 5)}, "names a horizon twice"),
             ({"delay": -1}, "delay=-1"),
             ({"every": "year"}, "every='year' is not a schedule"),
             ({"price": "open"}, "price='open' is not known"),
-            ({"sample": 2.0}, "sample=2.0 is not a share"),
+            ({"sample": 2.0}, "sample=2.0: give a number above 0 and at most 1"),
             ({"threads": 0}, "threads=0"),
             ({"start": "2010-01-01"}, "no bar lies between"),
             ({"mask": np.ones(3, bool)}, "mask is bool"),
@@ -396,7 +396,7 @@ def test_options_of_drawn_images_are_refused_by_a_store(store: pp.ImageStore) ->
     for option in ({"augment": pp.Augment(invert=0.5)}, {"device": "cuda"}):
         with pytest.raises(ValueError, match=r"is for images that are drawn .*: take PanelImages"):
             store.batches(**option)
-    with pytest.raises(ValueError, match=r"batch_size is 2\.5; give a whole number"):
+    with pytest.raises(ValueError, match=r"batch_size=2\.5: give a whole number"):
         store.batches(batch_size=2.5)
     with pytest.raises(ValueError, match="not as many batches for each of 2 ranks"):
         store.batches(mask=np.arange(5), batch_size=1, ranks=2)

@@ -101,7 +101,7 @@ def test_columns(store, tmp_path):
         *[row + 3 * GAP] * 2,
     ]
     assert shapes[6] == shapes[50]
-    with pytest.raises(ValueError, match="columns=0 is not a number of images"):
+    with pytest.raises(ValueError, match="columns=0: give a whole number of images of at least 1"):
         contact_sheet(store, tmp_path / "b.png", columns=0)
 
 
@@ -236,7 +236,7 @@ def test_a_date_stands_for_the_last_window_of_the_day(tmp_path):
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, "many"])
 def test_n_must_be_a_number_of_images(store, tmp_path, n):
-    with pytest.raises(ValueError, match="is not a number of images: give a whole number of at least 1"):
+    with pytest.raises(ValueError, match="give a whole number of images of at least 1"):
         contact_sheet(store, tmp_path / "a.png", n=n)
     assert not list(tmp_path.iterdir())
 
@@ -249,7 +249,7 @@ def test_a_sheet_too_large_to_draw(tmp_path):
 
 
 def test_unknown_instrument_names_the_nearest(store, tmp_path):
-    with pytest.raises(KeyError, match=r"no instrument 'S001'.*the nearest are.*S0001"):
+    with pytest.raises(KeyError, match=r"no instrument 'S001'.*did you mean 'S0001' or "):
         contact_sheet(store, tmp_path / "a.png", instrument="S001")
     with pytest.raises(ValueError, match="names no instrument"):
         contact_sheet(store, tmp_path / "a.png", instrument=[])

@@ -60,7 +60,7 @@ def test_images_are_the_stores(stores: dict[str, ImageStore], name: str, mode: s
     store = stores[name]
     pixels = store.read()
     seen = []
-    for batch in BatchReader(store, batch_size=50, **MODES[mode]):
+    for batch in BatchReader(store.objects, batch_size=50, **MODES[mode]):
         assert batch.images.dtype == np.uint8
         np.testing.assert_array_equal(batch.images, pixels[batch.index])
         seen.append(batch.index)
@@ -79,7 +79,7 @@ def test_every_chosen_image_once_whoever_reads(stores: dict[str, ImageStore], mo
     for rank in range(ranks):
         for worker in range(workers):
             reader = BatchReader(
-                store, chosen, batch_size=size, rank=rank, ranks=ranks, worker=worker, workers=workers,
+                store.objects, chosen, batch_size=size, rank=rank, ranks=ranks, worker=worker, workers=workers,
                 prefetch=0, threads=1, **MODES[mode],
             )  # fmt: skip
             batches = _indices(reader, epoch)
@@ -96,16 +96,17 @@ def test_every_chosen_image_once_whoever_reads(stores: dict[str, ImageStore], mo
 def test_order_depends_on_seed_and_epoch_alone(stores: dict[str, ImageStore], mode: str) -> None:
     store = stores["jkx5-bits"]
     first = np.concatenate(
-        _indices(BatchReader(store, batch_size=32, seed=3, threads=1, prefetch=0, **MODES[mode]), 2)
+        _indices(BatchReader(store.objects, batch_size=32, seed=3, threads=1, prefetch=0, **MODES[mode]), 2)
     )
-    again = BatchReader(store, batch_size=32, seed=3, threads=4, prefetch=5, **MODES[mode])
+    again = BatchReader(store.objects, batch_size=32, seed=3, threads=4, prefetch=5, **MODES[mode])
     np.testing.assert_array_equal(np.concatenate(_indices(again, 2)), first)
-    other_layout = BatchReader(stores["jkx5-uint8"], batch_size=32, seed=3, **MODES[mode])
+    other_layout = BatchReader(stores["jkx5-uint8"].objects, batch_size=32, seed=3, **MODES[mode])
     np.testing.assert_array_equal(np.concatenate(_indices(other_layout, 2)), first)
     if MODES[mode]["shuffle"]:
         assert not np.array_equal(np.concatenate(_indices(again, 1)), first)
         assert not np.array_equal(
-            np.concatenate(_indices(BatchReader(store, batch_size=32, seed=4, **MODES[mode]), 2)), first
+            np.concatenate(_indices(BatchReader(store.objects, batch_size=32, seed=4, **MODES[mode]), 2)),
+            first,
         )
     else:
         np.testing.assert_array_equal(first, np.arange(len(store)))
@@ -116,10 +117,12 @@ def test_order_depends_on_seed_and_epoch_alone(stores: dict[str, ImageStore], mo
 def test_an_epoch_goes_on_from_any_batch(stores: dict[str, ImageStore], mode: str, start: int) -> None:
     store = stores["jkx5-bits"]
     pixels = store.read()
-    reader = BatchReader(store, batch_size=30, rank=1, ranks=2, seed=1, **MODES[mode])
+    reader = BatchReader(store.objects, batch_size=30, rank=1, ranks=2, seed=1, **MODES[mode])
     whole = _indices(reader, 4)
     late = list(
-        BatchReader(store, batch_size=30, rank=1, ranks=2, seed=1, prefetch=0, **MODES[mode]).epoch(4, start)
+        BatchReader(store.objects, batch_size=30, rank=1, ranks=2, seed=1, prefetch=0, **MODES[mode]).epoch(
+            4, start
+        )
     )
     assert len(late) == max(len(whole) - start, 0)
     for batch, index in zip(late, whole[start:], strict=True):
@@ -129,16 +132,18 @@ def test_an_epoch_goes_on_from_any_batch(stores: dict[str, ImageStore], mode: st
 
 def test_short_batches(stores: dict[str, ImageStore]) -> None:
     store = stores["jkx5-bits"]
-    sizes = [len(b) for b in _indices(BatchReader(store, np.arange(100), batch_size=32))]
+    sizes = [len(b) for b in _indices(BatchReader(store.objects, np.arange(100), batch_size=32))]
     assert sizes == [32, 32, 32, 4]
-    assert [len(b) for b in _indices(BatchReader(store, np.arange(100), batch_size=32, drop_last=True))] == [
+    assert [
+        len(b) for b in _indices(BatchReader(store.objects, np.arange(100), batch_size=32, drop_last=True))
+    ] == [
         32,
         32,
         32,
     ]
     # 65 images for two: the one with 32 gives two batches as well, so that ranks stay in step.
     by_rank = [
-        [len(b) for b in _indices(BatchReader(store, np.arange(65), batch_size=32, rank=r, ranks=2))]
+        [len(b) for b in _indices(BatchReader(store.objects, np.arange(65), batch_size=32, rank=r, ranks=2))]
         for r in (0, 1)
     ]
     assert by_rank == [[31, 1], [32, 1]]
@@ -154,12 +159,12 @@ def test_other_chunks_are_not_read(tmp_path: Path, stores: dict[str, ImageStore]
     chosen = np.arange(200, 240)
     for mode in MODES.values():
         np.testing.assert_array_equal(
-            np.sort(np.concatenate(_indices(BatchReader(store, chosen, **mode)))), chosen
+            np.sort(np.concatenate(_indices(BatchReader(store.objects, chosen, **mode)))), chosen
         )
         with pytest.raises(
             ValueError, match=r"chunk images/c/0/0/0 of store .* is missing: restore or rebuild"
         ):
-            _indices(BatchReader(store, **(mode | {"shuffle": False})))
+            _indices(BatchReader(store.objects, **(mode | {"shuffle": False})))
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     for prefetch in (0, 2):
         with pytest.raises(ValueError, match=r"chunk images/c/1/0/0 of store .* is damaged"):
-            _indices(BatchReader(store, prefetch=prefetch))
+            _indices(BatchReader(store.objects, prefetch=prefetch))
 
 
 def test_select(stores: dict[str, ImageStore]) -> None:
@@ -206,7 +211,7 @@ def _in_child(reader: BatchReader, expected: np.ndarray, answer: Any) -> None:
 def test_other_processes_read_the_same(stores: dict[str, ImageStore], method: str, mode: str) -> None:
     if sys.platform == "win32":
         pytest.skip("no fork on Windows")
-    reader = BatchReader(stores["jkx5-bits"], batch_size=40, **MODES[mode])
+    reader = BatchReader(stores["jkx5-bits"].objects, batch_size=40, **MODES[mode])
     expected = np.concatenate([b.index for b in reader])
     context = mp.get_context(method)
     answer = context.Queue()
@@ -218,7 +223,7 @@ def test_other_processes_read_the_same(stores: dict[str, ImageStore], method: st
 
 
 def test_a_reader_survives_pickling_without_its_pool(stores: dict[str, ImageStore]) -> None:
-    reader = BatchReader(stores["jkx5-bits"])
+    reader = BatchReader(stores["jkx5-bits"].objects)
     expected = np.concatenate(_indices(reader))
     dumped = pickle.dumps(reader)
     assert len(dumped) < stores["jkx5-bits"].read().nbytes / 8
@@ -228,8 +233,8 @@ def test_a_reader_survives_pickling_without_its_pool(stores: dict[str, ImageStor
 def test_any_zarr_store(stores: dict[str, ImageStore]) -> None:
     """A store that is no folder is read through zarr's own store object."""
     assert not isinstance(stores["memory"].images.store, zarr.storage.LocalStore)
-    a = BatchReader(stores["memory"], batch_size=64, seed=1)
-    b = BatchReader(stores["jkx5-bits"], batch_size=64, seed=1)
+    a = BatchReader(stores["memory"].objects, batch_size=64, seed=1)
+    b = BatchReader(stores["jkx5-bits"].objects, batch_size=64, seed=1)
     for one, other in zip(a, b, strict=True):
         np.testing.assert_array_equal(one.index, other.index)
         np.testing.assert_array_equal(one.images, other.images)
@@ -240,7 +245,8 @@ def test_batches_that_are_kept_are_not_overwritten(stores: dict[str, ImageStore]
     store = stores["jkx5-uint8"]
     pixels = store.read()
     kept = [
-        (batch.images[2:], batch.index[2:]) for batch in BatchReader(store, batch_size=16, prefetch=prefetch)
+        (batch.images[2:], batch.index[2:])
+        for batch in BatchReader(store.objects, batch_size=16, prefetch=prefetch)
     ]
     for images, index in kept:
         np.testing.assert_array_equal(images, pixels[index])
@@ -249,7 +255,7 @@ def test_batches_that_are_kept_are_not_overwritten(stores: dict[str, ImageStore]
 def test_memory_does_not_grow_over_epochs(stores: dict[str, ImageStore]) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
-    reader = BatchReader(stores["jkx5-uint8"], batch_size=64, pool_bytes=9000)
+    reader = BatchReader(stores["jkx5-uint8"].objects, batch_size=64, pool_bytes=9000)
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -269,10 +275,10 @@ def test_stopping_early_leaves_no_threads(stores: dict[str, ImageStore]) -> None
     import threading
 
     before = threading.active_count()
-    for batch in BatchReader(stores["jkx5-uint8"], batch_size=16):
+    for batch in BatchReader(stores["jkx5-uint8"].objects, batch_size=16):
         assert len(batch.index) == 16
         break
-    batches = iter(BatchReader(stores["jkx5-uint8"], batch_size=16, pool_bytes=9000))
+    batches = iter(BatchReader(stores["jkx5-uint8"].objects, batch_size=16, pool_bytes=9000))
     next(batches)
     batches.close()
     assert threading.active_count() <= before
@@ -301,16 +307,16 @@ class TestBadInput:
     def test_arguments(self, stores: dict[str, ImageStore]) -> None:
         store = stores["jkx5-bits"]
         for options, message in (
-            ({"batch_size": 0}, "batch_size is 0"),
-            ({"rank": 2, "ranks": 2}, "rank is 2 of 2; count from 0 to 1"),
+            ({"batch_size": 0}, "batch_size=0"),
+            ({"rank": 2, "ranks": 2}, "rank=2: give a whole number from 0 to 1"),
             ({"worker": -1}, "worker is -1"),
-            ({"threads": 0}, "threads is 0"),
-            ({"seed": -1}, "seed is -1"),
-            ({"seed": None}, "seed is None; give a whole number of at least 0"),
-            ({"seed": 1.5}, "seed is 1.5"),
+            ({"threads": 0}, "threads=0"),
+            ({"seed": -1}, "seed=-1"),
+            ({"seed": None}, "seed=None: give a whole number of at least 0"),
+            ({"seed": 1.5}, "seed=1.5"),
             ({"prefetch": None}, "prefetch is None"),
-            ({"threads": "all"}, "threads is 'all'"),
-            ({"rank": "0"}, "rank is '0'"),
+            ({"threads": "all"}, "threads='all'"),
+            ({"rank": "0"}, "rank='0'"),
             ({"workers": 0}, "workers is 0"),
             ({"selection": np.array([], int)}, "0 images are chosen for 1 ranks and workers"),
             ({"selection": np.array([1, 1])}, "names a window twice"),
@@ -319,9 +325,9 @@ class TestBadInput:
             ({"selection": np.array([0.5])}, "float64"),
         ):
             with pytest.raises(ValueError, match=message):
-                BatchReader(store, **options)
+                BatchReader(store.objects, **options)
         with pytest.raises(ValueError, match="the epoch has"):
-            BatchReader(store).epoch(0, 10**6)
+            BatchReader(store.objects).epoch(0, 10**6)
 
     def test_selection(self, stores: dict[str, ImageStore]) -> None:
         with pytest.raises(KeyError, match="no instrument 'ABC' in store"):

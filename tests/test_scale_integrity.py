@@ -88,8 +88,8 @@ def test_images(path: Path, panel: pp.Panel, damage: Callable[[Path], None]) -> 
         lambda s: s.read(slice(first, len(s))),
         lambda s: [s.read_chunk(i) for i in range(first // 64, 2 * first // 64)],
         lambda s: s.to_dask()[first:].compute(scheduler="synchronous"),
-        lambda s: list(BatchReader(s, shuffle=False, prefetch=0)),
-        lambda s: list(BatchReader(s, shuffle=True, prefetch=0)),
+        lambda s: list(BatchReader(s.objects, shuffle=False, prefetch=0)),
+        lambda s: list(BatchReader(s.objects, shuffle=True, prefetch=0)),
     ]
     if store.shards:
         reads.append(lambda s: s.read_shard(1))
