@@ -309,7 +309,7 @@ class TestBadInput:
         for options, message in (
             ({"batch_size": 0}, "batch_size=0"),
             ({"rank": 2, "ranks": 2}, "rank=2: give a whole number from 0 to 1"),
-            ({"worker": -1}, "worker is -1"),
+            ({"worker": -1}, "worker=-1"),
             ({"threads": 0}, "threads=0"),
             ({"seed": -1}, "seed=-1"),
             ({"seed": None}, "seed=None: give a whole number of at least 0"),

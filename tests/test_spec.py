@@ -169,7 +169,7 @@ def test_every_field_is_refused_somewhere():
 def test_unknown_field_names_the_nearest():
     with pytest.raises(TypeError, match=r"has no field 'lookbak'; did you mean 'lookback'\? Choose from"):
         ImageSpec.from_dict({"lookbak": 20})
-    with pytest.raises(TypeError, match="has no field 'heigth': did you mean 'height'"):
+    with pytest.raises(TypeError, match="has no field 'heigth'; did you mean 'height'"):
         ImageSpec(20).replace(heigth=64)
 
 
