@@ -47,7 +47,7 @@ audit: $(READY)
 	$(VENV)/audit/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/audit/bin/python -m pip install --quiet --constraint constraints.txt --group audit
 	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order license
-	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
