@@ -25,7 +25,7 @@ How to release:
    of this repository (trusted publishing, to be set up there once by an owner).
 6. Install the release from the index in a new environment and run ``pricepix-cli demo``.
 
-A release is never replaced. If it is bad, it is yanked on the index, and the next patch version mends it.
+A release is never replaced. If it is bad, it is yanked on the index, and the next patch version replaces it.
 """
 
 from __future__ import annotations
