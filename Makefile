@@ -1,10 +1,12 @@
 # Each target sets up what it needs in .venv; PYTHON chooses the interpreter that makes it.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= auto
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types unit coverage bench release-check audit clean
+.PHONY: demo test test-all lint types unit test-kills test-scenes test-gpu-kernel test-compiling test-benchmarks coverage \
+	bench release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -16,7 +18,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/pricepix-cli demo demo
 
-test: lint types unit coverage
+# What a developer runs before every push: six minutes on two idle cores.
+test: lint types unit
+
+# Everything, at full numbers: every night.
+test-all: lint types
+	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000
+	$(MAKE) test-gpu-kernel test-compiling test-benchmarks coverage release-check
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -26,8 +34,28 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# A file stays in one process, so that what its tests share is made once. What wants the whole machine comes after.
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly and not serial" $(ARGS)
+	$(BIN)/python -m pytest -m "serial and not nightly" $(ARGS)
+
+test-kills: $(READY)
+	$(BIN)/python -m pytest tests/test_scale_faults.py
+
+test-scenes: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/test_fast_path.py
+
+# The GPU's kernel without a GPU: in CUDA's simulator, and compiled for the CPU as one thread a block.
+test-gpu-kernel: $(READY)
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/test_render_cuda.py
+	PRICEPIX_CUDA_ON_CPU=1 $(BIN)/python -m pytest tests/test_render_cuda.py
+
+# What compiles from nothing: another CPU, cold caches.
+test-compiling: $(READY)
+	$(BIN)/python -m pytest -m nightly tests/test_other_cpus.py tests/test_compile_cache.py
+
+test-benchmarks: $(READY)
+	PRICEPIX_BENCH=tiny $(BIN)/python -m pytest benchmarks --benchmark-disable
 
 # Compiled lines count only when the JIT is off; these tests draw small images, so that is fast enough.
 coverage: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -19,6 +20,18 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How much of what is drawn at random: a few for every push, with a seed that is printed, all of it every night.
+os.environ.setdefault("PRICEPIX_KILLS", "8")
+os.environ.setdefault("PRICEPIX_SCENES", "300")
+# Worker processes inherit the seed from the process that starts them.
+os.environ.setdefault("PRICEPIX_KILL_SEED", str(random.SystemRandom().randrange(1 << 32)))
+
+
+def pytest_report_header():
+    chosen = " ".join(f"{name}={os.environ[name]}" for name in ("PRICEPIX_KILLS", "PRICEPIX_KILL_SEED"))
+    return f"at random: {chosen} PRICEPIX_SCENES={os.environ['PRICEPIX_SCENES']}"
 
 
 def pytest_configure(config):

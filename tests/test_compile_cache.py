@@ -13,6 +13,8 @@ import pytest
 
 import pricepix
 
+pytestmark = pytest.mark.nightly
+
 # Prints where the package lies, how many kernels came from the cache and were compiled, and a digest of images.
 # Widening compiles in a second or two where drawing takes five: a kernel of the fast path and a plain one.
 SCRIPT = """

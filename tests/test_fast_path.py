@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -235,7 +236,7 @@ def test_other_specs_are_drawn_by_the_plain_kernels(spec, make_walk):
 # ---- the same bytes
 
 
-@settings(max_examples=max(2000, settings.default.max_examples))
+@settings(max_examples=int(os.environ["PRICEPIX_SCENES"]))
 @given(scenes())
 def test_both_paths_draw_the_same_bytes(scene):
     spec, _, table, windows, options = scene

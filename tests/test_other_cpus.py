@@ -12,7 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pricepix
+
+pytestmark = pytest.mark.nightly
 
 # One specialisation of the fast path, which compiles in some seconds: images of one band of rows.
 SCRIPT = """

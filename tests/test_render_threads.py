@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.serial
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks: needs os.fork")
 
 SETUP = """

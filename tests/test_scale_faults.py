@@ -16,7 +16,7 @@ import pytest
 import pricepix as pp
 
 DRIVER = Path(__file__).with_name("scale_driver.py")
-KILLS = int(os.environ.get("PRICEPIX_KILLS", "50"))
+KILLS = int(os.environ["PRICEPIX_KILLS"])
 
 
 def drive(what: str, folder: Path, *arguments: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 @pytest.mark.parametrize("what", ["build", "finalise", "append", "rebuild"])
 def test_killed_at_any_write_nothing_is_between(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often; the driver compares every byte with an undisturbed store."""
-    found = drive(what, tmp_path, "--kills", str(KILLS), "--seed", os.environ.get("PRICEPIX_KILL_SEED", "0"))
+    found = drive(what, tmp_path, "--kills", str(KILLS), "--seed", os.environ["PRICEPIX_KILL_SEED"])
     assert found["kills"] == KILLS
     if what == "finalise":
         assert found["finished"] >= 1
