@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import queue
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.render.memory import HUGE_PAGE
+from pricepix.images.buffers import BatchBuffers
 from pricepix.spec import ImageSpec
 
 __all__ = ["Batch", "DirectReader", "EpochReader"]
@@ -238,7 +237,7 @@ class DirectReader(EpochReader):
             at += size
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         if self.threads == 1:
             for index in self._indices(epoch, start):
                 yield self._made(epoch, index, buffers.take(len(index)))
@@ -259,35 +258,6 @@ class DirectReader(EpochReader):
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Any:
         self.images._read(index, images)
         return Batch(images, index)
-
-
-class _Buffers:
-    """Arrays for batches, used again once nobody else holds them.
-
-    Fresh memory costs a page fault every 4 kB, which at full speed is as dear as filling it. Memory that begins
-    where a huge page does, and is large enough for numpy to ask for such pages, is filled a tenth faster still.
-    """
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self._shape = shape
-        self._held: list[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]] = []
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        for length, memory, batch in self._held:
-            # Four references: the list's, the loop's, the argument's, and that of the view which is kept. Another
-            # view, or a tensor over it, holds one more.
-            if length == size and sys.getrefcount(memory) == 4:
-                return batch[:]
-        count = size * self._shape[0] * self._shape[1]
-        # numpy asks for huge pages from 4 MB on.
-        room = max(count + HUGE_PAGE, 2 * HUGE_PAGE) if count >= HUGE_PAGE // 8 else count
-        fresh = np.empty(room, np.uint8)
-        start = -fresh.ctypes.data % HUGE_PAGE if room > count else 0
-        whole = fresh[start : start + count].reshape(size, *self._shape)
-        if len(self._held) >= 8:
-            self._held.pop(0)
-        self._held.append((size, fresh, whole))
-        return whole[:]
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

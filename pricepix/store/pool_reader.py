@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.images.batches import Batch, EpochReader, _Buffers
+from pricepix.images.batches import Batch, EpochReader
+from pricepix.images.buffers import BatchBuffers
 from pricepix.render import widen
 from pricepix.store import kernels
 from pricepix.store.objects import StoreObjects
@@ -91,7 +92,7 @@ class BatchReader(EpochReader):
         share = self._share()
         first = share.start + sum(sizes[:start])
         positions = self.positions[first : share.start + sum(sizes)]
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         with _Decoder(self, self._by_chunk(positions)) as stream:
             done = 0
             for size in sizes[start:]:
@@ -110,7 +111,7 @@ class BatchReader(EpochReader):
     def _from_memory(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self._permutation(epoch)
         pool = self._loaded()
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         sizes = self._sizes()
         at = sum(sizes[:start])
         for size in sizes[start:]:
@@ -153,7 +154,7 @@ class BatchReader(EpochReader):
             arrived += len(coming)
         pool = np.empty((capacity, self._packed), np.uint8)
         self._fill(pool, pool_index[:fill])
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         bits = np.empty((self.batch_size, self._packed), np.uint8)
         with _Decoder(self, _without(sequence, arrived, total)) as stream:
             for size in sizes[start:]:
