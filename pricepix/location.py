@@ -19,7 +19,10 @@ from urllib.request import url2pathname
 
 import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.buffer import cpu, default_buffer_prototype
+
+# Private, for want of a public one: it waits for a coroutine on zarr's own event loop. The connections of a store
+# of fsspec belong to the loop that opened them, and `ImageStore.images` reads the same store on that of zarr.
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
