@@ -138,7 +138,13 @@ def test_networks_know_nothing_of_the_rest():
 
 
 # Modules that their project calls private though their names do not begin with an underscore.
-PRIVATE = ("numba.core", "numpy.core", "zarr.core", "lightning.fabric.utilities", "lightning.pytorch.utilities")
+PRIVATE = (
+    "numba.core",
+    "numpy.core",
+    "zarr.core",
+    "lightning.fabric.utilities",
+    "lightning.pytorch.utilities",
+)
 # Where there is no public way, behind one wall each; the files say why.
 WALLS = {"render/simd.py": "numba.core", "location.py": "zarr.core.sync"}
 
