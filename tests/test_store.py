@@ -339,7 +339,9 @@ def test_image_of_an_instrument_and_time(stores, expected, layout):
 
 def test_names_that_are_not_there(stores):
     store = stores("memory", "uint8")
-    with pytest.raises(KeyError, match=r"no instrument '<b>A&B' in store memory; did you mean '<b>A&B</b>'\?"):
+    with pytest.raises(
+        KeyError, match=r"no instrument '<b>A&B' in store memory; did you mean '<b>A&B</b>'\?"
+    ):
         store.locate("<b>A&B", "2020-03-01")
     with pytest.raises(KeyError, match=r"no instrument 'ZZZ' in store memory"):
         store.image("ZZZ", "2020-03-01")
