@@ -7,13 +7,8 @@ pixel, and become uint8 only when a batch is made.
 from __future__ import annotations
 
 import math
-import os
-import queue
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
 from pricepix.images.buffers import BatchBuffers
+from pricepix.images.threads import default_threads, iterate_ahead, map_ordered
 from pricepix.spec import ImageSpec
 
 __all__ = ["Batch", "DirectReader", "EpochReader"]
@@ -129,7 +125,7 @@ class EpochReader(ABC):
         self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
-        self.threads = usual_threads() if threads is None else threads
+        self.threads = default_threads() if threads is None else threads
         self.prefetch = prefetch
         if len(self.positions) < self.parts:
             raise ValueError(
@@ -194,10 +190,10 @@ class EpochReader(ABC):
         if not 0 <= start <= len(self):
             raise ValueError(f"start is {start}; the epoch has {len(self)} batches")
         batches = self._batches(epoch, start)
-        return _ahead(batches, self.prefetch) if self.prefetch else batches
+        return iterate_ahead(batches, self.prefetch, "pricepix-batches") if self.prefetch else batches
 
     @abstractmethod
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         """Make the batches of an epoch from `start` on, in this thread."""
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
@@ -236,67 +232,18 @@ class DirectReader(EpochReader):
             yield order[at : at + size]
             at += size
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         buffers = BatchBuffers(self._shape)
         if self.threads == 1:
             for index in self._indices(epoch, start):
                 yield self._made(epoch, index, buffers.take(len(index)))
             return
-        ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="pricepix-batch") as pool:
-            try:
-                for index in self._indices(epoch, start):
-                    ahead.append(pool.submit(self._made, epoch, index, buffers.take(len(index))))
-                    if len(ahead) > self.threads:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        # Buffers are taken in the thread that takes the batches, so that one thread alone handles them.
+        lent = ((index, buffers.take(len(index))) for index in self._indices(epoch, start))
+        yield from map_ordered(
+            lambda batch: self._made(epoch, *batch), lent, self.threads, name="pricepix-batch"
+        )
 
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Any:
         self.images._read(index, images)
         return Batch(images, index)
-
-
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Make batches in a thread, at most `depth` ahead."""
-    # Two plain C queues, of credits and of batches, cost half of what a bounded queue.Queue does.
-    credits: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
-    for _ in range(depth):
-        credits.put(True)
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not credits.get():
-                    return
-                ready.put(batch)
-                del batch
-            ready.put(None)
-        except BaseException as error:  # handed to the thread that asks for batches
-            ready.put(error)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-
-    thread = threading.Thread(target=work, name="pricepix-batches", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            del item
-            credits.put(True)
-    finally:
-        # Whatever credits are left let the thread make as many batches before it meets the end.
-        credits.put(False)
-        thread.join()
-
-
-def usual_threads() -> int:
-    """Threads that read and decode where nothing else is said: the CPUs this process may use, at most 4."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cpus)

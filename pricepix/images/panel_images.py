@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -398,7 +398,7 @@ class DeviceReader(DirectReader):
         super().__init__(images, selection, **(options | {"prefetch": 0, "threads": 1}))
         self.device = device
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
+    def _batches(self, epoch: int, start: int) -> Generator[Any, None, None]:
         import torch
 
         renderer = self.images._renderer(self.device)

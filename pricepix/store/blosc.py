@@ -76,8 +76,8 @@ def encode_bits(packed: NDArray[np.uint8], pixels: int) -> bytes:
     starts = head + np.cumsum(lengths, dtype="<i4") - lengths
     sizes = np.array([pixels, min(BLOCK_BYTES, pixels), head + lengths.sum()])
     parts = [_HEAD, sizes.astype("<i4").tobytes(), starts.astype("<i4").tobytes()]
-    for block in blocks:
-        parts += [len(block).to_bytes(4, "little"), block]
+    for body in blocks:
+        parts += [len(body).to_bytes(4, "little"), body]
     return b"".join(parts)
 
 

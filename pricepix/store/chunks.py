@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pricepix.render import bits as render_bits
 from pricepix.render import widen
+from pricepix.store import kernels
 from pricepix.store.blosc import BLOCK_BYTES, ZSTD_LEVEL, decode_bits, encode_bits
 
 LAYOUTS: Final = ("uint8", "bits")
@@ -209,7 +210,9 @@ class ChunkFormat:
         return out
 
     def decode_bits(self, stored: Content, n: int) -> NDArray[np.uint8]:
-        """Return the first `n` images of a chunk that is `columns_first` as column bits (n, packed_bytes)."""
+        """Return the first `n` images of a chunk as column bits (n, packed_bytes)."""
+        if not self.columns_first:
+            return _column_bits(self.decode(stored, n))
         pixels = self.height * self.width
         if self.layout == "uint8":
             raw = decode_bits(check_sealed(stored), self.raw_bytes)
@@ -271,3 +274,13 @@ class ChunkFormat:
         if len(stored) != self.shard_index_bytes:
             raise ValueError(f"an index of {len(stored)} bytes, expected {self.shard_index_bytes}")
         return np.frombuffer(check_sealed(stored), "<u8").reshape(-1, 2)
+
+
+def _column_bits(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack images of 0 and 255, uint8 (n, height, width), as column bits (n, ceil(height * width / 8))."""
+    n, height, width = images.shape
+    if height % 8:
+        return np.packbits(images.transpose(0, 2, 1).reshape(n, -1), axis=1)
+    bits = np.empty((n, height * width // 8), np.uint8)
+    kernels.pack_columns(images, bits)
+    return bits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_unordered
 from pricepix.location import Folder, Location
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
@@ -248,12 +248,10 @@ class StoreObjects:
             at = chunk * INDEX_CHUNK - low
             out[at : at + len(values)] = values
 
-        if last - first < 2 * _THREADS:
-            for chunk in range(first, last):
-                read(chunk)
-        else:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(read, range(first, last)))
+        # A few chunks take less than starting threads does.
+        workers = _THREADS if last - first >= 2 * _THREADS else 0
+        for _ in map_unordered(read, range(first, last), workers, name="pricepix-index"):
+            pass
         return out
 
     def column_chunk(self, column: Column, chunk: int) -> NDArray[Any]:
@@ -282,13 +280,7 @@ class StoreObjects:
     def read_chunk_bits(self, chunk: int) -> NDArray[np.uint8]:
         """Read the images of one chunk as column bits, uint8 (n, ceil(height * width / 8))."""
         form, n = self.chunk_format, self.chunk_windows(chunk)
-
-        def bits(stored: Content) -> NDArray[np.uint8]:
-            if form.columns_first:
-                return form.decode_bits(stored, n)
-            return np.packbits(form.decode(stored, n).transpose(0, 2, 1).reshape(n, -1), axis=1)
-
-        return self._decode_chunk(chunk, bits)
+        return self._decode_chunk(chunk, lambda stored: form.decode_bits(stored, n))
 
     def _decode_chunk(self, chunk: int, decode: Callable[[Content], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         stored = self.chunk_bytes(chunk)
