@@ -200,7 +200,7 @@ class TestOtherPlaces:
         url = f"memory://{tmp_path.name}"
         memory = pp.render_universe(panel, "jkx5", url, **options)
         assert np.array_equal(pp.open_store(url).read(), disk.read())
-        where = memory.objects.where
+        where = memory.objects.location
         assert {key: bytes(where.get(key) or b"") for key in where.list()} == tree(tmp_path / "s")
         assert memory.verify(panel).ok
         with pytest.raises(FileExistsError, match="exists already"):
