@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import bars, nearest_or_all
-from pricepix.render.draw import NO_MA, fields_of, kernels, run
+from pricepix.render import rules
+from pricepix.render.draw import NO_MA, fields_of, run
 from pricepix.spec import ImageSpec
+from pricepix.windows import kernels
 
 if TYPE_CHECKING:
     from pricepix.windows.index import WindowIndex
@@ -26,8 +28,8 @@ _JITTER, _INVERT, _MA, _DROP, _VOLUME = 1, 2, 3, 1 << 32, 2 << 32
 class Augment:
     """What may happen to a training window before it is drawn. Nothing does by default.
 
-    Every choice depends on (seed, epoch, window) alone: not on batches, threads or workers. A window that cannot
-    be drawn once it is changed (the bars left are flat, say) is drawn as it is.
+    Every choice depends only on (seed, epoch, window): not on batches, threads or workers. A window that cannot be
+    drawn once it is changed (the bars left are flat, say) is drawn unchanged.
 
     Parameters
     ----------
@@ -69,8 +71,8 @@ class Augment:
         object.__setattr__(self, "jitter_end", bars(self.jitter_end, "jitter_end", 0))
         for name in ("invert", "drop_bars", "ma"):
             value = getattr(self, name)
-            if isinstance(value, (bool, str)) or not _is_share(value):
-                raise ValueError(f"{name}={value!r} is not a chance: give a number from 0 to 1")
+            if isinstance(value, (bool, str)) or not _is_probability(value):
+                raise ValueError(f"{name}={value!r} is not a probability: give a number from 0 to 1")
             object.__setattr__(self, name, float(value))
         if self.drop_bars == 1.0:
             raise ValueError("drop_bars=1.0 would leave no bar of any window: give less")
@@ -81,7 +83,7 @@ class Augment:
                 low = high = math.nan
             if not 0 < low <= high < math.inf:
                 raise ValueError(
-                    f"rescale_volume={self.rescale_volume!r} is no range of factors: give (low, high), "
+                    f"rescale_volume={self.rescale_volume!r} is not a range of factors: give (low, high), "
                     "0 < low <= high, such as (0.8, 1.25)"
                 )
             object.__setattr__(self, "rescale_volume", (low, high))
@@ -125,7 +127,7 @@ class Augment:
             )
 
 
-def _is_share(value: Any) -> bool:
+def _is_probability(value: Any) -> bool:
     try:
         return bool(0 <= float(value) <= 1)
     except TypeError:
@@ -160,7 +162,7 @@ class Augmenter:
     def jitter(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return by how many bars each window would end earlier, int64 (n,)."""
         steps = self.augment.jitter_end + 1
-        return (self._chance(epoch, position, _JITTER) * steps).astype(np.int64)
+        return (self._uniform(epoch, position, _JITTER)[:, 0] * steps).astype(np.int64)
 
     def draw(
         self,
@@ -189,7 +191,7 @@ class Augmenter:
         # What stands in place of rows before the instrument's first is never looked at.
         rows = np.where(known, rows, row[:, None])
         bars = self._panel.bars[rows]
-        mirrored = self._chance(epoch, position, _INVERT) < self.augment.invert
+        mirrored = self._uniform(epoch, position, _INVERT)[:, 0] < self.augment.invert
         bars[mirrored] = mirror(bars[mirrored])
         self._change(epoch, position, bars[:, reach - spec.lookback :])
         total_return, up, down = fields_of(self._panel, spec)
@@ -204,12 +206,12 @@ class Augmenter:
         last = np.arange(1, n + 1) * reach - 1
         begin = last - known.sum(axis=1) + 1
         reason = np.empty(n, np.uint8)
-        bare = self._chance(epoch, position, _MA) >= self.augment.ma
+        bare = self._uniform(epoch, position, _MA)[:, 0] >= self.augment.ma
         for drawn, mask in ((spec, ~bare), (self._bare, bare)):
             chosen = np.flatnonzero(mask)
             run(
                 bars.reshape(-1, 5), total_return, up, down, NO_MA, drawn, first=begin[chosen], row=last[chosen],
-                dest=chosen, out=out, mode=kernels.PIXELS, reason=reason, threads=1,
+                dest=chosen, out=out, mode=rules.PIXELS, reason=reason, threads=1,
             )  # fmt: skip
         failed = np.flatnonzero(reason)
         if len(failed):
@@ -221,23 +223,23 @@ class Augmenter:
 
     def _change(self, epoch: int, position: NDArray[np.int64], bars: NDArray[np.float64]) -> None:
         """Drop bars and rescale volumes of windows (n, lookback, 5)."""
-        bar = np.arange(bars.shape[1])
+        bar = range(bars.shape[1])
         if self.augment.rescale_volume is not None:
             low, high = self.augment.rescale_volume
-            chance = self._chance(epoch, position[:, None], _VOLUME + bar)
-            bars[..., 4] *= low * (high / low) ** chance
+            share = self._uniform(epoch, position, *(_VOLUME + i for i in bar))
+            bars[..., 4] *= low * (high / low) ** share
         if self.augment.drop_bars:
-            dropped = self._chance(epoch, position[:, None], _DROP + bar) < self.augment.drop_bars
+            dropped = self._uniform(epoch, position, *(_DROP + i for i in bar)) < self.augment.drop_bars
             dropped &= ~(dropped | np.isnan(bars[..., 1:3]).any(axis=2)).all(axis=1, keepdims=True)
             for field in (0, 1, 2, 4):
                 bars[..., field][dropped] = np.nan
 
-    def _chance(self, epoch: int, position: NDArray[np.int64], what: Any) -> NDArray[np.float64]:
-        """Numbers from 0 to below 1 that depend on seed, epoch, window and `what` they are for alone."""
-        key = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
-        mixed = _mixed(position.astype(np.uint64) + key)
-        bits = _mixed(mixed + np.asarray(what, np.uint64)) >> np.uint64(11)
-        return bits.astype(np.float64) * 2.0**-53
+    def _uniform(self, epoch: int, position: NDArray[np.int64], *purposes: int) -> NDArray[np.float64]:
+        """Random numbers in [0, 1), float64 (n, purposes), functions only of seed, epoch, window and purpose."""
+        seed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
+        out = np.empty((len(position), len(purposes)))
+        kernels.uniform_numbers(seed, position.astype(np.uint64), np.array(purposes, np.uint64), out)
+        return out
 
 
 def mirror(bars: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -248,14 +250,3 @@ def mirror(bars: NDArray[np.float64]) -> NDArray[np.float64]:
     out = bars.copy()
     out[..., :4] = both[:, None, None] - prices[..., [0, 2, 1, 3]]
     return out
-
-
-_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A step of SplitMix64: neighbouring numbers become unrelated ones."""
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

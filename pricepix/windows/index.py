@@ -142,7 +142,7 @@ class WindowIndex:
             seeds = _instrument_seeds(panel.instruments, seed)
         reason = np.empty(len(panel), np.uint8)
         time_code = panel.time_code
-        kernels.screen(
+        kernels.classify_rows(
             panel.bars, panel.time, panel.offsets, scheduled, time_code, first_time, last_time, spec.lookback,
             spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
             -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback), reason,
