@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import bars, nearest_or_all
-from pricepix.render import rules
-from pricepix.render.draw import NO_MA, fields_of, run
+from pricepix.render.draw import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
-from pricepix.windows import kernels
+from pricepix.windows import kernels as window_kernels
 
 if TYPE_CHECKING:
     from pricepix.windows.index import WindowIndex
@@ -162,7 +161,7 @@ class Augmenter:
     def jitter(self, epoch: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return by how many bars each window would end earlier, int64 (n,)."""
         steps = self.augment.jitter_end + 1
-        return (self._uniform(epoch, position, _JITTER)[:, 0] * steps).astype(np.int64)
+        return (self._chance(epoch, position, _JITTER) * steps).astype(np.int64)
 
     def draw(
         self,
@@ -191,7 +190,7 @@ class Augmenter:
         # What stands in place of rows before the instrument's first is never looked at.
         rows = np.where(known, rows, row[:, None])
         bars = self._panel.bars[rows]
-        mirrored = self._uniform(epoch, position, _INVERT)[:, 0] < self.augment.invert
+        mirrored = self._chance(epoch, position, _INVERT) < self.augment.invert
         bars[mirrored] = mirror(bars[mirrored])
         self._change(epoch, position, bars[:, reach - spec.lookback :])
         total_return, up, down = fields_of(self._panel, spec)
@@ -206,12 +205,12 @@ class Augmenter:
         last = np.arange(1, n + 1) * reach - 1
         begin = last - known.sum(axis=1) + 1
         reason = np.empty(n, np.uint8)
-        bare = self._uniform(epoch, position, _MA)[:, 0] >= self.augment.ma
+        bare = self._chance(epoch, position, _MA) >= self.augment.ma
         for drawn, mask in ((spec, ~bare), (self._bare, bare)):
             chosen = np.flatnonzero(mask)
             run(
                 bars.reshape(-1, 5), total_return, up, down, NO_MA, drawn, first=begin[chosen], row=last[chosen],
-                dest=chosen, out=out, mode=rules.PIXELS, reason=reason, threads=1,
+                dest=chosen, out=out, mode=kernels.PIXELS, reason=reason, threads=1,
             )  # fmt: skip
         failed = np.flatnonzero(reason)
         if len(failed):
@@ -223,23 +222,27 @@ class Augmenter:
 
     def _change(self, epoch: int, position: NDArray[np.int64], bars: NDArray[np.float64]) -> None:
         """Drop bars and rescale volumes of windows (n, lookback, 5)."""
-        bar = range(bars.shape[1])
+        bar = np.arange(bars.shape[1])
         if self.augment.rescale_volume is not None:
             low, high = self.augment.rescale_volume
-            share = self._uniform(epoch, position, *(_VOLUME + i for i in bar))
+            share = self._chance(epoch, position, _VOLUME + bar)
             bars[..., 4] *= low * (high / low) ** share
         if self.augment.drop_bars:
-            dropped = self._uniform(epoch, position, *(_DROP + i for i in bar)) < self.augment.drop_bars
+            dropped = self._chance(epoch, position, _DROP + bar) < self.augment.drop_bars
             dropped &= ~(dropped | np.isnan(bars[..., 1:3]).any(axis=2)).all(axis=1, keepdims=True)
             for field in (0, 1, 2, 4):
                 bars[..., field][dropped] = np.nan
 
-    def _uniform(self, epoch: int, position: NDArray[np.int64], *purposes: int) -> NDArray[np.float64]:
-        """Random numbers in [0, 1), float64 (n, purposes), functions only of seed, epoch, window and purpose."""
+    def _chance(self, epoch: int, position: NDArray[np.int64], purpose: Any) -> NDArray[np.float64]:
+        """Uniform numbers in [0, 1), a function only of seed, epoch, window and purpose.
+
+        float64 (n,), or (n, k) for an array of k purposes.
+        """
         seed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
+        purposes = np.atleast_1d(np.asarray(purpose, np.uint64))
         out = np.empty((len(position), len(purposes)))
-        kernels.uniform_numbers(seed, position.astype(np.uint64), np.array(purposes, np.uint64), out)
-        return out
+        window_kernels.uniform_numbers(seed, position.astype(np.uint64), purposes, out)
+        return out if np.ndim(purpose) else out[:, 0]
 
 
 def mirror(bars: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     index: NDArray[np.int64]  # type: ignore[assignment]
 
 
-def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
+def selection_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
     given = np.asarray(mask)
     if given.dtype == np.bool_:
         if given.shape != (n,):
@@ -122,7 +122,7 @@ class EpochReader(ABC):
             whole_number(which, name, 0, whole_number(of, f"{name}s", 1) - 1)
         n = len(images)
         self._whole = selection is None
-        self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
+        self.positions = np.arange(n) if selection is None else np.flatnonzero(selection_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
         self.threads = default_threads() if threads is None else threads

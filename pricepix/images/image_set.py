@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
 from pricepix.bars.times import as_time, to_series
-from pricepix.images.batches import EpochReader, _as_mask
+from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -401,7 +401,7 @@ def select(
         codes[[known[name] for name in wanted]] = True
         chosen &= codes[store.instrument_index]
     if mask is not None:
-        chosen &= _as_mask(mask, n)
+        chosen &= selection_mask(mask, n)
     return np.flatnonzero(chosen)
 
 

@@ -17,7 +17,7 @@ from pricepix.bars.panel import Panel
 from pricepix.images.augment import Augment, Augmenter
 from pricepix.images.batches import Batch, DirectReader, EpochReader
 from pricepix.images.chunking import INDEX_CHUNK, default_chunk
-from pricepix.images.drawing import Drawer
+from pricepix.images.drawing import BatchRenderer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.lineage import lineage
 from pricepix.images.shared_arrays import SharedArrays
@@ -127,7 +127,7 @@ class PanelImages(ImageSet):
         self._delay, self._price, self._threads = delay, price, threads
         self._labels: dict[int, ForwardReturn] = {}
         self._renderers: dict[torch.device, CudaRenderer] = {}
-        self._laid_out: SharedArrays | None = None
+        self._shared_table: SharedArrays | None = None
         self.location = f"of {panel.n_instruments:,} instruments"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -146,8 +146,8 @@ class PanelImages(ImageSet):
             self.horizons, self._delay, self._price, self._threads,
         )  # fmt: skip
         # Made here at the latest: whoever unpickles this would make one of its own.
-        self._drawer  # noqa: B018
-        return _restore, (panel._cache["shared"], self._shared, self._laid_out, rest)
+        self._batch_renderer  # noqa: B018
+        return _restore, (panel._cache["shared"], self._shared, self._shared_table, rest)
 
     @cached_property
     def _shared(self) -> SharedArrays:
@@ -241,18 +241,18 @@ class PanelImages(ImageSet):
 
     def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Draw a batch in this thread, without the interpreter's lock."""
-        reason = self._drawer.draw(positions, out)
+        reason = self._batch_renderer.draw(positions, out)
         if reason is not None:
             self._check(positions, reason)
 
     @cached_property
-    def _drawer(self) -> Drawer:
-        if self._laid_out is not None:
-            return Drawer(self.windows, self._laid_out["table"])
-        drawer = Drawer(self.windows)
-        if drawer.table is not None:
-            self._laid_out = SharedArrays({"table": drawer.table})
-        return drawer
+    def _batch_renderer(self) -> BatchRenderer:
+        if self._shared_table is not None:
+            return BatchRenderer(self.windows, self._shared_table["table"])
+        renderer = BatchRenderer(self.windows)
+        if renderer.table is not None:
+            self._shared_table = SharedArrays({"table": renderer.table})
+        return renderer
 
     def _check(self, positions: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         if reason.any():
@@ -332,7 +332,7 @@ class PanelReader(DirectReader):
         self.augment = None if augment is None else Augment.of(augment)
         if self.augment is None:
             # Before there are workers: they then share what it has laid out.
-            images._drawer  # noqa: B018
+            images._batch_renderer  # noqa: B018
         else:
             self.augment.check(images.spec)
             if self.augment.jitter_end and not self._neighbours(self.augment.jitter_end):
@@ -429,7 +429,7 @@ class DeviceReader(DirectReader):
 
 
 def _restore(
-    bars: SharedArrays, index: SharedArrays, laid_out: SharedArrays | None, rest: tuple[Any, ...]
+    bars: SharedArrays, index: SharedArrays, table: SharedArrays | None, rest: tuple[Any, ...]
 ) -> PanelImages:
     tz, digest, spec, counts, schedule, horizons, delay, price, threads = rest
     fields = {name.removeprefix(_FIELD): bars[name] for name in bars if name.startswith(_FIELD)}
@@ -440,5 +440,5 @@ def _restore(
     )
     images = PanelImages.__new__(PanelImages)
     images._take(panel, windows, horizons, delay, price, threads)
-    images.__dict__["_shared"], images._laid_out = index, laid_out
+    images.__dict__["_shared"], images._shared_table = index, table
     return images
