@@ -413,7 +413,7 @@ def test_a_place_that_is_not_writable():
 
 
 def test_a_place_that_is_none(build):
-    with pytest.raises(TypeError, match="7 is no place for a store"):
+    with pytest.raises(TypeError, match="7 is not a location"):
         build(7)
 
 

@@ -340,7 +340,7 @@ class TestReader:
         bars.flags.writeable = True
         bars[:] = np.nan
         for options in ({"prefetch": 0}, {"prefetch": 2}, {"threads": 3}):
-            with pytest.raises(ValueError, match="can not be drawn any more"):
+            with pytest.raises(ValueError, match="can no longer be drawn"):
                 list(images.batches(**options))
 
 

@@ -222,7 +222,7 @@ class TestOtherPlaces:
             pp.render_universe(panel, "jkx5", tmp_path / "s", storage_options={"region": "x"}, progress=False)
         with pytest.raises(ValueError, match="is for stores that are written"):
             pp.render_universe(panel, "jkx5", None, shard=128, progress=False)
-        with pytest.raises(TypeError, match="is no place for a store"):
+        with pytest.raises(TypeError, match="is not a location"):
             pp.open_store(7)  # type: ignore[arg-type]
 
 

@@ -152,13 +152,13 @@ def test_locked_and_resumed(
 
 
 def test_errors_of_the_far_side_are_one_line(access: dict[str, Any]) -> None:
-    with pytest.raises(OSError, match=r"s3://nobucket/x can not be reached or used: .*404") as caught:
+    with pytest.raises(OSError, match=r"s3://nobucket/x cannot be reached or used: .*404") as caught:
         pp.open_store("s3://nobucket/x", access)
     assert "\n" not in str(caught.value)
     closed = {**access, "endpoint": "http://127.0.0.1:9", "retry_config": {"max_retries": 0}}
-    with pytest.raises(OSError, match="can not be reached or used"):
+    with pytest.raises(OSError, match="cannot be reached or used"):
         pp.open_store("s3://bucket/x", closed)
-    with pytest.raises(ValueError, match="can not be opened with the options given"):
+    with pytest.raises(ValueError, match="cannot be opened with the options given"):
         pp.open_store("s3://bucket/x", {"colour": 1})
-    with pytest.raises(ValueError, match="can not be opened with the options given"):
+    with pytest.raises(ValueError, match="cannot be opened with the options given"):
         pp.open_store("nowhere://bucket/x")

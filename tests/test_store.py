@@ -396,7 +396,7 @@ def test_a_file(tmp_path):
 
 
 def test_something_that_is_no_place():
-    with pytest.raises(TypeError, match="7 is no place for a store: give a path, a URL or a zarr store"):
+    with pytest.raises(TypeError, match="7 is not a location: give a path, a URL or a zarr store"):
         open_store(7)
 
 

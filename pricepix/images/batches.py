@@ -1,8 +1,4 @@
-"""The bulk readers: images in batches, in order or shuffled, as fast as memory allows.
-
-Chunks of a store are read directly and decoded off the interpreter's lock. Shuffled images wait in a pool, one bit a
-pixel, and become uint8 only when a batch is made.
-"""
+"""Readers of images in batches, in order or shuffled, as fast as memory allows."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ __all__ = ["Batch", "DirectReader", "EpochReader"]
 
 
 class Sized(Protocol):
-    """What every reader needs to know of the images it reads: how many there are, and their spec."""
+    """The part of an image set that every reader needs: how many images there are, and their spec."""
 
     spec: ImageSpec
 
@@ -31,9 +27,9 @@ class Sized(Protocol):
 
 
 class Readable(Sized, Protocol):
-    """Images of which any can be read at the same cost."""
+    """Images that can be read in any order at the same cost."""
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
 
 
 class Batch(NamedTuple):
@@ -78,7 +74,7 @@ class EpochReader(ABC):
         The order depends on (`seed`, epoch, `rank`, `worker`), for `BatchReader` on `pool_bytes` too, and on
         nothing else: not on threads, time or machine.
     rank, ranks : int
-        This process among those that share an epoch. Every image goes to one of them; all of them get the
+        This process among those that share an epoch. Every image goes to one of them, and all of them get the
         same number of batches.
     worker, workers : int
         The same within a rank, for data-loading worker processes.
@@ -95,7 +91,7 @@ class EpochReader(ABC):
     from any batch on, without making what lies before. Nothing runs between epochs, so a reader may be forked
     or pickled.
 
-    A batch's array is used again once nobody holds it or a view of it.
+    The memory of a batch is used again once nothing refers to it: neither its array, nor a view or tensor over it.
     """
 
     def __init__(
@@ -205,10 +201,10 @@ class EpochReader(ABC):
 
 
 class DirectReader(EpochReader):
-    """Batches of images of which any costs the same: held in memory, or drawn when they are asked for.
+    """Batches of images that can be read in any order at the same cost: those in memory, or drawn on demand.
 
     An epoch is a full permutation, the one that a `BatchReader` gives whose pool holds all images. Parameters
-    are those of `EpochReader`; `pool_bytes` is taken and not needed.
+    are those of `EpochReader`; `pool_bytes` is accepted and ignored.
     """
 
     def __init__(
@@ -245,5 +241,5 @@ class DirectReader(EpochReader):
         )
 
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Any:
-        self.images._read(index, images)
+        self.images.read_into(index, images)
         return Batch(images, index)

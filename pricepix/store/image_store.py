@@ -109,7 +109,7 @@ class ImageStore(ImageSet):
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return self.objects.column(name, first, last)
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         chunk_of = positions // self.chunk
         order = np.argsort(chunk_of, kind="stable")
         cuts = np.flatnonzero(np.diff(chunk_of[order])) + 1

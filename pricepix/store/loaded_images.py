@@ -25,8 +25,8 @@ _BITS, _PIXELS = "bits", "pixels"
 class LoadedImages(ImageSet):
     """The images of a store in memory, with its index and forward returns. Made by ``ImageStore.load``.
 
-    Its digest is the store's: what was trained or scored from one goes on from the other. A pickle names a file
-    that holds the images, which all processes of the machine map; see ``pricepix.images.shared_arrays``.
+    Its digest is the store's: a training or scoring that began with one can be resumed with the other. A pickle names
+    a file of the images, which all processes of the machine map; see ``pricepix.images.shared_arrays``.
     """
 
     kind = "loaded store"
@@ -78,7 +78,7 @@ class LoadedImages(ImageSet):
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return self.objects.column(name, first, last)
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         if self.packed:
             # Mode clip spares numpy a second buffer; every position is inside.
             widen(self._array.take(positions, 0, mode="clip"), *self.spec.shape, out)
