@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
-from pricepix.images.drawing import Drawer
+from pricepix.images.drawing import BatchRenderer
 from pricepix.render import fast, widen
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
@@ -178,7 +178,7 @@ def test_random_batches(measure, scene, preset):
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, len(windows), BATCH) for _ in range(BATCHES)]
     out = out[:BATCH] if len(out) >= BATCH else np.ones((BATCH, *spec.shape), np.uint8)
-    drawer = Drawer(windows)
+    drawer = BatchRenderer(windows)
 
     def draw():
         for which in batches:

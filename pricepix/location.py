@@ -1,7 +1,7 @@
-"""Where a store lives: a folder, a bucket, or any Zarr store, as one small set of object operations.
+"""Locations of stores: a folder, a bucket, or any zarr store, as one small set of object operations.
 
-zarr-python costs about 0.2 ms an object and hides whether a write is atomic; everything that must be fast or
-must survive a kill goes through here instead.
+zarr-python costs about 0.2 ms an object and hides whether a write is atomic, so everything that must be fast or
+must survive a kill goes through this module.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from urllib.request import url2pathname
 
 import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.buffer import cpu, default_buffer_prototype
+
+# Private, for want of a public one: it waits for a coroutine on zarr's own event loop. The connections of a store
+# of fsspec belong to the loop that opened them, and `ImageStore.images` reads the same store on that of zarr.
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 BUILD: Final = "_build"
-"""Folder inside a store for what is there only while it is written."""
+"""Folder inside a store for objects that exist only while it is written."""
 
 StoreLike = str | os.PathLike[str] | Store
 Content = bytes | bytearray | memoryview
@@ -61,7 +64,7 @@ class Location:
         ImportError
             If obstore is needed and not installed.
         TypeError, ValueError
-            If this is no place, or options are given for one that takes none.
+            If this is not a location, or options are given for one that takes none.
         """
         if isinstance(where, Location):
             return where
@@ -80,7 +83,7 @@ class Location:
             else:
                 return Bucket(text, storage_options)
         else:
-            raise TypeError(f"{where!r} is no place for a store: give a path, a URL or a zarr store")
+            raise TypeError(f"{where!r} is not a location: give a path, a URL or a zarr store")
         if storage_options:
             raise ValueError(
                 f"storage_options are for URLs such as s3://bucket/name, not for {found.name}: leave them out"
@@ -129,7 +132,7 @@ class Location:
         return next(self.list(), None) is None
 
     def zarr_store(self, *, read_only: bool = True) -> Store:
-        """Return the place as a zarr store."""
+        """Return the location as a zarr store."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -255,7 +258,7 @@ class Bucket(Location):
         try:
             self._objects = obstore.store.from_url(self.name, **self._options)
         except Exception as error:
-            raise ValueError(f"{self.name} can not be opened with the options given: {error}") from error
+            raise ValueError(f"{self.name} cannot be opened with the options given: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "_options": self._options}
@@ -265,8 +268,8 @@ class Bucket(Location):
         self._connect()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Make the errors of obstore, which have pages of detail, such as callers of files expect."""
+    def _reworded(self) -> Iterator[None]:
+        """Turn the errors of obstore, which have pages of detail, into those of files."""
         try:
             yield
         except OSError:
@@ -277,18 +280,18 @@ class Bucket(Location):
         ) as error:
             raise PermissionError(f"{self.name} refuses access: {_first_line(error)}") from error
         except self._api.exceptions.BaseError as error:
-            raise OSError(f"{self.name} can not be reached or used: {_first_line(error)}") from error
+            raise OSError(f"{self.name} cannot be reached or used: {_first_line(error)}") from error
 
     def get(self, key: str) -> Content | None:
         try:
-            with self._told():
+            with self._reworded():
                 return memoryview(self._api.get(self._objects, key).bytes())
         except FileNotFoundError:
             return None
 
     def get_range(self, key: str, start: int | None, length: int) -> Content | None:
         try:
-            with self._told():
+            with self._reworded():
                 if start is None:
                     found = self._api.get(self._objects, key, options={"range": {"suffix": length}})
                     return memoryview(found.bytes())
@@ -298,12 +301,12 @@ class Bucket(Location):
 
     def put(self, key: str, content: Content | Sequence[Content]) -> None:
         whole = content if isinstance(content, (bytes, bytearray, memoryview)) else b"".join(content)
-        with self._told():
+        with self._reworded():
             self._api.put(self._objects, key, bytes(whole))
 
     def put_new(self, key: str, content: bytes) -> bool:
         try:
-            with self._told():
+            with self._reworded():
                 self._api.put(self._objects, key, content, mode="create")
         except FileExistsError:
             return False
@@ -314,17 +317,17 @@ class Bucket(Location):
         return True
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError), self._told():
+        with suppress(FileNotFoundError), self._reworded():
             self._api.delete(self._objects, key)
 
     def delete_all(self, prefix: str = "", *, keep: str = "") -> None:
         keys = [key for key in self.list(prefix) if key != keep]
-        with self._told():
+        with self._reworded():
             for first in range(0, len(keys), 1000):
                 self._api.delete(self._objects, keys[first : first + 1000])
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        with self._told():
+        with self._reworded():
             for page in self._api.list(self._objects, prefix=prefix or None):
                 for entry in page:
                     yield str(entry["path"])
@@ -338,7 +341,7 @@ def _first_line(error: Exception) -> str:
 
 
 class ZarrObjects(Location):
-    """Any store of zarr's: in memory, of fsspec, of somebody's own making."""
+    """Any store of zarr: in memory, of fsspec, or a user's own class."""
 
     def __init__(self, store: Store, name: str | None = None) -> None:
         self._store = store

@@ -257,7 +257,7 @@ def kill_appends(folder: Path, kills: int, rng: np.random.Generator, *, rebuild:
 
 
 PENDING = [
-    "an append was stopped while it moved chunks into place: run pricepix.append(store, panel) to end it"
+    "an append was stopped while it moved chunks into place: run pricepix.append(store, panel) to complete it"
 ]
 
 

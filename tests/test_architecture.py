@@ -137,6 +137,79 @@ def test_networks_know_nothing_of_the_rest():
     assert taken <= {"pricepix.spec", "pricepix._checks"}
 
 
+# Modules that their project calls private though their names do not begin with an underscore.
+PRIVATE = (
+    "numba.core",
+    "numpy.core",
+    "zarr.core",
+    "lightning.fabric.utilities",
+    "lightning.pytorch.utilities",
+)
+# Where there is no public way, behind one wall each; the files say why.
+WALLS = {"render/simd.py": "numba.core", "location.py": "zarr.core.sync"}
+
+
+def names_of_dependencies(tree):
+    """Full dotted names of what a file takes from other projects, as imports and as attributes of modules."""
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+                modules[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+                modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id in modules:
+            yield ".".join([modules[inner.id], *reversed(parts)]), node.lineno
+
+
+def is_private(name):
+    """Whether a dotted name of another project is not meant for us."""
+    if name.partition(".")[0] in {*sys.stdlib_module_names, "pricepix"}:
+        return False
+    if any(name == module or name.startswith(f"{module}.") for module in PRIVATE):
+        return True
+    return any(re.match(r"_(?!_)", part) for part in name.split("."))
+
+
+def test_no_private_module_of_a_dependency():
+    found = []
+    for path in MODULES.values():
+        where = str(path.relative_to(PACKAGE))
+        for name, line in names_of_dependencies(ast.parse(path.read_text())):
+            wall = WALLS.get(where)
+            if is_private(name) and not (wall and (name == wall or name.startswith(f"{wall}."))):
+                found.append(f"{where}:{line} uses {name}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "private"),
+    [
+        ("from zarr.core.buffer import cpu", True),
+        ("from zarr.buffer import cpu", False),
+        ("import zarr\nzarr.core.sync.sync(x)", True),
+        ("import numpy as np\nnp._core.multiarray", True),
+        ("from numcodecs import _shuffle", True),
+        ("from numcodecs._shuffle import x", True),
+        ("import lightning.pytorch as lightning\nlightning.utilities.rank_zero_only", True),
+        ("import zarr\nzarr.__version__", False),
+        ("import numba\nnumba.njit(cache=True)", False),
+    ],
+)
+def test_private_names_are_found(code, private):
+    assert any(is_private(name) for name, _ in names_of_dependencies(ast.parse(code))) == private
+
+
 def test_modules_can_each_be_imported_first():
     """No module needs another to have been imported before it: one process each would be slow, so a few."""
     firsts = ["store.verify", "windows.labels", "images.batches", "build.append", "factor", "preview"]

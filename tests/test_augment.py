@@ -239,14 +239,14 @@ class TestBadInput:
         [
             ({"jitter_end": -1}, "jitter_end=-1: give a whole number of bars from"),
             ({"jitter_end": 1.5}, r"jitter_end=1\.5"),
-            ({"invert": 1.1}, r"invert=1\.1 is not a chance"),
+            ({"invert": 1.1}, r"invert=1\.1 is not a probability"),
             ({"invert": float("nan")}, "invert=nan"),
             ({"invert": "often"}, "invert='often'"),
             ({"drop_bars": 1.0}, "would leave no bar"),
             ({"ma": None}, "ma=None"),
-            ({"rescale_volume": 2}, "rescale_volume=2 is no range"),
-            ({"rescale_volume": (2, 1)}, "is no range of factors"),
-            ({"rescale_volume": (0, 1)}, "is no range of factors"),
+            ({"rescale_volume": 2}, "rescale_volume=2 is not a range"),
+            ({"rescale_volume": (2, 1)}, "is not a range of factors"),
+            ({"rescale_volume": (0, 1)}, "is not a range of factors"),
         ],
     )
     def test_values(self, fields: dict[str, Any], message: str) -> None:

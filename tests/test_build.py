@@ -413,7 +413,7 @@ def test_a_place_that_is_not_writable():
 
 
 def test_a_place_that_is_none(build):
-    with pytest.raises(TypeError, match="7 is no place for a store"):
+    with pytest.raises(TypeError, match="7 is not a location"):
         build(7)
 
 
@@ -558,5 +558,5 @@ def test_verify_knows_that_bars_without_a_range_draw_nothing(build, table):
     assert not store.read().any()
     report = store.verify(panel, sample=None)
     assert report.ok
-    assert "is blank, as where bars have closes alone" in report.notes[0]
+    assert "is blank, as where bars have only closes" in report.notes[0]
     assert report.notes[0] in str(report)

@@ -145,7 +145,7 @@ def test_block_that_decodes_to_too_little_is_seen(wrong):
     body[start : start + 4] = len(frame).to_bytes(4, "little")
     body[start + 4 : start + 4 + len(frame)] = frame
     with pytest.raises(ValueError, match=f"a block of {wrong} bytes, expected {1 << 20}"):
-        fmt.decode(chunks._checked(bytes(body)), 600)
+        fmt.decode(chunks.with_checksum(bytes(body)), 600)
 
 
 def test_default_chunk_is_a_power_of_two_of_about_16_mb():

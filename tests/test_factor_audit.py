@@ -91,7 +91,7 @@ def test_panel_images_of_the_future_are_found(panel, monkeypatch):
     """Windows that end a bar later than they say."""
     images = pp.PanelImages(panel, "jkx5", horizons=(5,))
     rows = np.minimum(images.windows.row + 1, panel.offsets[images.windows.instrument + 1] - 1)
-    monkeypatch.setattr(pp.PanelImages, "_read", leaking(rows, images, pp.PanelImages._read))
+    monkeypatch.setattr(pp.PanelImages, "read_into", leaking(rows, images, pp.PanelImages.read_into))
     found = audit(panel, images, progress=False)
     assert not found.ok
     assert "images changed" in str(found)

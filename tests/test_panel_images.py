@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
+from pricepix.images import drawing
 from pricepix.images.batches import DirectReader
 from pricepix.images.image_set import ImageSet
 from pricepix.images.shared_arrays import SharedArrays
-from pricepix.render import draw as api
 from pricepix.store.pool_reader import BatchReader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,7 +185,10 @@ class TestSameAsAStore:
             ({"horizons": (0,)}, "horizon=0: give a whole number of bars from"),
             ({"horizons": (5, 5)}, "names a horizon twice"),
             ({"delay": -1}, "delay=-1"),
-            ({"every": "year"}, "every='year' is not a schedule"),
+            (
+                {"every": "year"},
+                "every='year' is not known: choose one of 'bar', 'day', 'week', 'month', 'quarter'",
+            ),
             ({"price": "open"}, "price='open' is not known"),
             ({"sample": 2.0}, "sample=2.0: give a number above 0 and at most 1"),
             ({"threads": 0}, "threads=0"),
@@ -337,7 +340,7 @@ class TestReader:
         bars.flags.writeable = True
         bars[:] = np.nan
         for options in ({"prefetch": 0}, {"prefetch": 2}, {"threads": 3}):
-            with pytest.raises(ValueError, match="can not be drawn any more"):
+            with pytest.raises(ValueError, match="can no longer be drawn"):
                 list(images.batches(**options))
 
 
@@ -413,22 +416,22 @@ class TestAveragesKept:
     ) -> None:
         images = pp.PanelImages(panel, "jkx20")
         expected = self.drawn(images)
-        assert images._drawer.table is not None
-        assert images._drawer.table.nbytes == 48 * len(panel)
+        assert images._batch_renderer.table is not None
+        assert images._batch_renderer.table.nbytes == 48 * len(panel)
         for most, kept in ((48 * len(panel), True), (48 * len(panel) - 1, False)):
-            monkeypatch.setattr(api, "TABLE_BYTES", most)
+            monkeypatch.setattr(drawing, "TABLE_BYTES", most)
             other = pp.PanelImages(panel, "jkx20")
-            assert (other._drawer.table is not None) == kept
+            assert (other._batch_renderer.table is not None) == kept
             np.testing.assert_array_equal(self.drawn(other), expected)
 
     def test_not_for_a_few_windows_nor_without_an_average(self, panel: pp.Panel) -> None:
         week = pp.PanelImages(panel, "jkx5", every="week")
-        assert week._drawer.table is not None
+        assert week._batch_renderer.table is not None
         for batch in week.batches(batch_size=16):
             np.testing.assert_array_equal(batch.images, week.read(batch.index))
         for few in (pp.PanelImages(panel, "jkx20", sample=0.1), pp.PanelImages(panel, pp.ImageSpec(20, 64))):
             drawn = self.drawn(few)
-            assert few._drawer.table is None
+            assert few._batch_renderer.table is None
             assert len(drawn) == len(few)
 
 
@@ -458,16 +461,16 @@ class TestPickles:
         images = pp.PanelImages(panel, preset)
         # Not even what was pickled before its first batch makes one of its own.
         elsewhere = pickle.loads(pickle.dumps(images))
-        assert elsewhere._laid_out is not None
-        assert images._drawer.table is not None
+        assert elsewhere._shared_table is not None
+        assert images._batch_renderer.table is not None
         reader = images.batches(batch_size=64, seed=3)
         again = pickle.loads(pickle.dumps(reader))
-        table = again.images._drawer.table
+        table = again.images._batch_renderer.table
         assert not table.flags.owndata
         assert not table.flags.writeable
-        np.testing.assert_array_equal(table, images._drawer.table)
+        np.testing.assert_array_equal(table, images._batch_renderer.table)
         files = _files(os.getpid())
-        assert pickle.loads(pickle.dumps(again)).images._laid_out.path == images._laid_out.path
+        assert pickle.loads(pickle.dumps(again)).images._shared_table.path == images._shared_table.path
         assert _files(os.getpid()) == files
         for batch in again:
             np.testing.assert_array_equal(batch.images, images.read(batch.index))

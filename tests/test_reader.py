@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pricepix as pp
+from pricepix.images.buffers import BatchBuffers
 from pricepix.images.image_set import select
+from pricepix.render.memory import HUGE_PAGE
 from pricepix.store.image_store import ImageStore
 from pricepix.store.pool_reader import BatchReader
 
@@ -252,6 +255,86 @@ def test_batches_that_are_kept_are_not_overwritten(stores: dict[str, ImageStore]
         np.testing.assert_array_equal(images, pixels[index])
 
 
+KEPT = {
+    "view": lambda images: images[2:],
+    "view of a view": lambda images: images[2:][::2].transpose(0, 2, 1)[:, 1:],
+    "base of a view": lambda images: images[2:].base,
+    "reshaped": lambda images: images.reshape(-1).view(np.uint64),
+    "strided": lambda images: np.lib.stride_tricks.as_strided(images, (3, 4), (16, 2)),
+    "memoryview": lambda images: memoryview(images)[3:],
+    "array of a memoryview": lambda images: np.asarray(memoryview(images)[3:]),
+    "tensor": lambda images: pytest.importorskip("torch").from_numpy(images),
+    "view of a tensor": lambda images: pytest.importorskip("torch").from_numpy(images)[1:].permute(0, 2, 1),
+    "array of a tensor": lambda images: pytest.importorskip("torch").from_numpy(images[1:])[1].numpy(),
+    "tensor by DLPack": lambda images: pytest.importorskip("torch").from_dlpack(images),
+}
+
+
+def pixels_of(kept: Any) -> np.ndarray:
+    return kept.numpy() if hasattr(kept, "numpy") else np.asarray(kept)
+
+
+class TestBuffers:
+    """Whatever is made of a batch without a copy protects its memory; once it is gone the memory is used again."""
+
+    @pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+    def test_what_is_kept_is_protected(self, keep: Callable[[np.ndarray], Any]) -> None:
+        buffers = BatchBuffers((64, 60))
+        images = buffers.take(16)
+        address = images.ctypes.data
+        images[:] = 7
+        kept = keep(images)
+        expected = pixels_of(kept).copy()
+        del images
+        others = [buffers.take(16) for _ in range(3)]
+        for other in others:
+            other[:] = 9
+            assert not np.may_share_memory(other, pixels_of(kept))
+        np.testing.assert_array_equal(pixels_of(kept), expected)
+        del kept
+        assert buffers.take(16).ctypes.data == address
+
+    def test_memory_is_used_again(self) -> None:
+        buffers = BatchBuffers((64, 60))
+        addresses = set()
+        for _ in range(50):
+            images = buffers.take(256)
+            addresses.add(images.ctypes.data)
+            del images
+        assert len(addresses) == 1
+
+    def test_batches_differ_in_memory_and_may_differ_in_size(self) -> None:
+        buffers = BatchBuffers((27, 27))
+        batches = [buffers.take(size) for size in (5, 5, 3) * 5]
+        assert [len(batch) for batch in batches] == [5, 5, 3] * 5
+        for i, batch in enumerate(batches):
+            batch[:] = i
+        assert (
+            [int(batch.min()) for batch in batches]
+            == [int(batch.max()) for batch in batches]
+            == list(range(15))
+        )
+
+    def test_large_batches_begin_where_huge_pages_do(self) -> None:
+        assert BatchBuffers((64, 60)).take(256).ctypes.data % HUGE_PAGE == 0
+
+
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_readers_overwrite_nothing_that_is_kept(
+    stores: dict[str, ImageStore], mode: str, prefetch: int, keep: Callable[[np.ndarray], Any]
+) -> None:
+    reader = BatchReader(stores["jkx5-bits"].objects, batch_size=16, prefetch=prefetch, **MODES[mode])
+    kept, expected = [], []
+    for images, _ in reader:
+        kept.append(keep(images))
+        expected.append(pixels_of(kept[-1]).copy())
+        del images
+    for one, other in zip(kept, expected, strict=True):
+        np.testing.assert_array_equal(pixels_of(one), other)
+
+
 def test_memory_does_not_grow_over_epochs(stores: dict[str, ImageStore]) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
@@ -314,10 +397,10 @@ class TestBadInput:
             ({"seed": -1}, "seed=-1"),
             ({"seed": None}, "seed=None: give a whole number of at least 0"),
             ({"seed": 1.5}, "seed=1.5"),
-            ({"prefetch": None}, "prefetch is None"),
+            ({"prefetch": None}, "prefetch=None: give a whole number of at least 0"),
             ({"threads": "all"}, "threads='all'"),
             ({"rank": "0"}, "rank='0'"),
-            ({"workers": 0}, "workers is 0"),
+            ({"workers": 0}, "workers=0: give a whole number of at least 1"),
             ({"selection": np.array([], int)}, "0 images are chosen for 1 ranks and workers"),
             ({"selection": np.array([1, 1])}, "names a window twice"),
             ({"selection": np.array([10**9])}, "positions run from"),

@@ -200,7 +200,7 @@ class TestOtherPlaces:
         url = f"memory://{tmp_path.name}"
         memory = pp.render_universe(panel, "jkx5", url, **options)
         assert np.array_equal(pp.open_store(url).read(), disk.read())
-        where = memory.objects.where
+        where = memory.objects.location
         assert {key: bytes(where.get(key) or b"") for key in where.list()} == tree(tmp_path / "s")
         assert memory.verify(panel).ok
         with pytest.raises(FileExistsError, match="exists already"):
@@ -222,7 +222,7 @@ class TestOtherPlaces:
             pp.render_universe(panel, "jkx5", tmp_path / "s", storage_options={"region": "x"}, progress=False)
         with pytest.raises(ValueError, match="is for stores that are written"):
             pp.render_universe(panel, "jkx5", None, shard=128, progress=False)
-        with pytest.raises(TypeError, match="is no place for a store"):
+        with pytest.raises(TypeError, match="is not a location"):
             pp.open_store(7)  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ def test_build_append_read_verify(
     before = old.read()
     store = pp.append(url, panel, storage_options=access, progress=False)
     disk = pp.render_universe(panel, "jkx5", tmp_path / "s", shard=shard, **OPTIONS)
-    assert objects(store.objects.where) == objects(disk.objects.where)
+    assert objects(store.objects.location) == objects(disk.objects.location)
     assert np.array_equal(old.read(), before)
     assert store.verify(panel).ok
     assert np.array_equal(store.images[:].astype(bool), disk.read() > 0)
@@ -112,12 +112,12 @@ def test_tables_in_a_bucket(access: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def test_a_missing_and_a_swapped_object(access: dict[str, Any], panel: pp.Panel) -> None:
     url = "s3://bucket/damaged"
     store = pp.render_universe(panel, "jkx5", url, storage_options=access, **OPTIONS)
-    one, two = (bytes(store.objects.where.get(f"images/c/{i}/0/0") or b"") for i in (1, 2))
-    store.objects.where.put("images/c/1/0/0", two)
+    one, two = (bytes(store.objects.location.get(f"images/c/{i}/0/0") or b"") for i in (1, 2))
+    store.objects.location.put("images/c/1/0/0", two)
     with pytest.raises(ValueError, match="chunk images/c/1/0/0 of store s3://bucket/damaged is damaged"):
         store.read()
-    store.objects.where.put("images/c/1/0/0", one)
-    store.objects.where.delete("images/c/2/0/0")
+    store.objects.location.put("images/c/1/0/0", one)
+    store.objects.location.delete("images/c/2/0/0")
     with pytest.raises(ValueError, match="chunk images/c/2/0/0 of store s3://bucket/damaged is missing"):
         store.read()
     assert "images/c/2/0/0 is missing" in store.verify(depth="metadata").problems[0]
@@ -148,17 +148,17 @@ def test_locked_and_resumed(
         pp.render_universe(panel, "jkx5", url, storage_options=access, mode="resume", **OPTIONS)
     store = pp.render_universe(panel, "jkx5", url, storage_options=access, mode="resume", **OPTIONS)
     disk = pp.render_universe(panel, "jkx5", tmp_path / "s", **OPTIONS)
-    assert objects(store.objects.where) == objects(disk.objects.where)
+    assert objects(store.objects.location) == objects(disk.objects.location)
 
 
 def test_errors_of_the_far_side_are_one_line(access: dict[str, Any]) -> None:
-    with pytest.raises(OSError, match=r"s3://nobucket/x can not be reached or used: .*404") as caught:
+    with pytest.raises(OSError, match=r"s3://nobucket/x cannot be reached or used: .*404") as caught:
         pp.open_store("s3://nobucket/x", access)
     assert "\n" not in str(caught.value)
     closed = {**access, "endpoint": "http://127.0.0.1:9", "retry_config": {"max_retries": 0}}
-    with pytest.raises(OSError, match="can not be reached or used"):
+    with pytest.raises(OSError, match="cannot be reached or used"):
         pp.open_store("s3://bucket/x", closed)
-    with pytest.raises(ValueError, match="can not be opened with the options given"):
+    with pytest.raises(ValueError, match="cannot be opened with the options given"):
         pp.open_store("s3://bucket/x", {"colour": 1})
-    with pytest.raises(ValueError, match="can not be opened with the options given"):
+    with pytest.raises(ValueError, match="cannot be opened with the options given"):
         pp.open_store("nowhere://bucket/x")

@@ -195,7 +195,7 @@ def test_metadata_of_an_array_and_strangers(sound: dict[str, Path], tmp_path: Pa
     problems = "\n".join(pp.open_store(target).verify(depth="metadata").problems)
     assert "images/zarr.json is damaged or edited" in problems
     assert "ret_5/zarr.json is missing" in problems
-    assert "1 objects are none of the store's, the first is images/c/999" in problems
+    assert "1 objects do not belong to the store, the first is images/c/999" in problems
 
 
 def test_render_depth_finds_a_wrong_image_with_all_checksums_right(panel: pp.Panel, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_render_depth_finds_a_wrong_image_with_all_checksums_right(panel: pp.Pan
     bars = panel.bars.copy()
     bars[5, 1] += 1
     other = pp.Panel(bars, panel.offsets, panel.instruments, panel.time, panel.tz, panel.fields)
-    assert "other bars" in store.verify(other).problems[0]
+    assert "different bars" in store.verify(other).problems[0]
 
 
 def test_report_prints_and_tells_an_exit_code(

@@ -339,7 +339,9 @@ def test_image_of_an_instrument_and_time(stores, expected, layout):
 
 def test_names_that_are_not_there(stores):
     store = stores("memory", "uint8")
-    with pytest.raises(KeyError, match=r"no instrument '<b>A&B' in store memory: the nearest are <b>A&B</b>"):
+    with pytest.raises(
+        KeyError, match=r"no instrument '<b>A&B' in store memory; did you mean '<b>A&B</b>'\?"
+    ):
         store.locate("<b>A&B", "2020-03-01")
     with pytest.raises(KeyError, match=r"no instrument 'ZZZ' in store memory"):
         store.image("ZZZ", "2020-03-01")
@@ -394,7 +396,7 @@ def test_a_file(tmp_path):
 
 
 def test_something_that_is_no_place():
-    with pytest.raises(TypeError, match="7 is no place for a store: give a path, a URL or a zarr store"):
+    with pytest.raises(TypeError, match="7 is not a location: give a path, a URL or a zarr store"):
         open_store(7)
 
 

@@ -685,7 +685,7 @@ class TestBadInput:
     def test_bars_are_no_images(self, store: ImageStore, table: Any) -> None:
         for given in (table, pp.Panel.from_table(table), None):
             with pytest.raises(
-                TypeError, match=r"is no set of images: give a store, its path, or PanelImages"
+                TypeError, match=r"is not a set of images: give a store, its path, or PanelImages"
             ) as no:
                 _fit(given, SMALL, 5)
             assert len(str(no.value)) < 200

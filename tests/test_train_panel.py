@@ -251,7 +251,7 @@ def test_a_device_draws_no_window_whose_bars_have_changed(tmp_path: Path) -> Non
     """
     plain, of_cpu, rebuilt, rebuilt_of_cpu = _in_the_simulator(code, tmp_path).splitlines()
     for line in (of_cpu, rebuilt_of_cpu):
-        assert "of panel images of 1 instruments can not be drawn any more (" in line
+        assert "of panel images of 1 instruments can no longer be drawn (" in line
     assert plain == "0 " + of_cpu.partition(" ")[2]
     # After a first batch with all its windows.
     assert rebuilt == rebuilt_of_cpu

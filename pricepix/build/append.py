@@ -22,7 +22,7 @@ from pricepix.build.plan import PARTITION_BYTES
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location, StoreLike
 from pricepix.store.chunks import checksum
-from pricepix.store.commit import commit, settle, staged
+from pricepix.store.commit import commit, finish_pending, staged
 from pricepix.store.format import Geometry, chunk_key, dump, encode_column
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
@@ -91,12 +91,12 @@ def append(
     period's later bars.
     """
     choice(on_revision, "on_revision", ON_REVISION)
-    where = store.objects.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
+    where = store.objects.location if isinstance(store, ImageStore) else Location.of(store, storage_options)
     if not open_store(where).objects.checked:
         raise ValueError(f"store {where.name} lives in memory: append to one on disk, or render it anew")
     panel = Panel.of(panel)
     with WriteLock(where) as lock:
-        settle(where)
+        finish_pending(where)
         old = open_store(where)
         _check_same_kind(old, panel, mask)
         change = _plan(old, panel, mask, on_revision)
@@ -410,7 +410,7 @@ def _write(
     old: ImageStore, panel: Panel, change: _Change, workers: int, progress: bool, lock: WriteLock
 ) -> None:
     """Write what changes beside the store, then make it the store."""
-    where = old.objects.where
+    where = old.objects.location
     geometry = Geometry(old.objects.chunk_format, change.total, panel.n_instruments, old.horizons)
     checks = _carried(old, geometry)
     slices = geometry.checksum_slices()
@@ -502,4 +502,4 @@ def _renumber(
     column = geometry.columns[0]
     for chunk in range(last):
         stored = encode_column(column, codes[old.objects.column_chunk(column, chunk)])
-        _put_changed(old.objects.where, checks, column.name, chunk, stored)
+        _put_changed(old.objects.location, checks, column.name, chunk, stored)

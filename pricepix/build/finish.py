@@ -1,4 +1,4 @@
-"""The last objects of a store: names, checksums, and the document that declares it complete."""
+"""The last objects of a store: names, checksums, and the group's metadata, which declare it complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pricepix.store.lock import KEY as LOCK
 def last_objects(
     geometry: Geometry, attributes: Mapping[str, Any], panel: Panel, checks: NDArray[np.uint32]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the objects that make chunks a store, and the group's document, which declares it complete."""
+    """Return the objects that make chunks a store, and the group's metadata, which declare it complete."""
     stored = {
         "instruments": encode_strings(panel.instruments),
         "instrument_rows": seal(np.diff(panel.offsets).astype("<i8")),
@@ -35,7 +35,7 @@ def last_objects(
         "checksums_digest": checksums_digest(checks),
         "complete": True,
     }
-    documents = geometry.documents(attributes)
+    documents = geometry.metadata(attributes)
     root = json.loads(documents.pop(ROOT))
     return {**documents, **{chunk_key(name, 0): content for name, content in stored.items()}}, root
 

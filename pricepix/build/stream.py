@@ -88,7 +88,7 @@ class StoreWriter:
         if state != "absent":
             self.where.delete(ROOT)
             self.where.delete_all(keep=LOCK)
-        documents = Geometry(self.form, 0, 1, self.horizons).documents({**attributes, "complete": False})
+        documents = Geometry(self.form, 0, 1, self.horizons).metadata({**attributes, "complete": False})
         self.where.put(CHECKPOINT, self._checkpoint())
         self.where.put(ROOT, documents[ROOT])
 

@@ -60,7 +60,7 @@ def _state(where: Location) -> str:
     found = {key.partition("/")[0] for key in _first_keys(where)}
     if not found:
         return "absent"
-    # A build that was killed before its group's document was there, or while it removed the store before it.
+    # A build that was killed before its group's metadata were there, or while it removed the store before it.
     return "unfinished" if BUILD in found else "foreign"
 
 

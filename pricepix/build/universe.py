@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
-from zarr.core.buffer import cpu
+from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
 from pricepix._checks import bars, choice, whole_number_or_none
@@ -28,7 +28,7 @@ from pricepix.location import Location, StoreLike, ZarrObjects
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size
-from pricepix.store.commit import settle
+from pricepix.store.commit import finish_pending
 from pricepix.store.format import ROOT, Geometry, chunk_key, encode_strings
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import KEY as LOCK
@@ -230,7 +230,7 @@ def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str
     """Freeze the plan into the store, or check it against the one there; return a finished store."""
     state = _state(where)
     if mode == "resume" and state == "finished":
-        settle(where)
+        finish_pending(where)
         _check_finished(where, plan)
         return open_store(where)
     if mode == "resume" and state == "unfinished":
@@ -240,10 +240,10 @@ def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str
             if where.get(ROOT) is not None:
                 return None
     if state != "absent":
-        # The group's document goes first: without it nothing is taken for a store.
+        # The group's metadata go first: nothing is taken for a store without them.
         where.delete(ROOT)
         where.delete_all(keep=LOCK)
-    for key, content in plan.geometry.documents({**attributes, "complete": False}).items():
+    for key, content in plan.geometry.metadata({**attributes, "complete": False}).items():
         where.put(key, content)
     plan.write(where)
     return None
@@ -355,7 +355,7 @@ def _in_memory(
     form = ChunkFormat(attributes["layout"], *windows.spec.shape, attributes["chunk"], compressed=False)
     geometry = Geometry(form, n, panel.n_instruments, tuple(attributes["horizons"]))
     # Hashing the panel costs as much as drawing it; nobody needs to recognise the bars of a store in memory.
-    documents = geometry.documents({**attributes, "compressed": False, "complete": True})
+    documents = geometry.metadata({**attributes, "compressed": False, "complete": True})
     keys: dict[str, Any] = {key: cpu.Buffer.from_bytes(content) for key, content in documents.items()}
     where = ZarrObjects(MemoryStore(keys), "memory")
     count = form.chunks(n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pricepix._checks import bars, nearest_or_all
 from pricepix.render.draw import NO_MA, fields_of, kernels, run
 from pricepix.spec import ImageSpec
+from pricepix.windows import kernels as window_kernels
 
 if TYPE_CHECKING:
     from pricepix.windows.index import WindowIndex
@@ -26,8 +27,8 @@ _JITTER, _INVERT, _MA, _DROP, _VOLUME = 1, 2, 3, 1 << 32, 2 << 32
 class Augment:
     """What may happen to a training window before it is drawn. Nothing does by default.
 
-    Every choice depends on (seed, epoch, window) alone: not on batches, threads or workers. A window that cannot
-    be drawn once it is changed (the bars left are flat, say) is drawn as it is.
+    Every choice depends only on (seed, epoch, window): not on batches, threads or workers. A window that cannot be
+    drawn once it is changed (the bars left are flat, say) is drawn unchanged.
 
     Parameters
     ----------
@@ -69,8 +70,8 @@ class Augment:
         object.__setattr__(self, "jitter_end", bars(self.jitter_end, "jitter_end", 0))
         for name in ("invert", "drop_bars", "ma"):
             value = getattr(self, name)
-            if isinstance(value, (bool, str)) or not _is_share(value):
-                raise ValueError(f"{name}={value!r} is not a chance: give a number from 0 to 1")
+            if isinstance(value, (bool, str)) or not _is_probability(value):
+                raise ValueError(f"{name}={value!r} is not a probability: give a number from 0 to 1")
             object.__setattr__(self, name, float(value))
         if self.drop_bars == 1.0:
             raise ValueError("drop_bars=1.0 would leave no bar of any window: give less")
@@ -81,7 +82,7 @@ class Augment:
                 low = high = math.nan
             if not 0 < low <= high < math.inf:
                 raise ValueError(
-                    f"rescale_volume={self.rescale_volume!r} is no range of factors: give (low, high), "
+                    f"rescale_volume={self.rescale_volume!r} is not a range of factors: give (low, high), "
                     "0 < low <= high, such as (0.8, 1.25)"
                 )
             object.__setattr__(self, "rescale_volume", (low, high))
@@ -125,7 +126,7 @@ class Augment:
             )
 
 
-def _is_share(value: Any) -> bool:
+def _is_probability(value: Any) -> bool:
     try:
         return bool(0 <= float(value) <= 1)
     except TypeError:
@@ -224,20 +225,24 @@ class Augmenter:
         bar = np.arange(bars.shape[1])
         if self.augment.rescale_volume is not None:
             low, high = self.augment.rescale_volume
-            chance = self._chance(epoch, position[:, None], _VOLUME + bar)
-            bars[..., 4] *= low * (high / low) ** chance
+            share = self._chance(epoch, position, _VOLUME + bar)
+            bars[..., 4] *= low * (high / low) ** share
         if self.augment.drop_bars:
-            dropped = self._chance(epoch, position[:, None], _DROP + bar) < self.augment.drop_bars
+            dropped = self._chance(epoch, position, _DROP + bar) < self.augment.drop_bars
             dropped &= ~(dropped | np.isnan(bars[..., 1:3]).any(axis=2)).all(axis=1, keepdims=True)
             for field in (0, 1, 2, 4):
                 bars[..., field][dropped] = np.nan
 
-    def _chance(self, epoch: int, position: NDArray[np.int64], what: Any) -> NDArray[np.float64]:
-        """Numbers from 0 to below 1 that depend on seed, epoch, window and `what` they are for alone."""
-        key = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
-        mixed = _mixed(position.astype(np.uint64) + key)
-        bits = _mixed(mixed + np.asarray(what, np.uint64)) >> np.uint64(11)
-        return bits.astype(np.float64) * 2.0**-53
+    def _chance(self, epoch: int, position: NDArray[np.int64], purpose: Any) -> NDArray[np.float64]:
+        """Uniform numbers in [0, 1), a function only of seed, epoch, window and purpose.
+
+        float64 (n,), or (n, k) for an array of k purposes.
+        """
+        seed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
+        purposes = np.atleast_1d(np.asarray(purpose, np.uint64))
+        out = np.empty((len(position), len(purposes)))
+        window_kernels.uniform_numbers(seed, position.astype(np.uint64), purposes, out)
+        return out if np.ndim(purpose) else out[:, 0]
 
 
 def mirror(bars: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -248,14 +253,3 @@ def mirror(bars: NDArray[np.float64]) -> NDArray[np.float64]:
     out = bars.copy()
     out[..., :4] = both[:, None, None] - prices[..., [0, 2, 1, 3]]
     return out
-
-
-_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A step of SplitMix64: neighbouring numbers become unrelated ones."""
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

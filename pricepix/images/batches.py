@@ -1,34 +1,25 @@
-"""The bulk readers: images in batches, in order or shuffled, as fast as memory allows.
-
-Chunks of a store are read directly and decoded off the interpreter's lock. Shuffled images wait in a pool, one bit a
-pixel, and become uint8 only when a batch is made.
-"""
+"""Readers of images in batches, in order or shuffled, as fast as memory allows."""
 
 from __future__ import annotations
 
 import math
-import os
-import queue
-import sys
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.render.memory import HUGE_PAGE
+from pricepix.images.buffers import BatchBuffers
+from pricepix.images.threads import default_threads, iterate_ahead, map_ordered
 from pricepix.spec import ImageSpec
 
 __all__ = ["Batch", "DirectReader", "EpochReader"]
 
 
 class Sized(Protocol):
-    """What every reader needs to know of the images it reads: how many there are, and their spec."""
+    """The part of an image set that every reader needs: how many images there are, and their spec."""
 
     spec: ImageSpec
 
@@ -36,9 +27,9 @@ class Sized(Protocol):
 
 
 class Readable(Sized, Protocol):
-    """Images of which any can be read at the same cost."""
+    """Images that can be read in any order at the same cost."""
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
 
 
 class Batch(NamedTuple):
@@ -48,7 +39,7 @@ class Batch(NamedTuple):
     index: NDArray[np.int64]  # type: ignore[assignment]
 
 
-def _as_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
+def selection_mask(mask: NDArray[Any], n: int) -> NDArray[np.bool_]:
     given = np.asarray(mask)
     if given.dtype == np.bool_:
         if given.shape != (n,):
@@ -83,7 +74,7 @@ class EpochReader(ABC):
         The order depends on (`seed`, epoch, `rank`, `worker`), for `BatchReader` on `pool_bytes` too, and on
         nothing else: not on threads, time or machine.
     rank, ranks : int
-        This process among those that share an epoch. Every image goes to one of them; all of them get the
+        This process among those that share an epoch. Every image goes to one of them, and all of them get the
         same number of batches.
     worker, workers : int
         The same within a rank, for data-loading worker processes.
@@ -100,7 +91,7 @@ class EpochReader(ABC):
     from any batch on, without making what lies before. Nothing runs between epochs, so a reader may be forked
     or pickled.
 
-    A batch's array is used again once nobody holds it or a view of it.
+    The memory of a batch is used again once nothing refers to it: neither its array, nor a view or tensor over it.
     """
 
     def __init__(
@@ -127,10 +118,10 @@ class EpochReader(ABC):
             whole_number(which, name, 0, whole_number(of, f"{name}s", 1) - 1)
         n = len(images)
         self._whole = selection is None
-        self.positions = np.arange(n) if selection is None else np.flatnonzero(_as_mask(selection, n))
+        self.positions = np.arange(n) if selection is None else np.flatnonzero(selection_mask(selection, n))
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.part, self.parts = rank * workers + worker, ranks * workers
-        self.threads = usual_threads() if threads is None else threads
+        self.threads = default_threads() if threads is None else threads
         self.prefetch = prefetch
         if len(self.positions) < self.parts:
             raise ValueError(
@@ -195,10 +186,10 @@ class EpochReader(ABC):
         if not 0 <= start <= len(self):
             raise ValueError(f"start is {start}; the epoch has {len(self)} batches")
         batches = self._batches(epoch, start)
-        return _ahead(batches, self.prefetch) if self.prefetch else batches
+        return iterate_ahead(batches, self.prefetch, "pricepix-batches") if self.prefetch else batches
 
     @abstractmethod
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         """Make the batches of an epoch from `start` on, in this thread."""
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
@@ -210,10 +201,10 @@ class EpochReader(ABC):
 
 
 class DirectReader(EpochReader):
-    """Batches of images of which any costs the same: held in memory, or drawn when they are asked for.
+    """Batches of images that can be read in any order at the same cost: those in memory, or drawn on demand.
 
     An epoch is a full permutation, the one that a `BatchReader` gives whose pool holds all images. Parameters
-    are those of `EpochReader`; `pool_bytes` is taken and not needed.
+    are those of `EpochReader`; `pool_bytes` is accepted and ignored.
     """
 
     def __init__(
@@ -237,96 +228,18 @@ class DirectReader(EpochReader):
             yield order[at : at + size]
             at += size
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        buffers = _Buffers(self._shape)
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        buffers = BatchBuffers(self._shape)
         if self.threads == 1:
             for index in self._indices(epoch, start):
                 yield self._made(epoch, index, buffers.take(len(index)))
             return
-        ahead: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="pricepix-batch") as pool:
-            try:
-                for index in self._indices(epoch, start):
-                    ahead.append(pool.submit(self._made, epoch, index, buffers.take(len(index))))
-                    if len(ahead) > self.threads:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        # Buffers are taken in the thread that takes the batches, so that one thread alone handles them.
+        lent = ((index, buffers.take(len(index))) for index in self._indices(epoch, start))
+        yield from map_ordered(
+            lambda batch: self._made(epoch, *batch), lent, self.threads, name="pricepix-batch"
+        )
 
     def _made(self, epoch: int, index: NDArray[np.int64], images: NDArray[np.uint8]) -> Any:
-        self.images._read(index, images)
+        self.images.read_into(index, images)
         return Batch(images, index)
-
-
-class _Buffers:
-    """Arrays for batches, used again once nobody else holds them.
-
-    Fresh memory costs a page fault every 4 kB, which at full speed is as dear as filling it. Memory that begins
-    where a huge page does, and is large enough for numpy to ask for such pages, is filled a tenth faster still.
-    """
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self._shape = shape
-        self._held: list[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]] = []
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        for length, memory, batch in self._held:
-            # Four references: the list's, the loop's, the argument's, and that of the view which is kept. Another
-            # view, or a tensor over it, holds one more.
-            if length == size and sys.getrefcount(memory) == 4:
-                return batch[:]
-        count = size * self._shape[0] * self._shape[1]
-        # numpy asks for huge pages from 4 MB on.
-        room = max(count + HUGE_PAGE, 2 * HUGE_PAGE) if count >= HUGE_PAGE // 8 else count
-        fresh = np.empty(room, np.uint8)
-        start = -fresh.ctypes.data % HUGE_PAGE if room > count else 0
-        whole = fresh[start : start + count].reshape(size, *self._shape)
-        if len(self._held) >= 8:
-            self._held.pop(0)
-        self._held.append((size, fresh, whole))
-        return whole[:]
-
-
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Make batches in a thread, at most `depth` ahead."""
-    # Two plain C queues, of credits and of batches, cost half of what a bounded queue.Queue does.
-    credits: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
-    for _ in range(depth):
-        credits.put(True)
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not credits.get():
-                    return
-                ready.put(batch)
-                del batch
-            ready.put(None)
-        except BaseException as error:  # handed to the thread that asks for batches
-            ready.put(error)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-
-    thread = threading.Thread(target=work, name="pricepix-batches", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            del item
-            credits.put(True)
-    finally:
-        # Whatever credits are left let the thread make as many batches before it meets the end.
-        credits.put(False)
-        thread.join()
-
-
-def usual_threads() -> int:
-    """Threads that read and decode where nothing else is said: the CPUs this process may use, at most 4."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cpus)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
     from pricepix.windows.index import WindowIndex
 
-# Most memory that a drawer takes for a copy of the panel with averages: 89 million bars.
+# Most memory that a renderer takes for a copy of the panel with averages: 89 million bars.
 TABLE_BYTES = 4 << 30
 
 
@@ -81,7 +81,7 @@ def render_panel(
     return out
 
 
-class Drawer:
+class BatchRenderer:
     """Draws windows of an index again and again, a batch at a time and one thread a call.
 
     What does not depend on the batch is found once, and the rest is compiled: of a batch of 256 images, finding
@@ -91,7 +91,7 @@ class Drawer:
     ----------
     windows : WindowIndex
     table : numpy.ndarray, float64 (panel rows, 6), optional
-        The `table` of a drawer of the same windows, in this process or another.
+        The `table` of a renderer of the same windows, in this process or another.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ class Drawer:
         self._fields = fields_of(panel, spec)
         _, up, down = self._fields
         self._fast = _fast_arguments(panel.bars, NO_MA, up, down, spec)
-        if table is None and self._fast is not None and spec.ma and _worth_laying_out(windows):
+        if table is None and self._fast is not None and spec.ma and _should_interleave(windows):
             table = np.empty((len(panel.bars), fast.LAID_OUT))
             fast.lay_out(panel.bars, panel.offsets, spec.ma[0], drawing_of(spec).partial_ma, table)
             table.flags.writeable = False
@@ -142,7 +142,7 @@ class Drawer:
         return reason if reason.any() else None
 
 
-def _worth_laying_out(windows: WindowIndex) -> bool:
+def _should_interleave(windows: WindowIndex) -> bool:
     """Whether windows, such as those of every week, use most of a panel that is not too large to be kept twice."""
     rows = len(windows.panel.bars)
     return rows <= 8 * len(windows) and rows * fast.LAID_OUT * 8 <= TABLE_BYTES

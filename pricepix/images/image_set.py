@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
 from pricepix.bars.times import as_time, to_series
-from pricepix.images.batches import EpochReader, _as_mask
+from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -47,7 +47,7 @@ class ImageSet(ABC):
     augments: bool = False
     """Whether ``batches(augment=...)`` can change windows before they are drawn."""
     kind: str = "store"
-    """What messages call it."""
+    """The kind of images, as messages name it."""
 
     @property
     @abstractmethod
@@ -85,8 +85,15 @@ class ImageSet(ABC):
         """
 
     @abstractmethod
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Write the images at these positions, which lie inside, into `out`."""
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Write the images at these positions into `out`, uint8 (n, height, width).
+
+        Parameters
+        ----------
+        positions : numpy.ndarray, int64 (n,)
+            From 0 to ``len(self) - 1``; nothing is checked.
+        out : numpy.ndarray, uint8 (n, height, width)
+        """
 
     @abstractmethod
     def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
@@ -156,9 +163,8 @@ class ImageSet(ABC):
     def digest(self) -> str:
         """32 hexadecimal digits for what the images were made from: spec, panel, windows, horizons, layout."""
         names = (
-            *("spec_digest", "panel_digest", "horizons", "delay", "label_price", "schedule", "layout"),
-            "windows",
-        )
+            "spec_digest", "panel_digest", "horizons", "delay", "label_price", "schedule", "layout", "windows",
+        )  # fmt: skip
         text = repr([(name, self.attrs.get(name)) for name in names])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -190,7 +196,7 @@ class ImageSet(ABC):
             out = memory_for(shape)
         elif out.shape != shape or out.dtype != np.uint8:
             raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
-        self._read(wanted, out)
+        self.read_into(wanted, out)
         return out
 
     def chunk_windows(self, chunk: int) -> int:
@@ -246,7 +252,7 @@ class ImageSet(ABC):
         a, b = np.searchsorted(self.time, [earliest, latest + 1])
         hits = a + np.flatnonzero(self.instrument_index[a:b] == code)
         if len(hits):
-            # A date stands for the day's last window, as elsewhere.
+            # A date means the last window of that day.
             return int(hits[-1])
         own = np.flatnonzero(self.instrument_index == code)
         if not len(own):
@@ -287,7 +293,7 @@ class ImageSet(ABC):
         Raises
         ------
         ValueError
-            If an argument can not be used, or no window is left.
+            If an argument cannot be used, or no window is left.
         TypeError
             If there is no such argument; the message names the nearest.
         """
@@ -297,7 +303,7 @@ class ImageSet(ABC):
             ours = ["time", "instruments", "mask", *known]
             raise TypeError(f"batches has no argument {unknown[0]!r}{nearest_or_all(unknown[0], ours)}")
         if not self.augments:
-            # What draws its images can change them first, and draw them elsewhere.
+            # Only images that are drawn can be changed first, or be drawn on another device.
             for name in ("augment", "device"):
                 if (value := options.pop(name, None)) not in (None, "cpu"):
                     raise ValueError(
@@ -346,15 +352,14 @@ class ImageSet(ABC):
             # Objects: Zarr has no format for text of a fixed width.
             "instrument": ("window", self.instruments.astype(object)[self.instrument_index]),
         }
-        attrs = {name: _plain(value) for name, value in self.attrs.items() if value is not None}
+        attrs = {name: _netcdf_attribute(value) for name, value in self.attrs.items() if value is not None}
         return xr.Dataset(variables, coordinates, attrs)
 
 
-def _plain(value: Any) -> Any:
-    """Return text and numbers as they are, all else as JSON."""
-    return (
-        value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else json.dumps(value)
-    )
+def _netcdf_attribute(value: Any) -> Any:
+    """Return text and numbers as they are, all else as JSON: files hold nothing else."""
+    held = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return value if held else json.dumps(value)
 
 
 def select(
@@ -401,7 +406,7 @@ def select(
         codes[[known[name] for name in wanted]] = True
         chosen &= codes[store.instrument_index]
     if mask is not None:
-        chosen &= _as_mask(mask, n)
+        chosen &= selection_mask(mask, n)
     return np.flatnonzero(chosen)
 
 

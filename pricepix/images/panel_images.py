@@ -1,10 +1,10 @@
-"""Images that are drawn from the panel when they are asked for, and never stored."""
+"""Images of a panel that are drawn on demand and never stored."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from pricepix.bars.panel import Panel
 from pricepix.images.augment import Augment, Augmenter
 from pricepix.images.batches import Batch, DirectReader, EpochReader
 from pricepix.images.chunking import INDEX_CHUNK, default_chunk
-from pricepix.images.drawing import Drawer
+from pricepix.images.drawing import BatchRenderer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.lineage import lineage
 from pricepix.images.shared_arrays import SharedArrays
@@ -38,7 +38,7 @@ _FIELD: Final = "field-"
 
 
 class PanelImages(ImageSet):
-    """The images of a panel's windows, drawn when they are asked for: a store with nothing on disk.
+    """The images of a panel's windows, drawn on demand: a store with nothing on disk.
 
     Index, forward returns and images are those of the store that ``render_universe`` makes of the same
     arguments, pixel by pixel. Memory is the panel and 12 bytes a window, and a forward return once it is
@@ -65,7 +65,7 @@ class PanelImages(ImageSet):
     Raises
     ------
     ValueError
-        If an argument can not be used, the panel has bad bars, or no window survives.
+        If an argument cannot be used, the panel has bad bars, or no window survives.
 
     Notes
     -----
@@ -127,7 +127,7 @@ class PanelImages(ImageSet):
         self._delay, self._price, self._threads = delay, price, threads
         self._labels: dict[int, ForwardReturn] = {}
         self._renderers: dict[torch.device, CudaRenderer] = {}
-        self._laid_out: SharedArrays | None = None
+        self._shared_table: SharedArrays | None = None
         self.location = f"of {panel.n_instruments:,} instruments"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,9 +145,9 @@ class PanelImages(ImageSet):
             panel.tz, panel.digest, self.spec.to_dict(), dict(windows.counts), dict(windows.schedule),
             self.horizons, self._delay, self._price, self._threads,
         )  # fmt: skip
-        # Made here at the latest: whoever unpickles this would make one of its own.
-        self._drawer  # noqa: B018
-        return _restore, (panel._cache["shared"], self._shared, self._laid_out, rest)
+        # Made here at the latest: every process that unpickles this would make one of its own.
+        self._batch_renderer  # noqa: B018
+        return _restore, (panel._cache["shared"], self._shared, self._shared_table, rest)
 
     @cached_property
     def _shared(self) -> SharedArrays:
@@ -214,7 +214,7 @@ class PanelImages(ImageSet):
             label = self._label(int(number))
             whole = label.value if kind == "ret" else label.exit_time
         part = whole[first * INDEX_CHUNK : None if last is None else last * INDEX_CHUNK]
-        # What is kept is handed out: whoever wrote to it would change the labels of every training to come.
+        # The kept array itself is returned: writing to it would change the labels of every later training.
         part.flags.writeable = False
         return part
 
@@ -230,7 +230,7 @@ class PanelImages(ImageSet):
             )
         return self._labels[horizon]
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         if not out.flags.c_contiguous:
             out[:] = self.read(positions)
             return
@@ -241,24 +241,24 @@ class PanelImages(ImageSet):
 
     def _draw(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Draw a batch in this thread, without the interpreter's lock."""
-        reason = self._drawer.draw(positions, out)
+        reason = self._batch_renderer.draw(positions, out)
         if reason is not None:
             self._check(positions, reason)
 
     @cached_property
-    def _drawer(self) -> Drawer:
-        if self._laid_out is not None:
-            return Drawer(self.windows, self._laid_out["table"])
-        drawer = Drawer(self.windows)
-        if drawer.table is not None:
-            self._laid_out = SharedArrays({"table": drawer.table})
-        return drawer
+    def _batch_renderer(self) -> BatchRenderer:
+        if self._shared_table is not None:
+            return BatchRenderer(self.windows, self._shared_table["table"])
+        renderer = BatchRenderer(self.windows)
+        if renderer.table is not None:
+            self._shared_table = SharedArrays({"table": renderer.table})
+        return renderer
 
     def _check(self, positions: NDArray[np.int64], reason: NDArray[np.uint8]) -> None:
         if reason.any():
             bad = int(np.flatnonzero(reason)[0])
             raise ValueError(
-                f"window {int(positions[bad])} of {self.kind} {self.location} can not be drawn any more "
+                f"window {int(positions[bad])} of {self.kind} {self.location} can no longer be drawn "
                 f"({REASONS[int(reason[bad])]}): the panel's bars were changed after the windows were found"
             )
 
@@ -276,9 +276,9 @@ class PanelImages(ImageSet):
         if device.partition(":")[0] != "cuda":
             return False
         try:
-            # One window: the kernel is compiled when it is first asked for one, and a driver may refuse it.
+            # One window is drawn: the kernel is compiled at its first call, and a driver may refuse it.
             self._renderer(device).render(self.windows.row[:1])
-        except Exception as error:  # whatever it is, a compiler's or a driver's: the CPU can do it
+        except Exception as error:  # of the compiler or the driver, whichever it is: the CPU can draw
             warnings.warn(f"images are drawn on the CPU: {error}", stacklevel=2)
             return False
         return True
@@ -331,8 +331,8 @@ class PanelReader(DirectReader):
         super().__init__(images, selection, **options)
         self.augment = None if augment is None else Augment.of(augment)
         if self.augment is None:
-            # Before there are workers: they then share what it has laid out.
-            images._drawer  # noqa: B018
+            # Before there are workers: they then share its table.
+            images._batch_renderer  # noqa: B018
         else:
             self.augment.check(images.spec)
             if self.augment.jitter_end and not self._neighbours(self.augment.jitter_end):
@@ -386,7 +386,7 @@ class DeviceReader(DirectReader):
     """Batches of panel images as tensors on a GPU, which draws them on torch's current stream.
 
     A batch is (images, positions), torch tensors on the device, uint8 (b, height, width) and int64 (b,). Nothing
-    waits for the device, so nothing is made ahead: `prefetch` and `threads` are taken and not needed. Other
+    waits for the device, so nothing is made ahead: `prefetch` and `threads` are accepted and ignored. Other
     parameters are those of `pricepix.images.batches.EpochReader`.
     """
 
@@ -398,7 +398,7 @@ class DeviceReader(DirectReader):
         super().__init__(images, selection, **(options | {"prefetch": 0, "threads": 1}))
         self.device = device
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
+    def _batches(self, epoch: int, start: int) -> Generator[Any, None, None]:
         import torch
 
         renderer = self.images._renderer(self.device)
@@ -409,8 +409,8 @@ class DeviceReader(DirectReader):
         index = np.concatenate(indices)
         rows = torch.from_numpy(self.images.windows.row[index]).to(renderer.device)
         places = torch.from_numpy(index).to(renderer.device)
-        # Bars that every window has of its own are made, and looked at, batch by batch. Others lie on the device and
-        # stay as they are: all windows are looked at before the first is drawn, without drawing any, in one wait.
+        # Where every window has bars of its own, they are made and checked batch by batch. Otherwise the bars are on
+        # the device and do not change: all windows are checked before the first is drawn, in one wait.
         own_bars = self.images.spec.rebuild is not None
         if not own_bars:
             self.images._check(index, renderer.reasons(rows).cpu().numpy())
@@ -422,14 +422,14 @@ class DeviceReader(DirectReader):
             if own_bars:
                 self.images._check(index[part], reason.cpu().numpy())
             if places.is_cuda:
-                # The stream may be another than that of their making, which may get their memory when they are gone.
+                # The current stream may differ from the one they were made on, which reuses their memory later.
                 places.record_stream(torch.cuda.current_stream(places.device))
             yield Batch(images, places[part])  # type: ignore[arg-type]
             at += size
 
 
 def _restore(
-    bars: SharedArrays, index: SharedArrays, laid_out: SharedArrays | None, rest: tuple[Any, ...]
+    bars: SharedArrays, index: SharedArrays, table: SharedArrays | None, rest: tuple[Any, ...]
 ) -> PanelImages:
     tz, digest, spec, counts, schedule, horizons, delay, price, threads = rest
     fields = {name.removeprefix(_FIELD): bars[name] for name in bars if name.startswith(_FIELD)}
@@ -440,5 +440,5 @@ def _restore(
     )
     images = PanelImages.__new__(PanelImages)
     images._take(panel, windows, horizons, delay, price, threads)
-    images.__dict__["_shared"], images._laid_out = index, laid_out
+    images.__dict__["_shared"], images._shared_table = index, table
     return images

@@ -16,16 +16,16 @@ from typing import Any, Final
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc
+from numcodecs import blosc as numcodecs_blosc
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from pricepix.render import bits as render_bits
 from pricepix.render import widen
-from pricepix.store import kernels as store_kernels
+from pricepix.store import kernels
+from pricepix.store.blosc import BLOCK_BYTES, ZSTD_LEVEL, decode_bits, encode_bits
 
 LAYOUTS: Final = ("uint8", "bits")
-ZSTD_LEVEL: Final = 1
 _EMPTY: Final = np.uint64(2**64 - 1)
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?")
 _UNITS: Final = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -35,19 +35,7 @@ Content = bytes | bytearray | memoryview
 MAX_CHUNK_BYTES: Final = (1 << 31) - 17
 """What Blosc takes at once, and so the most pixels that a chunk may hold."""
 
-# What a chunk of layout uint8 is cut into for compression; see ChunkFormat.
-_BLOCK_BYTES: Final = 1 << 20
-# Blosc's header of such a chunk: format 2, zstd's format 1, not split | zstd | bitshuffle, bytes a value.
-_BLOSC_HEAD: Final = bytes((2, 1, 0x10 | 4 << 5 | 0x04, 1))
-_BLOSC_SMALL: Final = 128
-_MIRRORED: Final = np.packbits(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1
-).ravel()
-
 _local = threading.local()
-
-# Threads are ours: a chunk is one Blosc block, and Blosc's own pool would only add locks.
-blosc.use_threads = False
 
 
 def parse_size(value: str) -> int:
@@ -74,7 +62,7 @@ def numcodecs_allowed() -> Iterator[None]:
 
 def seal(raw: NDArray[Any]) -> bytes:
     """Compress bytes with zstd and put their crc32c behind."""
-    return _checked(bytes(Zstd(level=ZSTD_LEVEL).encode(raw)))
+    return with_checksum(bytes(Zstd(level=ZSTD_LEVEL).encode(raw)))
 
 
 def unseal(stored: Content) -> Any:
@@ -87,19 +75,8 @@ def checksum(stored: Content) -> int:
     return int.from_bytes(memoryview(stored)[-4:], "little") if len(stored) >= 4 else -1
 
 
-def _zstd_content(frame: Content) -> int:
-    """Return the bytes that a frame of zstd holds, by its head (RFC 8878, 3.1.1.1); 0 if it does not tell.
-
-    Decoding into a buffer that is too long would go unnoticed.
-    """
-    flags = frame[4] if len(frame) > 4 else 0
-    alone = flags >> 5 & 1
-    at = 6 - alone + (0, 1, 2, 4)[flags & 3]
-    width = (alone, 2, 4, 8)[flags >> 6]
-    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
-
-
-def _checked(body: bytes) -> bytes:
+def with_checksum(body: bytes) -> bytes:
+    """Return stored bytes: these, and their crc32c behind them."""
     return body + google_crc32c.value(body).to_bytes(4, "little")
 
 
@@ -115,11 +92,8 @@ def check_sealed(stored: Content) -> memoryview:
 class ChunkFormat:
     """The form of an image chunk in a store.
 
-    Compressed chunks of both layouts hold columns of pixels. In layout ``uint8`` they pass through Blosc's
-    bitshuffle, which puts the lowest bits of all bytes together, then the next, and so on: of bytes that are
-    0 and 255 it makes eight copies of the packed bits. So these are laid down as they come from the renderer,
-    in the frame that Blosc would make; the bytes themselves never exist. It takes 157 bytes an image where
-    zstd alone takes 280, in a third of the time.
+    Compressed chunks of both layouts hold columns of pixels. Those of layout ``uint8`` are made of packed bits without
+    the pixels themselves; see ``pricepix.store.blosc``.
 
     Parameters
     ----------
@@ -176,7 +150,7 @@ class ChunkFormat:
         with numcodecs_allowed():
             filters: list[Any] | None = None
             compressor: Any = BloscCodec(
-                cname="zstd", clevel=ZSTD_LEVEL, shuffle="bitshuffle", typesize=1, blocksize=_BLOCK_BYTES
+                cname="zstd", clevel=ZSTD_LEVEL, shuffle="bitshuffle", typesize=1, blocksize=BLOCK_BYTES
             )
             if self.layout == "uint8" and self.compressed:
                 filters = [TransposeCodec(order=(0, 2, 1))]
@@ -214,11 +188,13 @@ class ChunkFormat:
             raw = self.pack(bits)
             if not self.compressed:
                 return raw.tobytes()
-            shuffle = blosc.SHUFFLE if self.typesize > 1 else blosc.NOSHUFFLE
-            codec = blosc.Blosc("zstd", ZSTD_LEVEL, shuffle, blocksize=self.raw_bytes, typesize=self.typesize)
-            return _checked(bytes(codec.encode(raw)))
+            shuffle = numcodecs_blosc.SHUFFLE if self.typesize > 1 else numcodecs_blosc.NOSHUFFLE
+            codec = numcodecs_blosc.Blosc(
+                "zstd", ZSTD_LEVEL, shuffle, blocksize=self.raw_bytes, typesize=self.typesize
+            )
+            return with_checksum(bytes(codec.encode(raw)))
         if self.compressed:
-            return _checked(self._frame(self.pack(bits)[1:]))
+            return with_checksum(encode_bits(self.pack(bits)[1:], self.raw_bytes))
         pixels = np.zeros((self.windows, self.height, self.width), np.uint8)
         widen(bits, self.height, self.width, pixels[: len(bits)])
         return pixels.tobytes()
@@ -227,16 +203,21 @@ class ChunkFormat:
         """Return the first `n` images of a chunk as uint8 (n, height, width)."""
         if self.columns_first:
             return widen(self.decode_bits(stored, n), self.height, self.width, out)
-        pixels = self._opened(stored).reshape(self.windows, self.height, self.width)[:n]
+        pixels = self._decompressed(stored).reshape(self.windows, self.height, self.width)[:n]
         if out is None:
             return pixels
         out[:] = pixels
         return out
 
     def decode_bits(self, stored: Content, n: int) -> NDArray[np.uint8]:
-        """Return the first `n` images of a chunk that is `columns_first` as column bits (n, packed_bytes)."""
+        """Return the first `n` images of a chunk as column bits (n, packed_bytes)."""
+        if not self.columns_first:
+            return _column_bits(self.decode(stored, n))
         pixels = self.height * self.width
-        raw = self._unframe(check_sealed(stored)) if self.layout == "uint8" else self._opened(stored)[1:]
+        if self.layout == "uint8":
+            raw = decode_bits(check_sealed(stored), self.raw_bytes)
+        else:
+            raw = self._decompressed(stored)[1:]
         if pixels % 8 == 0:
             return raw.reshape(self.windows, self.packed_bytes)[:n]
         bits = np.empty((n, self.packed_bytes), np.uint8)
@@ -263,92 +244,17 @@ class ChunkFormat:
             render_bits.join_bits(bits, pixels, raw[1:])
         return raw
 
-    def _opened(self, stored: Content) -> NDArray[np.uint8]:
+    def _decompressed(self, stored: Content) -> NDArray[np.uint8]:
         if self.compressed:
-            stored = blosc.Blosc().decode(check_sealed(stored))
+            stored = numcodecs_blosc.Blosc().decode(check_sealed(stored))
         raw = np.frombuffer(stored, np.uint8)
         if len(raw) != self.raw_bytes:
             raise ValueError(f"{len(raw)} bytes after decompression, expected {self.raw_bytes}")
         return raw
 
-    def _blocks(self) -> Iterator[tuple[int, int, bool]]:
-        """Yield first and last byte of each of Blosc's blocks, and whether its bits are shuffled."""
-        for first in range(0, self.raw_bytes, _BLOCK_BYTES):
-            last = min(self.raw_bytes, first + _BLOCK_BYTES)
-            yield first, last, (last - first) % 8 == 0
-
-    def _block(self) -> NDArray[np.uint8]:
-        """Return the thread's buffer for one of Blosc's blocks."""
-        held: NDArray[np.uint8] | None = getattr(_local, "block", None)
-        if held is None:
-            held = _local.block = np.empty(_BLOCK_BYTES, np.uint8)
-        return held
-
-    def _frame(self, packed: NDArray[np.uint8]) -> bytes:
-        """Make of packed pixels what Blosc makes of their bytes."""
-        codec = Zstd(level=ZSTD_LEVEL)
-        held, blocks = self._block(), []
-        for first, last, shuffled in self._blocks():
-            whole = held[: last - first]
-            if shuffled:
-                planes = whole.reshape(8, -1)
-                # Bitshuffle counts bits from the lowest.
-                store_kernels.mirror(packed[first // 8 : last // 8], _MIRRORED, planes[0])
-                planes[1:] = planes[0]
-            else:
-                whole[:] = np.unpackbits(packed[first // 8 :])[: last - first] * np.uint8(255)
-            body = bytes(codec.encode(whole))
-            if len(body) >= len(whole) or self.raw_bytes < _BLOSC_SMALL:
-                return self._noise(packed)
-            blocks.append(body)
-        lengths = np.array([4 + len(block) for block in blocks], "<i4")
-        starts = 16 + 4 * len(blocks) + np.cumsum(lengths, dtype="<i4") - lengths
-        sizes = np.array(
-            [self.raw_bytes, min(_BLOCK_BYTES, self.raw_bytes), 16 + 4 * len(blocks) + lengths.sum()]
-        )
-        parts = [_BLOSC_HEAD, sizes.astype("<i4").tobytes(), starts.astype("<i4").tobytes()]
-        for block in blocks:
-            parts += [len(block).to_bytes(4, "little"), block]
-        return b"".join(parts)
-
-    def _noise(self, packed: NDArray[np.uint8]) -> bytes:
-        """Let Blosc itself do it, which has its own ways with what can not be compressed."""
-        pixels = np.unpackbits(packed)[: self.raw_bytes] * np.uint8(255)
-        codec = blosc.Blosc("zstd", ZSTD_LEVEL, blosc.BITSHUFFLE, blocksize=_BLOCK_BYTES, typesize=1)
-        return bytes(codec.encode(pixels))
-
-    def _unframe(self, body: memoryview) -> NDArray[np.uint8]:
-        """Return the packed pixels of a frame of ours; that of another writer through Blosc."""
-        layout = list(self._blocks())
-        head = _BLOSC_HEAD + np.array([self.raw_bytes, min(_BLOCK_BYTES, self.raw_bytes)], "<i4").tobytes()
-        if bytes(body[:12]) != head:
-            pixels = np.frombuffer(blosc.Blosc().decode(body), np.uint8)
-            if len(pixels) != self.raw_bytes:
-                raise ValueError(f"{len(pixels)} bytes after decompression, expected {self.raw_bytes}")
-            return np.packbits(pixels)
-        packed = np.empty((self.raw_bytes + 7) // 8, np.uint8)
-        starts = np.frombuffer(body[16 : 16 + 4 * len(layout)], "<i4").tolist()
-        codec, held = Zstd(), self._block()
-        for start, (first, last, shuffled) in zip(starts, layout, strict=True):
-            size = int.from_bytes(body[start : start + 4], "little")
-            block = body[start + 4 : start + 4 + size]
-            if size == last - first:
-                values = np.frombuffer(block, np.uint8)
-            elif (whole := _zstd_content(block)) == last - first:
-                values = held[: last - first]
-                codec.decode(block, values)
-            else:
-                raise ValueError(f"a block of {whole} bytes, expected {last - first}")
-            if shuffled:
-                plane = values[: (last - first) // 8]
-                store_kernels.mirror(plane, _MIRRORED, packed[first // 8 : last // 8])
-            else:
-                packed[first // 8 :] = np.packbits(values)
-        return packed
-
     def decode_foreign(self, stored: Content) -> NDArray[np.uint8]:
         """Return the raw bytes of a compressed chunk as any reader of Zarr sees them, by no short cut."""
-        return self._opened(stored)
+        return self._decompressed(stored)
 
     @property
     def shard_index_bytes(self) -> int:
@@ -361,10 +267,20 @@ class ChunkFormat:
         lengths = np.array([len(chunk) for chunk in chunks], np.uint64)
         index[: len(chunks), 0] = np.cumsum(lengths) - lengths
         index[: len(chunks), 1] = lengths
-        return _checked(index.tobytes())
+        return with_checksum(index.tobytes())
 
     def parse_shard_index(self, stored: Content) -> NDArray[np.uint64]:
         """Return offset and length of each chunk of a shard, uint64 (chunks, 2), 2**64 - 1 for none."""
         if len(stored) != self.shard_index_bytes:
             raise ValueError(f"an index of {len(stored)} bytes, expected {self.shard_index_bytes}")
         return np.frombuffer(check_sealed(stored), "<u8").reshape(-1, 2)
+
+
+def _column_bits(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack images of 0 and 255, uint8 (n, height, width), as column bits (n, ceil(height * width / 8))."""
+    n, height, width = images.shape
+    if height % 8:
+        return np.packbits(images.transpose(0, 2, 1).reshape(n, -1), axis=1)
+    bits = np.empty((n, height * width // 8), np.uint8)
+    kernels.pack_columns(images, bits)
+    return bits

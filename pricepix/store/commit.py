@@ -1,10 +1,9 @@
 """Changing a finished store: all of the change or none of it, whatever dies in between.
 
-New and changed objects are written beside the store's own, below ``_build/append``, where nobody looks. One
-write of the group's document, which says ``pending``, makes the change true: from then on readers prefer what
-lies there. Then the objects are moved to their places, and last the document loses its mark. A process that
-dies before that one write leaves the store as it was; after it, as it will be, and whoever comes next ends
-the moving.
+New and changed objects are written below ``_build/append``, where nobody looks. One write of the group's metadata,
+with the mark ``pending``, commits the change: from then on readers prefer what lies there. Then the objects are moved
+to their places, and at last the mark is removed. A process that dies before that write leaves the store as it was. If
+it dies later, the change holds, and the next writer, or reader that may write, finishes the move.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ STAGE: Final = f"{BUILD}/append"
 
 
 def staged(key: str) -> str:
-    """Key under which the new bytes of `key` wait."""
+    """Key of the new bytes of `key` until they are moved."""
     return f"{STAGE}/{key}"
 
 
-def commit(location: Location, root: dict[str, Any], gone: Sequence[str]) -> None:
-    """Make what is staged, with this document of the group, the store; remove the objects `gone`.
+def commit(location: Location, root: dict[str, Any], removed: Sequence[str]) -> None:
+    """Make the staged objects, with these metadata of the group, the store's; delete the objects `removed`.
 
     The caller holds the store's lock.
     """
-    attributes = {**root["attributes"], "pending": {"delete": list(gone)}}
+    attributes = {**root["attributes"], "pending": {"delete": list(removed)}}
     location.put(ROOT, dump({**root, "attributes": attributes}))
-    settle(location)
+    finish_pending(location)
 
 
-def settle(location: Location) -> None:
-    """End a change that was committed, drop one that was not; the caller holds the store's lock."""
+def finish_pending(location: Location) -> None:
+    """Finish a change that was committed, drop one that was not; the caller holds the store's lock."""
     content = location.get(ROOT)
     root = json.loads(bytes(content)) if content is not None else {}
     pending = root.get("attributes", {}).pop("pending", None)

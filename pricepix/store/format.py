@@ -1,9 +1,8 @@
-"""What a store says about itself: its Zarr documents, their digest, and the checksum of every chunk.
+"""The format of a store: its Zarr metadata, their digest, and the checksum of every chunk.
 
 Zarr checks less than a store must promise. A chunk that is missing reads as fill values, two chunks that were
 exchanged both have valid checksums, and nothing guards the metadata. So the checksum of every chunk of every
-array stands in the array ``checksums``, whose digest, like that of all metadata, stands in the group's
-document.
+array is kept in the array ``checksums``, whose digest, like that of all metadata, is an attribute of the group.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from pricepix.store.chunks import ZSTD_LEVEL, ChunkFormat, Content, numcodecs_al
 from pricepix.windows.labels import NO_TIME
 
 ROOT: Final = "zarr.json"
-"""Windows a chunk of the arrays along ``window``."""
+"""Key of the group's metadata, which hold those of all arrays too."""
 TIME_ATTRIBUTES: Final = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
 CHECKSUMS: Final = "checksums"
-# Said of the document, so left out when it is digested.
-_ABOUT: Final = ("metadata_digest", "pending")
+# Attributes about the metadata themselves, left out of their digest.
+_NOT_DIGESTED: Final = ("metadata_digest", "pending")
 
 
 class Column(NamedTuple):
@@ -56,7 +55,7 @@ def columns(horizons: Sequence[int]) -> list[Column]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which arrays a store has, and how many chunks each."""
+    """The arrays of a store and their numbers of chunks."""
 
     form: ChunkFormat
     windows: int
@@ -101,8 +100,8 @@ class Geometry:
         yield f"{CHECKSUMS}/{ROOT}"
         yield chunk_key(CHECKSUMS, 0)
 
-    def documents(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the Zarr documents by key. The group's, ``zarr.json``, holds all others and a digest."""
+    def metadata(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the Zarr metadata by key. The group's, ``zarr.json``, hold those of all arrays and a digest."""
         keys: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(keys), zarr_format=3, attributes=dict(attributes))
         with numcodecs_allowed():
@@ -112,7 +111,13 @@ class Geometry:
                 codecs = None
 
             def create(
-                name: str, shape: tuple[int, ...], chunk: int, dtype: Any, fill: Any, *dims: str, **more: Any
+                name: str,
+                shape: tuple[int, ...],
+                chunk: int,
+                dtype: Any,
+                fill: Any,
+                *dims: str,
+                **attributes: Any,
             ) -> None:
                 group.create_array(
                     name,
@@ -122,7 +127,7 @@ class Geometry:
                     fill_value=fill,
                     compressors=codecs,
                     dimension_names=dims,
-                    attributes=more,
+                    attributes=attributes,
                 )
 
             for column in self.columns:
@@ -157,14 +162,14 @@ def chunk_key(name: str, chunk: int) -> str:
     return f"{name}/c/{chunk}/0" if name == "instrument_digest" else f"{name}/c/{chunk}"
 
 
-def dump(document: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """Return a document as it is written."""
-    return json.dumps(document, indent=2).encode()
+def dump(content: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """Return the bytes of a JSON object of the store."""
+    return json.dumps(content, indent=2).encode()
 
 
 def metadata_digest(root: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits for the group's document: attributes and the documents of all arrays."""
-    attributes = {k: v for k, v in root.get("attributes", {}).items() if k not in _ABOUT}
+    """32 hexadecimal digits for the group's metadata: its attributes and the metadata of all arrays."""
+    attributes = {k: v for k, v in root.get("attributes", {}).items() if k not in _NOT_DIGESTED}
     text = json.dumps({**root, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

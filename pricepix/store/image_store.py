@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from pricepix.images.image_set import ImageSet
 from pricepix.location import Location, StoreLike
 from pricepix.store.chunks import ChunkFormat, Content, numcodecs_allowed
-from pricepix.store.commit import settle
+from pricepix.store.commit import finish_pending
 from pricepix.store.loaded_images import LoadedImages, load
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import StoreObjects, check_attributes, check_digest, read_root
@@ -30,9 +30,8 @@ class ImageStore(ImageSet):
     with ``open_store``.
 
     Everything that is read is compared with the store's checksums: a chunk that is missing, damaged or in
-    another's place is an error that names it. What is open stays as it was opened: if the store is appended
-    to meanwhile, images that the append left alone can still be read, and anything else is an error that says
-    so.
+    another's place is an error that names it. An open store stays as it was opened: if it is appended to meanwhile,
+    images that the append did not change can still be read, and anything else is an error that says so.
     """
 
     def __init__(self, objects: StoreObjects) -> None:
@@ -45,7 +44,7 @@ class ImageStore(ImageSet):
         """Horizons, in bars, of the forward returns in this store."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was read is read again where the store goes.
+        # The process that unpickles the store reads again what this one has read.
         kinds = {name: value for kind in type(self).__mro__ for name, value in vars(kind).items()}
         cached = {name for name, value in kinds.items() if isinstance(value, cached_property)}
         return {k: v for k, v in self.__dict__.items() if k not in cached}
@@ -71,10 +70,10 @@ class ImageStore(ImageSet):
         if self.objects.pending:
             raise ValueError(
                 f"an append to store {self.location} was stopped while it moved chunks into place: run "
-                "pricepix.append(store, panel) to end it; store.read works meanwhile"
+                "pricepix.append(store, panel) to complete it; store.read works meanwhile"
             )
         with numcodecs_allowed():
-            array = zarr.open_group(self.objects.where.zarr_store(), mode="r", zarr_format=3)["images"]
+            array = zarr.open_group(self.objects.location.zarr_store(), mode="r", zarr_format=3)["images"]
         assert isinstance(array, zarr.Array)
         return array
 
@@ -110,7 +109,7 @@ class ImageStore(ImageSet):
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return self.objects.column(name, first, last)
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         chunk_of = positions // self.chunk
         order = np.argsort(chunk_of, kind="stable")
         cuts = np.flatnonzero(np.diff(chunk_of[order])) + 1
@@ -171,9 +170,10 @@ class ImageStore(ImageSet):
         seed : int
             Chooses them.
         depth : {"metadata", "checksums", "render"}, optional
-            How much to look at: documents, counts and that every object is there; every chunk against its
-            checksum; or images and forward returns made again from `panel` and compared. By default
-            ``render`` with a panel and ``checksums`` without.
+            ``metadata``: metadata, counts, and that every object is there. ``checksums``: every chunk of every
+            array is read, compared with its checksum and decoded; the index is in order. ``render``: images and
+            forward returns are made again from `panel` and compared. By default ``render`` with a panel and
+            ``checksums`` without.
         workers : int, optional
             Threads; all cores by default.
         progress : bool
@@ -193,13 +193,13 @@ class ImageStore(ImageSet):
 
 
 def open_images(source: ImageSet | StoreLike) -> ImageSet:
-    """Return `source` if it is a set of images, else the store that lies there."""
+    """Return `source` if it is a set of images, else the store at that location."""
     if isinstance(source, ImageSet):
         return source
     if not isinstance(source, str | os.PathLike | Store | Location):
         # A panel or a table, most likely, whose text would fill the screen.
         raise TypeError(
-            f"a {type(source).__name__} is no set of images: give a store, its path, or PanelImages(panel, spec), "
+            f"a {type(source).__name__} is not a set of images: give a store, its path, or PanelImages(panel, spec), "
             "which draws images of a panel or table as they are asked for"
         )
     return open_store(source)
@@ -229,29 +229,29 @@ def open_store(
         If what is there is not a finished pricepix store of a format that this release reads, or its metadata
         were edited.
     """
-    return _open(Location.of(location, storage_options), try_settle=True)
+    return _open(Location.of(location, storage_options), finish=True)
 
 
-def _open(where: Location, *, try_settle: bool) -> ImageStore:
-    root = read_root(where)
-    check_attributes(root["attributes"], where.name)
-    check_digest(root, where.name)
-    if "pending" in root["attributes"] and try_settle:
-        # An append was killed while it moved chunks into place. Readers can do without, but plain zarr
-        # readers can not, so whoever may write ends it.
+def _open(location: Location, *, finish: bool) -> ImageStore:
+    root = read_root(location)
+    check_attributes(root["attributes"], location.name)
+    check_digest(root, location.name)
+    if "pending" in root["attributes"] and finish:
+        # An append was killed while it moved chunks into place. Our readers know where they are, but plain zarr
+        # readers do not, so whoever may write finishes the move.
         try:
-            with WriteLock(where):
-                settle(where)
-            root = read_root(where)
+            with WriteLock(location):
+                finish_pending(location)
+            root = read_root(location)
         except OSError:
             pass
-    store = ImageStore(StoreObjects(where, root))
+    store = ImageStore(StoreObjects(location, root))
     try:
         _ = store.objects.checksums
     except ValueError:
-        # Between the two reads an append may have come to its end.
-        again = read_root(where)
+        # An append may have ended between the two reads.
+        again = read_root(location)
         if again == root:
             raise
-        return _open(where, try_settle=False)
+        return _open(location, finish=False)
     return store

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.images.batches import DirectReader, EpochReader, usual_threads
+from pricepix._checks import whole_number
+from pricepix.images.batches import DirectReader, EpochReader
 from pricepix.images.image_set import ImageSet
 from pricepix.images.shared_arrays import SharedArrays
+from pricepix.images.threads import default_threads, map_unordered
 from pricepix.render import widen
 from pricepix.render.memory import memory_for
 from pricepix.store.objects import StoreObjects
@@ -24,8 +25,8 @@ _BITS, _PIXELS = "bits", "pixels"
 class LoadedImages(ImageSet):
     """The images of a store in memory, with its index and forward returns. Made by ``ImageStore.load``.
 
-    Its digest is the store's: what was trained or scored from one goes on from the other. A pickle names a file
-    that holds the images, which all processes of the machine map; see ``pricepix.images.shared_arrays``.
+    Its digest is the store's: a training or scoring that began with one can be resumed with the other. A pickle names
+    a file of the images, which all processes of the machine map; see ``pricepix.images.shared_arrays``.
     """
 
     kind = "loaded store"
@@ -53,10 +54,10 @@ class LoadedImages(ImageSet):
     @property
     def nbytes(self) -> int:
         """Bytes of the images in memory: packed ``len(self) * ceil(height * width / 8)``."""
-        return self._held.nbytes
+        return self._array.nbytes
 
     @property
-    def _held(self) -> NDArray[np.uint8]:
+    def _array(self) -> NDArray[np.uint8]:
         return self._images[_BITS if self.packed else _PIXELS]
 
     @property
@@ -77,14 +78,14 @@ class LoadedImages(ImageSet):
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return self.objects.column(name, first, last)
 
-    def _read(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         if self.packed:
             # Mode clip spares numpy a second buffer; every position is inside.
-            widen(self._held.take(positions, 0, mode="clip"), *self.spec.shape, out)
+            widen(self._array.take(positions, 0, mode="clip"), *self.spec.shape, out)
         elif out.flags.c_contiguous:
-            self._held.take(positions, 0, out, "clip")
+            self._array.take(positions, 0, out, "clip")
         else:
-            out[:] = self._held[positions]
+            out[:] = self._array[positions]
 
     def _reader(self, selection: NDArray[np.int64] | None, **options: Any) -> EpochReader:
         return DirectReader(self, selection, **options)
@@ -93,15 +94,16 @@ class LoadedImages(ImageSet):
 def load(objects: StoreObjects, packed: bool, threads: int | None) -> LoadedImages:
     """Read a whole store into memory; see ``ImageStore.load``."""
     shape = (len(objects), objects.spec.packed_bytes) if packed else (len(objects), *objects.spec.shape)
-    held = memory_for(shape)
+    images = memory_for(shape)
 
     def read(chunk: int) -> None:
         a = chunk * objects.chunk_format.windows
-        held[a : a + objects.chunk_windows(chunk)] = (
+        images[a : a + objects.chunk_windows(chunk)] = (
             objects.read_chunk_bits(chunk) if packed else objects.read_chunk(chunk)
         )
 
-    with ThreadPoolExecutor(usual_threads() if threads is None else threads, "pricepix-load") as pool:
-        for _ in pool.map(read, range(objects.chunk_format.chunks(len(objects)))):
-            pass
-    return LoadedImages(objects, SharedArrays({_BITS if packed else _PIXELS: held}))
+    chunks = range(objects.chunk_format.chunks(len(objects)))
+    workers = default_threads() if threads is None else whole_number(threads, "threads", 1)
+    for _ in map_unordered(read, chunks, workers, name="pricepix-load"):
+        pass
+    return LoadedImages(objects, SharedArrays({_BITS if packed else _PIXELS: images}))

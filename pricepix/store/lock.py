@@ -22,23 +22,25 @@ KEY: Final = f"{BUILD}/lock"
 LEASE_SECONDS: Final = 120.0
 
 
+# The package filelock would replace half of `_lock_file` and nothing else: it leaves the lock file behind, does not say
+# who holds the lock, and has no lease for object stores.
 class WriteLock:
-    """Hold the right to write a store, as a context manager.
+    """The right to write a store, as a context manager.
 
     In a folder this is a lock of the operating system, which it releases when the process ends, however it
     ends; it also holds between machines where the file system passes locks on (NFS 4, Lustre with flock).
-    Elsewhere it is an object that is renewed every 30 seconds and expires after 120, or at once if its
-    process on this machine is gone.
+    Elsewhere it is a lease: an object that is renewed every 30 seconds and expires after 120, or at once if its
+    process was on this machine and is gone.
 
     Raises
     ------
     BlockingIOError
-        On entry, if somebody else writes the store; the message says who.
+        On entry, if another process writes the store; the message names it.
     """
 
     def __init__(self, location: Location) -> None:
         self._location = location
-        self._own = {
+        self._ticket_fields = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -59,8 +61,7 @@ class WriteLock:
         if self._file >= 0:
             assert isinstance(self._location, Folder)
             folder = self._location.path / BUILD
-            # Unlinked while it is held: whoever waits for this file finds that it is no longer the one at its
-            # path.
+            # Unlinked while it is locked: a writer that opened it before finds that its path has another file now.
             with suppress(OSError):
                 (folder / "lock").unlink()
             os.close(self._file)
@@ -70,11 +71,11 @@ class WriteLock:
             return
         self._stop.set()
         with suppress(Exception):
-            if self._held_by().get("token") == self._own["token"]:
+            if self._holder().get("token") == self._ticket_fields["token"]:
                 self._location.delete(KEY)
 
     def check(self) -> None:
-        """Raise BlockingIOError if the lock was lost to somebody else."""
+        """Raise BlockingIOError if the lock was lost to another process."""
         if self._lost:
             raise BlockingIOError(
                 f"the lock on store {self._location.name} was lost: this process did not renew it for "
@@ -88,45 +89,45 @@ class WriteLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # another writer was just taking the folder away
+            except FileNotFoundError:  # another writer was just removing the folder
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 holder = os.read(file, 4096)
                 os.close(file)
-                raise self._busy(_parsed(holder)) from None
+                raise self._busy(_parse_ticket(holder)) from None
             with suppress(FileNotFoundError):
                 if os.stat(path).st_ino == os.fstat(file).st_ino:
                     break
             os.close(file)
         os.ftruncate(file, 0)
-        os.write(file, json.dumps(self._own).encode())
+        os.write(file, json.dumps(self._ticket_fields).encode())
         self._file = file
 
     def _lease(self) -> None:
         if not self._location.put_new(KEY, self._ticket()):
-            holder = self._held_by()
+            holder = self._holder()
             if not _is_stale(holder):
                 raise self._busy(holder)
             self._location.put(KEY, self._ticket())
-            if self._held_by().get("token") != self._own["token"]:
-                raise self._busy(self._held_by())
+            if self._holder().get("token") != self._ticket_fields["token"]:
+                raise self._busy(self._holder())
         threading.Thread(target=self._renew, name="pricepix-lock", daemon=True).start()
 
     def _renew(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
             with suppress(Exception):  # a failed renewal is tried again; expiry is what counts
-                if self._held_by().get("token") != self._own["token"]:
+                if self._holder().get("token") != self._ticket_fields["token"]:
                     self._lost = True
                     return
                 self._location.put(KEY, self._ticket())
 
     def _ticket(self) -> bytes:
-        return json.dumps({**self._own, "expires": time.time() + LEASE_SECONDS}).encode()
+        return json.dumps({**self._ticket_fields, "expires": time.time() + LEASE_SECONDS}).encode()
 
-    def _held_by(self) -> dict[str, Any]:
-        return _parsed(bytes(self._location.get(KEY) or b""))
+    def _holder(self) -> dict[str, Any]:
+        return _parse_ticket(bytes(self._location.get(KEY) or b""))
 
     def _busy(self, holder: dict[str, Any]) -> BlockingIOError:
         who = (
@@ -139,7 +140,7 @@ class WriteLock:
         )
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+def _parse_ticket(content: bytes) -> dict[str, Any]:
     with suppress(ValueError):
         found = json.loads(content)
         if isinstance(found, dict) and {"pid", "host", "since"} <= found.keys():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_unordered
 from pricepix.location import Folder, Location
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
@@ -26,42 +26,32 @@ HISTORY: Final = "_appends.json"
 """Object that records which chunks appends left unchanged, for readers that were opened earlier."""
 
 _REQUIRED: Final = (
-    *(
-        "spec",
-        "spec_digest",
-        "panel_digest",
-        "horizons",
-        "delay",
-        "layout",
-        "chunk",
-        "windows",
-        "instruments",
-    ),
+    "spec", "spec_digest", "panel_digest", "horizons", "delay", "layout", "chunk", "windows", "instruments",
     "drop_counts",
-)
+)  # fmt: skip
 
 _THREADS: Final = 4
 
 
-def read_root(where: Location) -> dict[str, Any]:
-    """Read the group's document of a store; the errors are those of ``open_store``."""
-    content = where.get(ROOT)
+def read_root(location: Location) -> dict[str, Any]:
+    """Read the metadata of a store's group; the errors are those of ``open_store``."""
+    content = location.get(ROOT)
     if content is None:
-        if isinstance(where, Folder):
-            if not where.path.exists():
+        if isinstance(location, Folder):
+            if not location.path.exists():
                 raise FileNotFoundError(
-                    f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, "
-                    f"{where.name!r})"
+                    f"no store at {location.name}: build one with pricepix.render_universe(panel, spec, "
+                    f"{location.name!r})"
                 )
-            if not where.path.is_dir():
-                raise ValueError(f"{where.name} is a file; a pricepix store is a folder (a Zarr v3 group)")
-        elif where.is_empty():
+            if not location.path.is_dir():
+                raise ValueError(f"{location.name} is a file; a pricepix store is a folder (a Zarr v3 group)")
+        elif location.is_empty():
             raise FileNotFoundError(
-                f"no store at {where.name}: build one with pricepix.render_universe(panel, spec, "
-                f"{where.name!r})"
+                f"no store at {location.name}: build one with pricepix.render_universe(panel, spec, "
+                f"{location.name!r})"
             )
         raise ValueError(
-            f"{where.name} holds no Zarr v3 group: it is not a pricepix store, its build was stopped at the "
+            f"{location.name} holds no Zarr v3 group: it is not a pricepix store, its build was stopped at the "
             "very start, or its metadata is lost"
         )
     try:
@@ -71,44 +61,44 @@ def read_root(where: Location) -> dict[str, Any]:
         root.setdefault("attributes", {})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{where.name}/{ROOT} is damaged or foreign ({error}): restore or rebuild the store"
+            f"{location.name}/{ROOT} is damaged or foreign ({error}): restore or rebuild the store"
         ) from error
     return dict(root)
 
 
-def check_attributes(attrs: Mapping[str, Any], location: str) -> None:
-    """Refuse a group that is no finished store of this format."""
+def check_attributes(attrs: Mapping[str, Any], url: str) -> None:
+    """Refuse a group that is not a finished store of this format."""
     version = attrs.get("format_version")
     if version is None or "spec" not in attrs:
         raise ValueError(
-            f"{location} is a Zarr group, but not a pricepix store: it has no format_version and spec"
+            f"{url} is a Zarr group, but not a pricepix store: it has no format_version and spec"
         )
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"store {location} has format version {version}, this release reads version {FORMAT_VERSION}: "
+            f"store {url} has format version {version}, this release reads version {FORMAT_VERSION}: "
             "see CHANGELOG.md for how to recover, or rebuild it"
         )
     if not attrs.get("complete"):
         raise ValueError(
-            f"store {location} is not finished: its build was stopped, or still runs; build it again with "
-            "mode='resume' to go on where it stopped, or with mode='overwrite'"
+            f"store {url} is not finished: its build was stopped, or still runs; build it again with "
+            "mode='resume' to continue where it stopped, or with mode='overwrite'"
         )
     missing = [name for name in _REQUIRED if name not in attrs]
     if missing:
         raise ValueError(
-            f"store {location} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it"
+            f"store {url} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it"
         )
 
 
-def check_digest(root: Mapping[str, Any], location: str) -> None:
-    """Refuse metadata that were edited."""
+def check_digest(root: Mapping[str, Any], url: str) -> None:
+    """Refuse metadata that were edited or damaged."""
     attrs = root["attributes"]
     if not attrs.get("compressed", True):
         return
     found = store_format.metadata_digest(root)
     if found != attrs.get("metadata_digest"):
         raise ValueError(
-            f"the metadata of store {location} were edited or damaged: their digest is {found}, the store "
+            f"the metadata of store {url} were edited or damaged: their digest is {found}, the store "
             f"says {attrs.get('metadata_digest')}; restore {ROOT} or rebuild the store"
         )
 
@@ -116,17 +106,15 @@ def check_digest(root: Mapping[str, Any], location: str) -> None:
 class StoreObjects:
     """The objects of one image store: fetched as they were when it was opened, checked, and decoded.
 
-    ``ImageStore`` stands on it, and so does all that reads or verifies stores.
-
-    Everything that is read is compared with the store's checksums. What is open stays as it was opened: if the store
-    is appended to meanwhile, chunks that the append left unchanged can still be read, and anything else is an error
-    that says so.
+    ``ImageStore``, the readers and ``verify`` stand on it. Everything that is read is compared with the store's
+    checksums. An open store stays as it was opened: if it is appended to meanwhile, chunks that the append did not
+    change can still be read, and anything else is an error that says so.
     """
 
-    def __init__(self, where: Location, root: Mapping[str, Any]) -> None:
-        self.where = where
-        """Where the objects are."""
-        self.url = where.name
+    def __init__(self, location: Location, root: Mapping[str, Any]) -> None:
+        self.location = location
+        """Folder, bucket or zarr store that holds the objects."""
+        self.url = location.name
         """Path or URL of the store, ``memory`` for one that lives in memory."""
         self.attrs: dict[str, Any] = dict(root["attributes"])
         """The group's attributes: format version, spec, digests, horizons, drop counts and lineage."""
@@ -146,7 +134,7 @@ class StoreObjects:
         """Which arrays there are, and how many chunks each."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was read is read again where the store goes.
+        # The process that unpickles this reads again what was read here.
         cached = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
         return {k: v for k, v in self.__dict__.items() if k not in cached or k == "checksums"}
 
@@ -180,17 +168,17 @@ class StoreObjects:
     def fetch(self, key: str) -> Content | None:
         """Read an object of the store as it was opened, None where there is none."""
         if self.pending:
-            found = self.where.get(staged(key))
+            found = self.location.get(staged(key))
             if found is not None:
                 return found
-        return self.where.get(key)
+        return self.location.get(key)
 
     def _fetch_range(self, key: str, start: int | None, length: int) -> Content | None:
         if self.pending:
-            found = self.where.get_range(staged(key), start, length)
+            found = self.location.get_range(staged(key), start, length)
             if found is not None:
                 return found
-        return self.where.get_range(key, start, length)
+        return self.location.get_range(key, start, length)
 
     def _error(self, key: str, why: str) -> ValueError:
         """The error for an object that is not what it should be: changed on purpose, or damaged."""
@@ -208,13 +196,13 @@ class StoreObjects:
     def _latest_state(self) -> StoreObjects | None:
         """The store as it is now, if that is another state."""
         try:
-            root = read_root(self.where)
+            root = read_root(self.location)
             check_attributes(root["attributes"], self.url)
         except (ValueError, OSError):
             return None
         if root["attributes"].get("metadata_digest") == self.attrs.get("metadata_digest"):
             return None
-        return StoreObjects(self.where, root)
+        return StoreObjects(self.location, root)
 
     def _decoded(self, name: str, dtype: Any, key: str, stored: Content | None) -> NDArray[Any]:
         if stored is None:
@@ -248,12 +236,10 @@ class StoreObjects:
             at = chunk * INDEX_CHUNK - low
             out[at : at + len(values)] = values
 
-        if last - first < 2 * _THREADS:
-            for chunk in range(first, last):
-                read(chunk)
-        else:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(read, range(first, last)))
+        # A few chunks take less than starting threads does.
+        workers = _THREADS if last - first >= 2 * _THREADS else 0
+        for _ in map_unordered(read, range(first, last), workers, name="pricepix-index"):
+            pass
         return out
 
     def column_chunk(self, column: Column, chunk: int) -> NDArray[Any]:
@@ -282,13 +268,7 @@ class StoreObjects:
     def read_chunk_bits(self, chunk: int) -> NDArray[np.uint8]:
         """Read the images of one chunk as column bits, uint8 (n, ceil(height * width / 8))."""
         form, n = self.chunk_format, self.chunk_windows(chunk)
-
-        def bits(stored: Content) -> NDArray[np.uint8]:
-            if form.columns_first:
-                return form.decode_bits(stored, n)
-            return np.packbits(form.decode(stored, n).transpose(0, 2, 1).reshape(n, -1), axis=1)
-
-        return self._decode_chunk(chunk, bits)
+        return self._decode_chunk(chunk, lambda stored: form.decode_bits(stored, n))
 
     def _decode_chunk(self, chunk: int, decode: Callable[[Content], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         stored = self.chunk_bytes(chunk)
@@ -393,7 +373,9 @@ class StoreObjects:
     def shared_prefix_length(self, older: StoreObjects) -> int:
         """How many windows at the front are, index and images, those of an earlier state of this store."""
         try:
-            entries = json.loads(bytes(self.where.get(staged(HISTORY)) or self.where.get(HISTORY) or b"[]"))
+            entries = json.loads(
+                bytes(self.location.get(staged(HISTORY)) or self.location.get(HISTORY) or b"[]")
+            )
         except ValueError:
             return 0
         at, kept = self.attrs["metadata_digest"], len(self)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.images.batches import Batch, EpochReader, _Buffers
+from pricepix.images.batches import Batch, EpochReader
+from pricepix.images.buffers import BatchBuffers
+from pricepix.images.threads import map_ordered
 from pricepix.render import widen
 from pricepix.store import kernels
 from pricepix.store.objects import StoreObjects
 
 DEFAULT_POOL_BYTES: Final = 2 << 30
-
-_EIGHT_PIXELS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.uint8(255)
-
-_TABLE: Final = np.ascontiguousarray(_EIGHT_PIXELS).view(np.uint64).ravel()
 
 
 class _Part(NamedTuple):
@@ -66,10 +62,7 @@ class BatchReader(EpochReader):
         super().__init__(objects, selection, **options)
         self.objects = objects
         self.pool_bytes = pool_bytes
-        height, width = self._shape
-        self._pixels = height * width
-        self._packed = (self._pixels + 7) // 8
-        self._columns_first = objects.chunk_format.columns_first
+        self._packed = objects.chunk_format.packed_bytes
         self.resident = self.shuffle and len(self.positions) * self._packed <= pool_bytes
         self._capacity = max(pool_bytes // self._packed, self.batch_size)
         self._chunk = objects.chunk_format.windows
@@ -79,26 +72,26 @@ class BatchReader(EpochReader):
         # The pool is read again where the reader goes.
         return super().__getstate__() | {"_pool": None}
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         if not self.shuffle:
             return self._in_order(start)
         return self._from_memory(epoch, start) if self.resident else self._through_pool(epoch, start)
 
     # In store order: no pool, images go from the decoded chunk straight into the batch.
 
-    def _in_order(self, start: int) -> Iterator[Batch]:
+    def _in_order(self, start: int) -> Generator[Batch, None, None]:
         sizes = self._sizes()
         share = self._share()
         first = share.start + sum(sizes[:start])
         positions = self.positions[first : share.start + sum(sizes)]
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         with _Decoder(self, self._by_chunk(positions)) as stream:
             done = 0
             for size in sizes[start:]:
                 images = buffers.take(size)
                 at = 0
                 while at < size:
-                    decoded = stream.next(size - at)
+                    decoded = stream.take(size - at)
                     self._widen(decoded, None, images[at : at + len(decoded)])
                     at += len(decoded)
                 yield Batch(images, positions[done : done + size])
@@ -107,10 +100,10 @@ class BatchReader(EpochReader):
 
     # Everything in memory: an epoch is one permutation of all chosen images, cut among ranks and workers.
 
-    def _from_memory(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _from_memory(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = self._permutation(epoch)
         pool = self._loaded()
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         sizes = self._sizes()
         at = sum(sizes[:start])
         for size in sizes[start:]:
@@ -127,7 +120,7 @@ class BatchReader(EpochReader):
             with _Decoder(self, self._by_chunk(self.positions)) as stream:
                 at = 0
                 while at < len(pool):
-                    decoded = stream.next(len(pool) - at)
+                    decoded = stream.take(len(pool) - at)
                     pool[at : at + len(decoded)] = decoded
                     at += len(decoded)
             self._pool = pool
@@ -135,7 +128,7 @@ class BatchReader(EpochReader):
 
     # More than fits: chunks in random order pass through the pool.
 
-    def _through_pool(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _through_pool(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         sequence = self._shuffled_chunks(epoch)
         rng = self._generator(epoch, self.part)
         sizes = self._sizes()
@@ -148,12 +141,12 @@ class BatchReader(EpochReader):
         # What lies before the first batch moves positions only, no pixels.
         for size in sizes[:start]:
             coming = flow[arrived : arrived + size]
-            gone = np.empty(size, np.int64)
-            fill = kernels.exchange(empty, pool_index, fill, rng.random(size), empty, coming, empty, gone)
+            emitted = np.empty(size, np.int64)
+            fill = kernels.exchange(empty, pool_index, fill, rng.random(size), empty, coming, empty, emitted)
             arrived += len(coming)
         pool = np.empty((capacity, self._packed), np.uint8)
         self._fill(pool, pool_index[:fill])
-        buffers = _Buffers(self._shape)
+        buffers = BatchBuffers(self._shape)
         bits = np.empty((self.batch_size, self._packed), np.uint8)
         with _Decoder(self, _without(sequence, arrived, total)) as stream:
             for size in sizes[start:]:
@@ -162,20 +155,20 @@ class BatchReader(EpochReader):
                 at = 0
                 while at < size:
                     left = min(size - at, total - arrived)
-                    coming = stream.next(left) if left else bits[:0]
-                    many = len(coming) or size - at
+                    coming = stream.take(left) if left else bits[:0]
+                    count = len(coming) or size - at
                     fill = kernels.exchange(
                         pool,
                         pool_index,
                         fill,
-                        chance[at : at + many],
+                        chance[at : at + count],
                         coming,
                         flow[arrived : arrived + len(coming)],
                         bits[at:],
                         index[at:],
                     )
                     arrived += len(coming)
-                    at += many
+                    at += count
                 images = buffers.take(size)
                 self._widen(bits[:size], None, images)
                 yield Batch(images, index)
@@ -201,7 +194,7 @@ class BatchReader(EpochReader):
         with _Decoder(self, self._by_chunk(index[order])) as stream:
             at = 0
             while at < len(order):
-                decoded = stream.next(len(order) - at)
+                decoded = stream.take(len(order) - at)
                 pool[order[at : at + len(decoded)]] = decoded
                 at += len(decoded)
 
@@ -217,29 +210,19 @@ class BatchReader(EpochReader):
         ]
 
     def _decode(self, part: _Part) -> NDArray[np.uint8]:
-        """Wanted images of a chunk: packed, or as pixels where a uint8 store is read in order."""
+        """Wanted images of a chunk: column bits, or pixels where the store has them and is read in order."""
         form = self.objects.chunk_format
         n = min(self._chunk, len(self.objects) - part.chunk * self._chunk)
         stored = self.objects.chunk_bytes(part.chunk)
         try:
-            if self._columns_first:
-                bits = form.decode_bits(stored, n)
-                return bits if len(part.rows) == n else bits[part.rows]
-            pixels = form.decode(stored, n)
+            decode = form.decode_bits if self.shuffle or form.columns_first else form.decode
+            images = decode(stored, n)
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"chunk {self.objects.chunk_key(part.chunk)} of store {self.objects.url} is damaged "
                 f"({error}): restore or rebuild it"
             ) from error
-        if not self.shuffle:
-            return pixels if len(part.rows) == n else pixels[part.rows]
-        packed = np.empty((len(part.rows), self._packed), np.uint8)
-        flat = pixels.reshape(n, self._pixels)
-        if self._pixels % 8 == 0:
-            kernels.pack_words(flat.view(np.uint64), part.rows, packed)
-        else:
-            kernels.pack_pixels(flat, part.rows, packed)
-        return packed
+        return images if len(part.rows) == n else images[part.rows]
 
     def _widen(
         self, source: NDArray[np.uint8], which: NDArray[np.int64] | None, out: NDArray[np.uint8]
@@ -248,18 +231,9 @@ class BatchReader(EpochReader):
         if source.ndim == 3:
             out[:] = source
             return
-        height, width = self._shape
-        if self._columns_first:
-            # Mode clip spares numpy a second buffer; every position is in the pool.
-            bits = source if which is None else source.take(which, 0, mode="clip")
-            widen(bits, height, width, out)
-        else:
-            chosen = np.arange(len(source)) if which is None else which
-            flat = out.reshape(len(out), self._pixels)
-            if self._pixels % 8 == 0:
-                kernels.unpack_words(source, chosen, _TABLE, flat.view(np.uint64))
-            else:
-                kernels.unpack_pixels(source, chosen, flat)
+        # Mode clip spares numpy a second buffer; every position is in the pool.
+        bits = source if which is None else source.take(which, 0, mode="clip")
+        widen(bits, *self._shape, out)
 
 
 def _without(sequence: Sequence[_Part], first: int, total: int) -> list[_Part]:
@@ -277,30 +251,23 @@ class _Decoder:
     """Decodes parts ahead in threads, in order, and hands out runs of images."""
 
     def __init__(self, reader: BatchReader, parts: Sequence[_Part]) -> None:
-        self._decode = reader._decode
-        self._threads = reader.threads
-        self._todo = deque(parts)
+        self._decoded = map_ordered(reader._decode, parts, reader.threads, name="pricepix-decode")
         self._current: NDArray[np.uint8] | None = None
         self._at = 0
 
     def __enter__(self) -> _Decoder:
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="pricepix-decode")
-        self._ahead: deque[Future[NDArray[np.uint8]]] = deque()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._todo.clear()
-        for future in self._ahead:
-            future.cancel()
-        self._executor.shutdown(wait=True)
+        self._decoded.close()
 
-    def next(self, most: int) -> NDArray[np.uint8]:
-        """Return at least one and at most `most` of the images that come next."""
+    def take(self, limit: int) -> NDArray[np.uint8]:
+        """Return at least one and at most `limit` of the images that come next."""
         while self._current is None or self._at == len(self._current):
-            while self._todo and len(self._ahead) < self._threads + 1:
-                self._ahead.append(self._executor.submit(self._decode, self._todo.popleft()))
-            self._current = self._ahead.popleft().result()
+            # Let go of the old chunk first, so that one less is in memory.
+            self._current = None
+            self._current = next(self._decoded)
             self._at = 0
-        run = self._current[self._at : self._at + most]
+        run = self._current[self._at : self._at + limit]
         self._at += len(run)
         return run

@@ -1,22 +1,23 @@
-"""Is a store what it says it is? Three depths, each with all of the one before."""
+"""Verifying a store, at three depths: metadata, checksums, and images drawn again; each includes those before."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix._checks import choice
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_ordered
 from pricepix.location import BUILD
 from pricepix.render.draw import render_rows
 from pricepix.store import format as store_format
@@ -31,7 +32,7 @@ DEPTHS: Final = ("metadata", "checksums", "render")
 
 @dataclass
 class VerifyReport:
-    """What ``verify`` looked at, and what it found. ``print`` it, or exit with ``exit_code``."""
+    """What ``verify`` looked at, and the problems it found: ``print`` it, or exit with ``exit_code``."""
 
     location: str
     depth: str
@@ -85,38 +86,7 @@ def verify(
     workers: int | None = None,
     progress: bool = False,
 ) -> VerifyReport:
-    """Check that a store is whole and, given the panel, that its images and labels are right.
-
-    Parameters
-    ----------
-    objects : StoreObjects
-        Of the store, as it is opened.
-    panel : Panel or anything ``Panel.from_table`` takes, optional
-        The bars that the store was made from. Their digest must be the store's.
-    sample : int or None
-        Windows to draw again, chosen at random; all by default.
-    seed : int
-        Chooses them.
-    depth : {"metadata", "checksums", "render"}, optional
-        ``metadata``: documents, counts, and that every object is there. ``checksums``: every chunk of every
-        array is read, compared with its checksum and decoded; the index is in order. ``render``: images and
-        forward returns are made again from `panel` and compared. By default ``render`` with a panel and
-        ``checksums`` without.
-    workers : int, optional
-        Threads; all cores by default.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    VerifyReport
-
-    Raises
-    ------
-    ValueError
-        If `depth` is none of these, or ``render`` lacks a panel. What is wrong with the store is in the
-        report.
-    """
+    """Check the store of these objects; arguments and errors are those of ``ImageStore.verify``."""
     if depth is None:
         depth = "checksums" if panel is None else "render"
     choice(depth, "depth", DEPTHS)
@@ -139,87 +109,77 @@ def verify(
 
 
 class _Check:
+    """One run of `verify`: looks at the store and adds what it finds to the report."""
+
     def __init__(self, store: StoreObjects, report: VerifyReport, workers: int, progress: bool) -> None:
         self.store, self.report, self.workers, self.progress = store, report, workers, progress
 
-    def say(self, problems: Iterable[str]) -> None:
+    def add(self, *problems: str) -> None:
         self.report.problems.extend(problems)
 
-    def each(self, what: str, work: Callable[[Any], list[str]], items: list[Any]) -> None:
-        with (
-            ThreadPoolExecutor(self.workers, "pricepix-verify") as pool,
-            tqdm(total=len(items), desc=what, unit="chunk", disable=not self.progress) as bar,
-        ):
-            try:
-                for problems in pool.map(work, items):
-                    self.say(problems)
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def each(self, what: str, find_problems: Callable[[Any], list[str]], items: list[Any]) -> None:
+        """Add the problems of all items, in their order, found on threads."""
+        found = map_ordered(find_problems, items, self.workers, 2 * self.workers, "pricepix-verify")
+        with closing(found), progress_bar(len(items), what, "chunk", self.progress) as bar:
+            for problems in found:
+                self.add(*problems)
+                bar.update()
 
     def counts(self) -> None:
         store = self.store
         if store.spec.digest != store.attrs["spec_digest"]:
-            self.say(
-                [f"the spec's digest is {store.spec.digest}, the store says {store.attrs['spec_digest']}"]
-            )
+            self.add(f"the spec's digest is {store.spec.digest}, the store says {store.attrs['spec_digest']}")
         candidates = len(store) + sum(store.attrs["drop_counts"].values())
         if store.attrs.get("candidates", candidates) != candidates:
-            self.say(
-                [
-                    f"windows and drop counts add up to {candidates}, not to {store.attrs['candidates']} "
-                    "candidates"
-                ]
+            self.add(
+                f"windows and drop counts add up to {candidates}, not to {store.attrs['candidates']} candidates"
             )
 
     def metadata(self) -> None:
         self.counts()
         store = self.store
-        root = json.loads(bytes(store.where.get(ROOT) or b"{}"))
+        root = json.loads(bytes(store.location.get(ROOT) or b"{}"))
         if root.get("attributes", {}).get("pending") is not None:
-            self.say(
-                [
-                    "an append was stopped while it moved chunks into place: run pricepix.append(store, "
-                    "panel) to end it"
-                ]
+            self.add(
+                "an append was stopped while it moved chunks into place: run pricepix.append(store, panel) to "
+                "complete it"
             )
         attributes = {k: v for k, v in store.attrs.items() if k != "metadata_digest"}
-        expected = {key: json.loads(text) for key, text in store.geometry.documents(attributes).items()}
+        expected = {key: json.loads(text) for key, text in store.geometry.metadata(attributes).items()}
         if root.get("attributes", {}).get("metadata_digest") != store.attrs["metadata_digest"]:
-            self.say([f"{ROOT} changed since the store was opened: verify it again"])
-        for key, described in expected.items():
-            if key == ROOT:
-                continue
-            held = root.get("consolidated_metadata", {}).get("metadata", {}).get(key.removesuffix(f"/{ROOT}"))
-            if held != described:
-                self.say(
-                    [
-                        f"{ROOT} describes {key.removesuffix(f'/{ROOT}')} otherwise than the store's "
-                        "attributes do"
-                    ]
-                )
-            own = store.fetch(key)
-            try:
-                same = own is not None and json.loads(bytes(own)) == described
-            except ValueError:
-                same = False
-            if not same:
-                self.say(
-                    [f"{key} is {'missing' if own is None else 'damaged or edited'}: restore or rebuild it"]
-                )
-        present = {key for key in store.where.list() if not key.startswith(BUILD)}
-        wanted = set(store.geometry.objects())
-        if store.pending:
-            return
-        gone = sorted(wanted - present - expected.keys())
-        self.say(f"{key} is missing: restore or rebuild it" for key in gone[:20])
-        if len(gone) > 20:
-            self.say([f"{len(gone) - 20} more objects are missing"])
-        strange = sorted(present - wanted - {HISTORY})
-        if strange:
-            self.say(
-                [f"{len(strange)} objects are none of the store's, the first is {strange[0]}: remove them"]
+            self.add(f"{ROOT} changed since the store was opened: verify it again")
+        consolidated = root.get("consolidated_metadata", {}).get("metadata", {})
+        for key, array in expected.items():
+            if key != ROOT:
+                self.array_metadata(key, array, consolidated.get(key.removesuffix(f"/{ROOT}")))
+        if not store.pending:
+            self.presence(expected.keys())
+
+    def array_metadata(self, key: str, expected: Any, consolidated: Any) -> None:
+        """Compare the metadata of an array, on their own and in those of the group, with what they must be."""
+        if consolidated != expected:
+            name = key.removesuffix(f"/{ROOT}")
+            self.add(f"{ROOT} describes {name} differently from the store's attributes")
+        own = self.store.fetch(key)
+        try:
+            same = own is not None and json.loads(bytes(own)) == expected
+        except ValueError:
+            same = False
+        if not same:
+            self.add(f"{key} is {'missing' if own is None else 'damaged or edited'}: restore or rebuild it")
+
+    def presence(self, metadata: Set[str]) -> None:
+        """Look for objects that are missing, metadata apart, and for objects that do not belong to the store."""
+        present = {key for key in self.store.location.list() if not key.startswith(BUILD)}
+        wanted = set(self.store.geometry.objects())
+        missing = sorted(wanted - present - metadata)
+        self.add(*(f"{key} is missing: restore or rebuild it" for key in missing[:20]))
+        if len(missing) > 20:
+            self.add(f"{len(missing) - 20} more objects are missing")
+        unexpected = sorted(present - wanted - {HISTORY})
+        if unexpected:
+            self.add(
+                f"{len(unexpected)} objects do not belong to the store, the first is {unexpected[0]}: remove them"
             )
 
     def chunks(self) -> None:
@@ -269,9 +229,9 @@ class _Check:
         self.report.chunks = images + len(rest)
 
     def pixels(self, chunk: int, stored: Any) -> list[str]:
-        """What is wrong with the images of a chunk.
+        """Return the problems of the images of a chunk.
 
-        A blank one is only noted: a window whose bars all lack their high or low is drawn so.
+        A blank one is only noted: a window whose bars all lack their high or low is drawn like that.
         """
         store, form = self.store, self.store.chunk_format
         n = store.chunk_windows(chunk)
@@ -283,7 +243,7 @@ class _Check:
         except (ValueError, RuntimeError) as error:
             return [f"chunk {store.chunk_key(chunk)} of store {store.url} is damaged ({error}): rebuild it"]
         problems = []
-        if form.layout == "uint8" and not _only(seen):
+        if form.layout == "uint8" and not _only_0_and_255(seen):
             problems.append(f"chunk {store.chunk_key(chunk)} holds values other than 0 and 255")
         elif seen is not pixels and not _same_bits(form, seen, pixels):
             problems.append(f"chunk {store.chunk_key(chunk)} is not what other readers of Zarr make of it")
@@ -295,7 +255,7 @@ class _Check:
             first = int(found[0]) if len(found) else -1
         if first >= 0:
             self.report.notes.append(
-                f"an image of chunk {store.chunk_key(chunk)} is blank, as where bars have closes alone: "
+                f"an image of chunk {store.chunk_key(chunk)} is blank, as where bars have only closes: "
                 f"window {chunk * form.windows + first}"
             )
         return problems
@@ -308,20 +268,18 @@ class _Check:
             try:
                 code, time = store.column("instrument_index", i, i + 1), store.column("time", i, i + 1)
             except ValueError:
-                return  # told already
+                return  # reported with the chunks
             if code.min() < 0 or code.max() >= store.geometry.instruments:
-                self.say(
-                    [
-                        f"instrument_index runs from {code.min()} to {code.max()}, but there are "
-                        f"{store.geometry.instruments} instruments"
-                    ]
+                self.add(
+                    f"instrument_index runs from {code.min()} to {code.max()}, but there are "
+                    f"{store.geometry.instruments} instruments"
                 )
                 return
             before_time, before_code = np.append(last_time, time[:-1]), np.append(last_code, code[:-1])
             ordered = (time > before_time) | ((time == before_time) & (code > before_code))
             if not ordered.all():
                 at = i * INDEX_CHUNK + int(np.flatnonzero(~ordered)[0])
-                self.say([f"windows are not ordered by (time, instrument) at position {at}"])
+                self.add(f"windows are not ordered by (time, instrument) at position {at}")
                 return
             last_time, last_code = time[-1], code[-1]
 
@@ -329,11 +287,9 @@ class _Check:
         """Draw windows again, compare images and forward returns."""
         store = self.store
         if store.attrs["panel_digest"] is not None and panel.digest != store.attrs["panel_digest"]:
-            self.say(
-                [
-                    f"the panel's digest is {panel.digest}, the store was made from "
-                    f"{store.attrs['panel_digest']}: other bars"
-                ]
+            self.add(
+                f"the panel's digest is {panel.digest}, the store was made from {store.attrs['panel_digest']}: "
+                "different bars"
             )
             return
         chosen = np.arange(len(store))
@@ -350,27 +306,39 @@ class _Check:
             bars_kernels.find_rows(panel.time, panel.offsets, code[part], time[part], row)
             if (row < 0).any():
                 return [f"window {part[np.flatnonzero(row < 0)[0]]} ends at no bar of the panel"]
-            expected = np.empty((len(part), *store.spec.shape), np.uint8)
-            reason = np.empty(len(part), np.uint8)
-            render_rows(panel, row, store.spec, expected, reason=reason, threads=1)
-            chunk = int(part[0]) // size
-            wrong = (store.read_chunk(chunk, part - chunk * size) != expected).any(axis=(1, 2)) | (
-                reason != 0
-            )
-            problems = [f"image {p} differs from the one that the panel gives" for p in part[wrong][:3]]
-            if np.count_nonzero(wrong) > 3:
-                problems.append(f"{np.count_nonzero(wrong) - 3} more images of chunk {chunk} differ")
-            for h, (returns, exits) in labels.items():
-                label = forward_returns(panel, row, h, int(store.attrs["delay"]), store.attrs["label_price"])
-                same = np.array_equal(label.value, returns[part], equal_nan=True)
-                if not same or not np.array_equal(label.exit_time, exits[part]):
-                    problems.append(
-                        f"forward returns ret_{h} of chunk {chunk} differ from those that the panel gives"
-                    )
-            return problems
+            return [*self.drawn(panel, part, row), *self.labelled(panel, part, row, labels)]
 
         self.each("verify images", compare, parts)
         self.report.rendered = len(chosen)
+
+    def drawn(self, panel: Panel, part: NDArray[np.int64], row: NDArray[np.int64]) -> list[str]:
+        """Compare images of one chunk, of windows that end at these panel rows, with those drawn again."""
+        store = self.store
+        expected = np.empty((len(part), *store.spec.shape), np.uint8)
+        reason = np.empty(len(part), np.uint8)
+        render_rows(panel, row, store.spec, expected, reason=reason, threads=1)
+        chunk = int(part[0]) // store.chunk_format.windows
+        found = store.read_chunk(chunk, part - chunk * store.chunk_format.windows)
+        wrong = (found != expected).any(axis=(1, 2)) | (reason != 0)
+        problems = [f"image {p} differs from the one that the panel gives" for p in part[wrong][:3]]
+        if np.count_nonzero(wrong) > 3:
+            problems.append(f"{np.count_nonzero(wrong) - 3} more images of chunk {chunk} differ")
+        return problems
+
+    def labelled(
+        self, panel: Panel, part: NDArray[np.int64], row: NDArray[np.int64], labels: Mapping[int, Any]
+    ) -> list[str]:
+        """Compare the forward returns of the same windows, (returns, exit times) by horizon in `labels`."""
+        attrs, chunk = self.store.attrs, int(part[0]) // self.store.chunk_format.windows
+        problems = []
+        for h, (returns, exits) in labels.items():
+            label = forward_returns(panel, row, h, int(attrs["delay"]), attrs["label_price"])
+            same = np.array_equal(label.value, returns[part], equal_nan=True)
+            if not same or not np.array_equal(label.exit_time, exits[part]):
+                problems.append(
+                    f"forward returns ret_{h} of chunk {chunk} differ from those that the panel gives"
+                )
+        return problems
 
 
 def _same_bits(form: ChunkFormat, seen: NDArray[np.uint8], bits: NDArray[np.uint8]) -> bool:
@@ -380,6 +348,6 @@ def _same_bits(form: ChunkFormat, seen: NDArray[np.uint8], bits: NDArray[np.uint
     return np.array_equal(packed, bits)
 
 
-def _only(pixels: NDArray[np.uint8]) -> bool:
+def _only_0_and_255(pixels: NDArray[np.uint8]) -> bool:
     """Whether all are 0 or 255: adding one makes them 1 and 0."""
     return bool((pixels + np.uint8(1) <= 1).all())

@@ -1,4 +1,4 @@
-"""Which windows of a panel become images, and why the others do not."""
+"""The windows of a panel that become images, and the reasons why others are dropped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WindowIndex:
 
     def __post_init__(self) -> None:
         for name in ("row", "instrument"):
-            # A view: an array that was given stays its owner's to write.
+            # A view: the array that was given stays writable for its owner.
             view = getattr(self, name).view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
@@ -97,8 +97,8 @@ class WindowIndex:
             True where a window may end, e.g. membership of an index. The panel's own ``eligible`` field is
             used when it has one and no mask is given. Masked bars stay bars: nothing is spliced.
         sample : float, optional
-            Share of the windows to keep, in (0, 1]. Every window's fate depends on its instrument's name, its
-            time and `seed` alone.
+            Share of the windows to keep, in (0, 1]. Whether a window is kept depends only on its instrument's
+            name, its time and `seed`.
         seed : int
             Chooses the sample.
         max_gap : str, timedelta or int, optional
@@ -115,7 +115,7 @@ class WindowIndex:
         Raises
         ------
         ValueError
-            If an argument can not be understood, or no bar lies in the time asked for. A universe in which no
+            If an argument cannot be understood, or no bar lies in the time asked for. A universe in which no
             window survives gives an empty index, whose ``counts`` say why.
         """
         spec = ImageSpec.of(spec)
@@ -142,7 +142,7 @@ class WindowIndex:
             seeds = _instrument_seeds(panel.instruments, seed)
         reason = np.empty(len(panel), np.uint8)
         time_code = panel.time_code
-        kernels.screen(
+        kernels.classify_rows(
             panel.bars, panel.time, panel.offsets, scheduled, time_code, first_time, last_time, spec.lookback,
             spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
             -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback), reason,
@@ -236,7 +236,7 @@ def find_windows(panel: Panel, spec: ImageSpec, every: str | int, **choice: Any)
 def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, masked: str) -> ValueError:
     """Return the error for a universe in which no window survives; `masked` is what to do about those masked."""
     unit = " (nanoseconds: '10d' is ten days)" if hasattr(max_gap, "__index__") else ""
-    mend = {
+    remedies = {
         "too_short": "a shorter lookback",
         "ma_warmup": "ma_warmup='omit'",
         "masked": masked,
@@ -244,8 +244,8 @@ def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, ma
         "gap": f"a longer max_gap than {max_gap!r}{unit}",
         "missing_bars": "a larger max_missing",
     }
-    most = sorted(counts, key=lambda reason: -counts[reason])
-    ways = list(dict.fromkeys(mend.get(reason, "other dates") for reason in most))
+    by_count = sorted(counts, key=lambda reason: -counts[reason])
+    ways = list(dict.fromkeys(remedies.get(reason, "other dates") for reason in by_count))
     return ValueError(
         f"none of the {candidates} candidate windows can be drawn (dropped: "
         f"{', '.join(f'{name} {count}' for name, count in counts.items())}): choose "

@@ -1,4 +1,4 @@
-"""Compiled loops over the rows of a panel: screening windows, ordering them, forward returns."""
+"""Compiled loops over the rows of a panel: which windows are kept, their order, forward returns."""
 
 from __future__ import annotations
 
@@ -15,24 +15,41 @@ TOO_SHORT, MA_WARMUP, MASKED, SAMPLED_OUT, GAP, MISSING_BARS, NO_CANDIDATE = 100
 
 
 @jit
-def _uniform(x: Any) -> Any:
-    """Hash 64 bits into [0, 1) (the finaliser of SplitMix64): a draw that depends on nothing else."""
+def _split_mix(x: Any) -> Any:
+    """Hash 64 bits: a step of SplitMix64, after which neighbouring numbers are unrelated."""
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    return np.float64(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    return x ^ (x >> np.uint64(31))
 
 
 @jit
-def screen(
+def _uniform(x: Any) -> Any:
+    """Hash 64 bits into [0, 1): a random number that depends only on them."""
+    return np.float64(_split_mix(x) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@jit
+def uniform_numbers(seed: Any, keys: Any, purposes: Any, out: Any) -> None:
+    """Write a random number in [0, 1) for every key and purpose, which depends only on these and the seed.
+
+    All are uint64, `seed` (1,), `keys` (n,) and `purposes` (k,); `out` is float64 (n, k).
+    """
+    for i in range(keys.shape[0]):
+        mixed = _split_mix(keys[i] + seed[0])
+        for j in range(purposes.shape[0]):
+            out[i, j] = _uniform(mixed + purposes[j])
+
+
+@jit
+def classify_rows(
     bars: Any, time: Any, offsets: Any, scheduled: Any, time_code: Any, start: int, end: int, lookback: int,
     history: int, eligible: Any, sample: float, seeds: Any, max_gap: int, max_missing: int, reason: Any,
 ) -> int:  # fmt: skip
     """Write for every panel row why no window ends there, KEPT where one may; return how many may.
 
-    Empty `scheduled` or `eligible` mean all; negative `max_gap` or `max_missing` mean no limit. A window's
-    cheapest fault is the one that counts.
+    Empty `scheduled` or `eligible` mean all; negative `max_gap` or `max_missing` mean no limit. Of several
+    reasons the first one found is written, cheap checks first.
     """
     kept = 0
     for instrument in range(offsets.shape[0] - 1):
@@ -104,7 +121,7 @@ def order_by_time(reason: Any, offsets: Any, time_code: Any, ends: Any, rows: An
 
 @jit
 def _finite(value: Any) -> Any:
-    """Return a value as float32 holds it, NaN where float32 can not: an infinite return is no return."""
+    """Return a value as float32 holds it, NaN where it cannot: an infinite return is not a return."""
     rounded = np.float32(value)
     return np.float32(np.nan) if np.isinf(rounded) else rounded
 
@@ -137,13 +154,13 @@ def total_returns(
     A missing return inside is skipped, as a return is quoted against the last price that exists; one at the
     exit or at the entry (unless that is the instrument's first bar, which never has one) makes the label NaN.
 
-    Eight windows at a time: each product waits for the one before, so one window alone leaves the CPU idle most
-    of the time (a quarter of the speed at 60 bars).
+    Eight windows at a time: each product waits for the one before, so a single window would leave the CPU idle
+    most of the time (a quarter of the speed at 60 bars).
     """
     level = np.empty(8)
     entries = np.empty(8, np.int64)
     places = np.empty(8, np.int64)
-    held = 0
+    filled = 0
     for i in range(rows.shape[0]):
         first = offsets[instruments[i]]
         entry = rows[i] + delay
@@ -153,10 +170,10 @@ def total_returns(
         if leave < offsets[instruments[i] + 1]:
             exit_time[i] = time[leave]
             if not np.isnan(total_return[leave]) and not (entry > first and np.isnan(total_return[entry])):
-                entries[held] = entry
-                places[held] = i
-                held += 1
-        if held == 8:
+                entries[filled] = entry
+                places[filled] = i
+                filled += 1
+        if filled == 8:
             level[:] = 1.0
             for bar in range(1, horizon + 1):
                 for k in range(8):
@@ -164,8 +181,8 @@ def total_returns(
                     level[k] *= 1.0 if np.isnan(moved) else 1.0 + moved
             for k in range(8):
                 value[places[k]] = _finite(level[k] - 1.0)
-            held = 0
-    for k in range(held):
+            filled = 0
+    for k in range(filled):
         level[0] = 1.0
         for bar in range(1, horizon + 1):
             moved = total_return[entries[k] + bar]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import bars, choice
 from pricepix.bars.panel import Panel
-from pricepix.windows.index import kernels
+from pricepix.windows import kernels
 
 if TYPE_CHECKING:
     from pricepix.windows.index import WindowIndex
@@ -62,7 +62,7 @@ def forward_returns(
     """Compute the forward return of every window over `horizon` bars.
 
     For a window that ends at bar t of its instrument the return is
-    ``price(t + delay + horizon) / price(t + delay) - 1``, counted in bars of that instrument alone: a label
+    ``price(t + delay + horizon) / price(t + delay) - 1``, counted in bars of that instrument only: a label
     never reaches into another instrument, and bars that are missing still count as bars.
 
     Parameters
@@ -135,12 +135,12 @@ def _rows_of(
     """Panel row and instrument of each window, checked to lie in this panel."""
     offsets = panel.offsets
     if not isinstance(windows, (np.ndarray, list, tuple)):
-        theirs = windows.panel
-        if theirs is not panel and not (
-            np.array_equal(theirs.offsets, offsets) and np.array_equal(theirs.time, panel.time)
+        other = windows.panel
+        if other is not panel and not (
+            np.array_equal(other.offsets, offsets) and np.array_equal(other.time, panel.time)
         ):
             raise ValueError(
-                f"the windows are those of another panel ({theirs!r}), not of this one ({panel!r}): "
+                f"the windows are those of another panel ({other!r}), not of this one ({panel!r}): "
                 "make them with WindowIndex.from_panel(panel, spec)"
             )
         return windows.row, windows.instrument
@@ -156,6 +156,6 @@ def _rows_of(
         )
     rows = np.ascontiguousarray(windows, np.int64).view()
     instruments = (np.searchsorted(offsets, rows, side="right") - 1).astype(np.int32)
-    # As those of an index are: compiled code tells the two kinds of arrays apart.
+    # Read-only, as those of an index: Numba compiles a kernel once more for writable arrays.
     rows.flags.writeable = instruments.flags.writeable = False
     return rows, instruments
