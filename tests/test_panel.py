@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+import re
 
 import numpy as np
 import polars as pl
@@ -250,15 +251,18 @@ def test_factors_that_cannot_be_applied():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"on_bad": "drop"}, "on_bad='drop' is not known: choose one of 'raise', 'drop_bar', 'keep'"),
+        (
+            {"on_bad": "drop"},
+            "on_bad='drop' is not known (did you mean 'drop_bar'?): choose one of 'raise', 'drop_bar', 'keep'",
+        ),
         ({"negative_prices": "abs"}, "negative_prices='abs' is not known: choose one of 'error', 'midpoint'"),
         ({"adjust": "split"}, "adjust='split' is not known: choose one of None, 'divide', 'multiply'"),
     ],
 )
 def test_choices(options, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=re.escape(text)):
         Panel.from_table(table(*GOOD), **options)
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=re.escape(text)):
         Panel.from_arrays(*[np.ones((2, 2))] * 4, **options)
 
 
@@ -890,7 +894,7 @@ def test_faults_in_arrays():
         ),
         ({"adjust": "divide"}, ValueError, "adjust='divide' needs adjustment_factor="),
         ({"tz": "Mars/Base"}, ValueError, "tz='Mars/Base' is not a zone"),
-        ({"market_capp": np.ones((5, 4))}, TypeError, "'market_capp' is no field; did you mean 'market_cap'"),
+        ({"market_capp": np.ones((5, 4))}, TypeError, "'market_capp' is not a field; did you mean 'market_cap'"),
         ({"time_unit": "h"}, ValueError, "time_unit='h' is not known: choose one of"),
         (
             dict.fromkeys(("open", "high", "low", "close"), np.full((5, 4), NAN)),

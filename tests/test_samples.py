@@ -155,7 +155,7 @@ def test_intraday_bars_fill_the_session() -> None:
     [
         ({"instruments": 0}, "instruments=0"),
         ({"bars": 1}, "bars=1"),
-        ({"interval": "2d"}, "interval is '2d'; choose one of '1d'"),
+        ({"interval": "2d"}, "interval='2d' is not known: choose one of '1d'"),
         ({"bayes_accuracy": 0.4}, "bayes_accuracy is 0.4"),
         ({"horizon": 0}, "horizon is 0"),
         ({"volatility": (0.5, 0.2)}, "volatility is"),
@@ -193,6 +193,6 @@ def test_real_stocks() -> None:
 
 
 def test_missing_package() -> None:
-    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.real_bars.stocks()"
+    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.stocks()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1].endswith('bokeh-sampledata: pip install "pricepix[sample]"')

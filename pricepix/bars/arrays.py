@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pricepix.bars import tables
-from pricepix.bars.tables import locked
-from pricepix.bars.times import DAY_NS, TimeOptions, read_column, stamp
+from pricepix.bars.times import DAY_NS, TimeOptions, format_time, read_column
+from pricepix.bars.values import locked
 
 _BLOCK_BYTES = 16 << 20
 _MOST_BYTES = 256 << 20
@@ -25,6 +26,27 @@ def sliceable(name: str, array: Any) -> Any:
     if kind not in "fiub":
         raise TypeError(f"{name} holds {array.dtype}: expected numbers")
     return array
+
+
+def common_shape(prices: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape that all prices have; fields of three axes may have one value a day."""
+    shape = tuple(prices["open"].shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"open has {len(shape)} axes; expected (time, instrument) or (day, instrument, interval), got {shape}"
+        )
+    for key, array in prices.items():
+        if tuple(array.shape) != shape:
+            raise ValueError(
+                f"{key} has shape {tuple(array.shape)}, but open has {shape}: they must be the same"
+            )
+    for key, array in fields.items():
+        if tuple(array.shape) not in (shape, shape[:2]):
+            also = f" or {shape[:2]}" if len(shape) == 3 else ""
+            raise ValueError(f"{key} has shape {tuple(array.shape)}; expected {shape}{also}")
+    if 0 in shape:
+        raise ValueError(f"the arrays have shape {shape}: there are no bars in them")
+    return shape
 
 
 def instrument_names(instruments: Any, array: Any, width: int) -> np.ndarray:
@@ -153,7 +175,7 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
     repeated = np.flatnonzero(np.diff(stamps[order, 0]) == 0) + 1
     if len(repeated):
         if on_bad != "drop_bar":
-            first = ", ".join(stamp(int(stamps[order[r], 0]), tz) for r in repeated[:5])
+            first = ", ".join(format_time(int(stamps[order[r], 0]), tz) for r in repeated[:5])
             raise ValueError(
                 f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first "
                 "are "

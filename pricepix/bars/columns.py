@@ -15,7 +15,9 @@ FLOAT_FIELDS = ("total_return", "adjustment_factor", "market_cap")
 
 BOOL_FIELDS = ("up_limit", "down_limit", "eligible")
 
-KNOWN = ("instrument", "time", *BAR, *FLOAT_FIELDS, *BOOL_FIELDS)
+FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)
+
+KNOWN = ("instrument", "time", *BAR, *FIELDS)
 
 REQUIRED = ("time", *PRICES)
 

@@ -248,9 +248,8 @@ def first_rows(bars, midpoint, counts, found):
 
 
 @njit(cache=True, nogil=True)
-def mend(bars, midpoint, drop, factor, adjust):
-    """Apply what was asked for: midpoints made positive, bad bars made missing, prices adjusted by the
-    factor.
+def repair(bars, midpoint, drop, factor, adjust):
+    """Make midpoints positive and bad bars missing, and adjust prices by the factor, as asked for.
 
     adjust 0: not at all; 1: price / factor and volume * factor; 2: price * factor and volume / factor.
     Returns the number of bars made missing.

@@ -17,7 +17,9 @@ from pricepix._checks import choice, nearest
 from pricepix.bars import arrays
 from pricepix.bars import kernels as panel_kernels
 from pricepix.bars import market_kernels as kernels
-from pricepix.bars.panel import Panel, _finish, _Raw
+from pricepix.bars.ingest import RawBars, check_and_repair
+from pricepix.bars.options import ReadOptions
+from pricepix.bars.panel import Panel
 from pricepix.bars.sessions import Session, clock_text
 from pricepix.bars.times import TimeOptions, as_time
 
@@ -419,22 +421,18 @@ class MarketCache:
             )
         kernels.fill_times(stamps, first, stop, offsets, time)
         narrow = any(self._shapes[key][0] == np.float32 for key in INTRADAY[:4]) and decimals is None
-        return _finish(
-            _Raw(bars, offsets, names, time, zone, fields, counts, 0, 0),
-            on_bad=on_bad,
-            midpoint=False,
-            adjust=None,
-            float32=rows if narrow else 0,
-            remarks=tuple(
-                f"{np.count_nonzero(flags):,} bars {text}"
-                for flags, text in (
-                    (fields.get("up_limit"), "at their upper limit"),
-                    (fields.get("down_limit"), "at their lower limit"),
-                    (~fields["eligible"], "that no window may end at (masked)"),
-                )
-                if flags is not None
-            ),
+        remarks = tuple(
+            f"{np.count_nonzero(flags):,} bars {text}"
+            for flags, text in (
+                (fields.get("up_limit"), "at their upper limit"),
+                (fields.get("down_limit"), "at their lower limit"),
+                (~fields["eligible"], "that no window may end at (masked)"),
+            )
+            if flags is not None
         )
+        float32 = rows if narrow else 0
+        raw = RawBars(bars, offsets, names, time, zone, fields, counts, float32=float32, remarks=remarks)
+        return Panel(*check_and_repair(raw, ReadOptions(on_bad=on_bad)))
 
     def _fill(
         self,

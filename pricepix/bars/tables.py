@@ -9,9 +9,7 @@ import csv
 import fnmatch
 import glob
 import gzip
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
+from pricepix.bars.options import ReadOptions
 from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
 
 SUFFIXES = {
@@ -31,13 +30,7 @@ ACCEPTED = (
     "columns, "
     "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
 )
-#: Text that stands for a missing number.
-NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "none", ".")
-
-BLOCK = 1 << 17
 _PATH = "__pricepix_path__"
-_TRUE = ("true", "t", "yes", "y", "1", "1.0")
-_FALSE = ("false", "f", "no", "n", "0", "0.0")
 
 
 @dataclass
@@ -57,16 +50,6 @@ class Part:
     rows: int = 0
     remarks: list[str] = field(default_factory=list)
     float32: list[str] = field(default_factory=list)
-
-
-@dataclass
-class ReadOptions:
-    """How to read; see `Panel.from_table` for the meaning of each."""
-
-    columns: Mapping[str, str | None]
-    name: str | None = None
-    times: TimeOptions = field(default_factory=TimeOptions)
-    null_values: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------- sources
@@ -422,7 +405,7 @@ def _stem(path: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], str | None]:
+def read_times(parts: list[Part], options: TimeOptions) -> tuple[list[Times], str | None]:
     """Read the time column of every part; they must share one zone, which is returned."""
     out = []
     zones: dict[str | None, str] = {}
@@ -431,195 +414,11 @@ def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], st
             part.columns.pop("time")
             continue
         times = read_column(
-            part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options.times
+            part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options
         )
         zones.setdefault(times.tz, part.origin)
         out.append(times)
     if len(zones) > 1:
         raise mixed_zones(list(zones.items()))
     tz = next(iter(zones))
-    return out, (options.times.tz or tz) if tz is not None else None
-
-
-# --------------------------------------------------------------------------------------------------- values
-
-
-def _bad_value(part: Part, ours: str, value: Any, row: int, count: int, hint: str = "") -> ValueError:
-    return ValueError(
-        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}: {value!r} in row {row} (counting "
-        "from 0) "
-        f"is not a {'number' if ours not in BOOL_FIELDS else 'yes or no'}; {count} such rows{hint}"
-    )
-
-
-def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> pl.Series:
-    """Return text as float64, or raise naming the first that is no number."""
-    if series.dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    if series.dtype != pl.String:
-        raise ValueError(
-            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
-            "expected numbers"
-        )
-    text = series.str.strip_chars()
-    text = text.set(text.is_in(list(nulls)), None)
-    out = text.cast(pl.Float64, strict=False)
-    bad = out.is_null() & text.is_not_null()
-    if bad.any():
-        at, wrong = int(bad.arg_true()[0]), text.filter(bad)
-        hint = _number_hint(wrong, part.names[ours])
-        if not hint and len(wrong) == text.count() and wrong.n_unique() > 1:
-            hint = f"; no value is one: strip what is no number, or name another column: columns={{{ours!r}: ...}}"
-        hint = hint or f"; if it marks a missing value: null_values=[{text[at]!r}]"
-        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
-    return out
-
-
-def _number_hint(bad: pl.Series, column: str) -> str:
-    """Return how to make numbers of text that lacks only a currency's sign or points for commas, or nothing."""
-    sign = re.sub(r"[-+\s\d.,]", "", bad[0])
-    # No other letters: 1.5k is not 1.5.
-    if sign != "%" and not re.fullmatch("[A-Z]{3}", sign) and "Sc" not in map(unicodedata.category, sign):
-        sign = ""
-    steps, rest = f"pl.col({column!r})", bad
-    if sign:
-        steps += f".str.replace({sign!r}, '', literal=True).str.strip_chars()"
-        rest = rest.str.replace(sign, "", literal=True).str.strip_chars()
-    if rest.str.contains(",", literal=True).any():
-        thousands = rest.str.contains(r"^[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$").all()
-        decimals = rest.str.contains(r"^[-+]?\d*(,\d+)?$").all()
-        if thousands and decimals:
-            return (
-                f"; mend the column before it is read, {steps}.str.replace_all(',', '').cast(pl.Float64) where commas "
-                "group thousands, .str.replace(',', '.') where they are decimal points"
-            )
-        steps += ".str.replace_all(',', '')" if thousands else ".str.replace(',', '.')"
-        rest = rest.str.replace_all(",", "") if thousands else rest.str.replace(",", ".")
-    if rest is bad or rest.cast(pl.Float64, strict=False).null_count():
-        return ""
-    carried = f"they carry {sign!r}: " if sign else ""
-    return f"; {carried}mend the column before it is read, {steps}.cast(pl.Float64){' / 100' if sign == '%' else ''}"
-
-
-def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
-    """Return a column as booleans, missing ones False, or raise naming the first that is neither."""
-    if series.dtype == pl.Boolean:
-        return series.fill_null(False)
-    hint = ""
-    if series.dtype.is_numeric():
-        number = series.cast(pl.Float64).fill_nan(None)
-        bad = (number != 0) & (number != 1)
-        out = number == 1
-        hint = (
-            "; a limit price is not a flag: pass (close - limit).abs() < 1e-4"
-            if ours.endswith("limit")
-            else ""
-        )
-    elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
-        text = series.cast(pl.String).str.strip_chars().str.to_lowercase()
-        text = text.set(text.is_in([n.lower() for n in NULLS]), None)
-        out = text.is_in(_TRUE)
-        bad = ~text.is_in([*_TRUE, *_FALSE])
-    else:
-        raise ValueError(
-            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
-            "expected true and false"
-        )
-    bad = bad.fill_null(False)
-    if bad.any():
-        at = int(bad.arg_true()[0])
-        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
-    return out.fill_null(False)
-
-
-def locked(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view: kernels are compiled for one kind of array, and panels cannot change."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def prepare_values(parts: list[Part], options: ReadOptions) -> list[str]:
-    """Make every value column in memory numeric (or boolean), and return the fields that any part has."""
-    nulls = (*NULLS, *options.null_values)
-    fields: dict[str, None] = {}
-    for part in parts:
-        for ours in part.names:
-            if ours in ("instrument", "time"):
-                continue
-            if ours in FLOAT_FIELDS or ours in BOOL_FIELDS:
-                fields[ours] = None
-            values = part.columns.get(ours)
-            if values is None:
-                continue
-            if isinstance(values, np.ndarray):
-                if ours in BOOL_FIELDS and values.dtype.kind != "b":
-                    part.columns[ours] = _flags(pl.Series(values), part, ours).to_numpy()
-                elif ours not in BOOL_FIELDS and values.dtype.kind not in "fiu":
-                    raise ValueError(
-                        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type "
-                        f"{values.dtype}: "
-                        "expected numbers"
-                    )
-                elif values.dtype == np.float32 and ours in BAR:
-                    part.float32.append(part.names[ours])
-            elif ours in BOOL_FIELDS:
-                part.columns[ours] = _flags(values, part, ours)
-            elif not values.dtype.is_numeric():
-                part.columns[ours] = _numbers(values, part, ours, nulls)
-            elif values.dtype == pl.Float32 and ours in BAR:
-                part.float32.append(part.names[ours])
-    return [f for f in (*FLOAT_FIELDS, *BOOL_FIELDS) if f in fields]
-
-
-def _block(values: Any, a: int, b: int, flags: bool) -> np.ndarray:
-    """Rows a:b of a column as a read-only contiguous float64 (or bool) array, missing as NaN (or False)."""
-    if isinstance(values, np.ndarray):
-        out = np.ascontiguousarray(values[a:b], dtype=np.bool_ if flags else np.float64)
-    else:
-        part = values.slice(a, b - a)
-        if flags:
-            out = part.fill_null(False).to_numpy()
-        else:
-            out = part.cast(pl.Float64).to_numpy()
-            out = np.ascontiguousarray(out)
-    return locked(out)
-
-
-def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray | None]]]:
-    """Yield (first row, columns by our names) in the order of the rows; None for a column not there."""
-    row = 0
-    for part in parts:
-        if part.rows == 0:
-            continue
-        have = [n for n in (*BAR, *fields) if n in part.names]
-        if part.scan is None:
-            for a in range(0, part.rows, BLOCK):
-                b = min(a + BLOCK, part.rows)
-                yield (
-                    row + a,
-                    {
-                        n: _block(part.columns[n], a, b, n in BOOL_FIELDS) if n in have else None
-                        for n in (*BAR, *fields)
-                    },
-                )
-        else:
-            select = part.scan.select(list(dict.fromkeys(part.names[n] for n in have)))
-            done = 0
-            for batch in select.collect_batches(chunk_size=BLOCK, maintain_order=True):
-                for a in range(0, batch.height, BLOCK):
-                    b = min(a + BLOCK, batch.height)
-                    yield (
-                        row + done + a,
-                        {
-                            n: _block(batch.get_column(part.names[n]), a, b, n in BOOL_FIELDS)
-                            if n in have
-                            else None
-                            for n in (*BAR, *fields)
-                        },
-                    )
-                done += batch.height
-            if done != part.rows:
-                raise OSError(f"{part.origin} changed while it was read: {part.rows} rows first, {done} then")
-        part.columns.clear()
-        row += part.rows
+    return out, (options.tz or tz) if tz is not None else None

@@ -19,10 +19,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import is_whole
+from pricepix._checks import choice, is_whole
 
 DAY_NS = 86_400_000_000_000
-_TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+_TICK_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 
 
@@ -63,6 +63,10 @@ class TimeOptions:
     tz: str | None = None
     time_format: str | None = None
     time_unit: str | None = None
+
+    def __post_init__(self) -> None:
+        choice(self.time_unit, "time_unit", (None, *_TICK_NS))
+        object.__setattr__(self, "tz", check_zone(self.tz))
 
 
 def is_zone(name: str) -> bool:
@@ -212,7 +216,7 @@ def _moved_dates(
         drop = f"give the dates alone (polars: {column}.str.slice(0, 10)), or {keep}"
         moments = f"{column}.str.to_datetime(time_zone='UTC')"
     else:
-        came, place = stamp(ns, tz), str(tz)
+        came, place = format_time(ns, tz), str(tz)
         day = came[:10]
         if options.time_unit is not None:
             column = f"pl.from_epoch({column}, {options.time_unit!r})"
@@ -220,7 +224,7 @@ def _moved_dates(
         else:
             drop, moments = f"{column}.dt.replace_time_zone(None); pandas: .dt.tz_localize(None)", column
         drop = f"drop their zone before they are read (polars: {drop}), or keep it with tz={tz!r}"
-    there = stamp(ns, zone)
+    there = format_time(ns, zone)
     which = "same day" if there.startswith(day) else "day before"
     mover = f"tz={zone!r}" if options.tz else f"{zone}, in which times with offsets are read,"
     return ValueError(
@@ -309,7 +313,7 @@ def _time_hint(value: str, options: TimeOptions) -> str:
     return "; expected ISO times or YYYYMMDD. Say how it is written: time_format='%d/%m/%Y %H:%M'"
 
 
-def stamp(ns: int, tz: str | None) -> str:
+def format_time(ns: int, tz: str | None) -> str:
     """Return a time as ISO text, as short as it goes: in its zone with the offset, or as wall-clock time."""
     if tz is None:
         at = np.datetime64(int(ns), "ns")
