@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
 from pricepix.store.image_store import open_images
@@ -37,7 +37,6 @@ _DARK: Final = "#1a1a1a"
 _GREY: Final = "#7a7a7a"
 _RED: Final = "#b5402b"
 _TABLE_BARS: Final = 20
-_DAY: Final = 86_400_000_000_000
 
 
 def contact_sheet(
@@ -272,7 +271,7 @@ def _stamps(time: NDArray[np.int64], tz: str | None) -> list[str]:
     local = to_series(time, tz)
     if tz is not None:
         local = local.dt.replace_time_zone(None)
-    daily = not (local.to_physical().to_numpy() % _DAY).any()
+    daily = not (local.to_physical().to_numpy() % DAY_NS).any()
     return local.dt.strftime("%Y-%m-%d" if daily else "%Y-%m-%d %H:%M").to_list()
 
 

@@ -230,8 +230,8 @@ def test_one_file_an_instrument(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": "30s"}, "no whole number"),
-        ({"every": "90s"}, "no whole number"),
+        ({"every": "30s"}, "is not a whole number"),
+        ({"every": "90s"}, "is not a whole number"),
         ({"every": "7min"}, "fraction of a day"),
         ({"every": "5min", "stamps": "middle"}, "stamps='middle'"),
         ({"every": "5min", "gaps": "fill"}, "gaps='fill'"),

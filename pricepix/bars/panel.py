@@ -20,7 +20,7 @@ from pricepix.bars import hashing, ingest, kernels
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, requested_columns
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.report import PanelReport
-from pricepix.bars.times import TimeOptions, as_time, check_zone, format_time
+from pricepix.bars.times import TimeOptions, as_time, check_zone, format_time, time_range
 from pricepix.bars.values import locked
 
 
@@ -413,8 +413,7 @@ class Panel:
         if b - a > 1:
             raise KeyError(
                 f"{instrument} has {b - a} bars on {time}, from {self.stamp(times[a])} to "
-                f"{self.stamp(times[b - 1])}: "
-                "give the time of day"
+                f"{self.stamp(times[b - 1])}: give the time of day"
             )
         near = " and ".join(self.stamp(int(t)) for t in times[max(a - 1, 0) : a + 1])
         raise KeyError(
@@ -452,14 +451,12 @@ class Panel:
             keep = np.unique(np.array([self.index_of(n) for n in wanted], dtype=np.int64))
         a, b = self.offsets[keep].copy(), self.offsets[keep + 1].copy()
         if start is not None or end is not None:
-            low = -(2**63) if start is None else self.as_time(start)
-            high = 2**63 - 1 if end is None else self.as_time(end, end=True)
+            low, high = time_range(start, end, self.tz)
             for k in range(len(keep)):
                 times = self.time[a[k] : b[k]]
-                a[k], b[k] = (
-                    a[k] + np.searchsorted(times, low),
-                    a[k] + max(np.searchsorted(times, high, side="right"), np.searchsorted(times, low)),
-                )
+                first = np.searchsorted(times, low)
+                stop = max(np.searchsorted(times, high, side="right"), first)
+                a[k], b[k] = a[k] + first, a[k] + stop
             full = b > a
             keep, a, b = keep[full], a[full], b[full]
         if not len(keep) or not (b > a).any():

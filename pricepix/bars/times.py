@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice, is_whole
 
-DAY_NS = 86_400_000_000_000
+MINUTE_NS: Final = 60_000_000_000
+DAY_NS: Final = 1440 * MINUTE_NS
+"""A day in nanoseconds; days of 23 or 25 hours, when clocks change, are not this long."""
+EARLIEST: Final = int(np.iinfo(np.int64).min)
+LATEST: Final = int(np.iinfo(np.int64).max)
+"""The ends of a period that is open."""
+NO_TIME: Final = int(np.iinfo(np.int64).min)
+"""Stands where there is no time."""
 _TICK_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 
@@ -328,6 +335,13 @@ def format_time(ns: int, tz: str | None) -> str:
     return f"{text}{offset[:3]}:{offset[3:5]}"
 
 
+def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m-%d %H:%M") -> list[str]:
+    """Return times as text: only the dates where none has a time of day, else as `intraday` says, in their zone."""
+    series = to_series(time, tz)
+    wall = series.dt.replace_time_zone(None).to_physical().to_numpy()
+    return series.dt.strftime(intraday if (wall % DAY_NS).any() else "%Y-%m-%d").to_list()
+
+
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     """Return a point in time as int64 ns; see `Panel.as_time`, which passes its zone."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -340,6 +354,46 @@ def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     if end and np.datetime_data(at.dtype)[0] in ("Y", "M", "W", "D"):
         return _localised(at + 1, tz) - 1
     return _localised(at, tz)
+
+
+def time_range(start: Any, end: Any, tz: str | None) -> tuple[int, int]:
+    """Return the first and the last ns of a period, in which both ends lie; None is an open end."""
+    first = EARLIEST if start is None else as_time(start, tz)
+    return first, LATEST if end is None else as_time(end, tz, end=True)
+
+
+def period_ends(period: Any) -> tuple[Any, Any]:
+    """Return the two ends of a period as they were written, None where it is open.
+
+    Parameters
+    ----------
+    period : str or (start, end)
+        ``"1993:2000"``, ``"2000-02-16 09:35..2000-03"``, ``"2000-03:"``; a single time stands for both ends.
+
+    Raises
+    ------
+    ValueError
+        Neither a pair nor text that holds one.
+    """
+    if isinstance(period, str):
+        # Colons also stand in clock times, so two dots separate those.
+        parts = period.split(".." if ".." in period else ":")
+        if len(parts) == 1 or is_time(period):
+            parts = [period, period]
+        if len(parts) == 2:
+            return parts[0].strip() or None, parts[1].strip() or None
+    elif isinstance(period, Sequence) and not isinstance(period, bytes) and len(period) == 2:
+        return period[0], period[1]
+    raise ValueError(f"period is {period!r}; give 'START:END' or (start, end), for example '1993:2000'")
+
+
+def is_time(text: str) -> bool:
+    """Return whether text is one date or time."""
+    try:
+        _moment(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _moment(value: Any) -> tuple[np.datetime64, bool]:
@@ -386,13 +440,11 @@ def _localised(at: np.datetime64, tz: str | None) -> int:
 def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
     """Return times as a polars series: instants shown in zone `tz`, or wall-clock times if it is None."""
     times = pl.Series(np.asarray(nanoseconds, np.int64)).cast(pl.Datetime("ns"))
-    times = times.set(times.is_not_null() & (times.to_physical() == np.iinfo(np.int64).min), None)
+    times = times.set(times.is_not_null() & (times.to_physical() == NO_TIME), None)
     if tz is None:
         return times
     return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)
 
-
-_FOREVER: Final = np.iinfo(np.int64)
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
 
@@ -401,11 +453,11 @@ _UNITS: Final = {
     "us": 10**3,
     "ms": 10**6,
     "s": 10**9,
-    "m": 60 * 10**9,
-    "min": 60 * 10**9,
-    "h": 3600 * 10**9,
-    "d": 86400 * 10**9,
-    "w": 7 * 86400 * 10**9,
+    "m": MINUTE_NS,
+    "min": MINUTE_NS,
+    "h": 60 * MINUTE_NS,
+    "d": DAY_NS,
+    "w": 7 * DAY_NS,
 }
 
 
@@ -429,4 +481,12 @@ def duration_ns(value: Any, name: str = "") -> int:
             f"{name and name + '='}{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such "
             "as '10d', a timedelta, or nanoseconds as a whole number, not below 0"
         )
-    return min(ns, _FOREVER.max)
+    return min(ns, LATEST)
+
+
+def format_duration(ns: int) -> str:
+    """Return a duration in the largest unit of which it is a whole number: ``"5 min"``."""
+    for unit in ("d", "h", "min", "s", "ms"):
+        if ns and ns % _UNITS[unit] == 0:
+            return f"{ns // _UNITS[unit]} {unit}"
+    return f"{ns} ns"
