@@ -894,7 +894,11 @@ def test_faults_in_arrays():
         ),
         ({"adjust": "divide"}, ValueError, "adjust='divide' needs adjustment_factor="),
         ({"tz": "Mars/Base"}, ValueError, "tz='Mars/Base' is not a zone"),
-        ({"market_capp": np.ones((5, 4))}, TypeError, "'market_capp' is not a field; did you mean 'market_cap'"),
+        (
+            {"market_capp": np.ones((5, 4))},
+            TypeError,
+            "'market_capp' is not a field; did you mean 'market_cap'",
+        ),
         ({"time_unit": "h"}, ValueError, "time_unit='h' is not known: choose one of"),
         (
             dict.fromkeys(("open", "high", "low", "close"), np.full((5, 4), NAN)),

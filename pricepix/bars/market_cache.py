@@ -103,8 +103,10 @@ class MarketCache:
 
     Examples
     --------
-    >>> cache = MarketCache("commoncache")                                     # doctest: +SKIP
-    >>> panel = cache.panel(days=("2021-01-01", "2021-03-31"), stocks=slice(0, 500))     # doctest: +SKIP
+    A quarter of 500 stocks::
+
+        cache = MarketCache("commoncache")
+        panel = cache.panel(days=("2021-01-01", "2021-03-31"), stocks=slice(0, 500))
     """
 
     def __init__(
