@@ -603,7 +603,9 @@ def test_of(panel):
     assert Panel.of(panel) is panel
     assert Panel.of(table(*GOOD, eligible=[True] * 5)).digest == panel.digest
     assert Panel.of(table(*GOOD).rename({"close": "x"}), columns={"close": "x"}).n_instruments == 2
-    with pytest.raises(TypeError, match="a Panel is already read; on_bad can no longer be applied"):
+    with pytest.raises(
+        TypeError, match="a Panel has been read already: on_bad cannot be applied to it any more"
+    ):
         Panel.of(panel, on_bad="keep")
 
 
@@ -890,7 +892,7 @@ def test_faults_in_arrays():
         (
             {"up_limit": np.full((5, 4), 11.5)},
             ValueError,
-            r"up_limit must hold true and false, got .*11\.5.*no flag",
+            r"up_limit must hold true and false, got .*11\.5.*not a flag",
         ),
         ({"adjust": "divide"}, ValueError, "adjust='divide' needs adjustment_factor="),
         ({"tz": "Mars/Base"}, ValueError, "tz='Mars/Base' is not a zone"),

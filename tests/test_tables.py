@@ -350,7 +350,7 @@ def test_files_that_are_not_there(tmp_path):
         Panel.from_table(tmp_path)
     with pytest.raises(ValueError, match="the list of paths is empty"):
         Panel.from_table([])
-    with pytest.raises(TypeError, match="a list must hold paths only, got int"):
+    with pytest.raises(TypeError, match="a list must hold only paths, got int"):
         Panel.from_table([3])
 
 
@@ -523,7 +523,7 @@ def test_names_that_are_wrong(frame):
         Panel.from_table(frame, {"close": None})
     with pytest.raises(ValueError, match=r"'volume' of .* is asked for both as 'volume' and as 'market_cap'"):
         Panel.from_table(frame, {"market_cap": "volume", "volume": "volume"})
-    with pytest.raises(TypeError, match="columns must map pricepix names"):
+    with pytest.raises(TypeError, match="columns is of type list: give a mapping of pricepix names"):
         Panel.from_table(frame, ["close"])
     with pytest.raises(TypeError, match="must be the name of a column or None, got 3"):
         Panel.from_table(frame, {"close": 3})

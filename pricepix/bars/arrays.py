@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.bars import tables
-from pricepix.bars.times import DAY_NS, TimeOptions, format_time, read_column
+from pricepix.bars.times import DAY_NS, MINUTE_NS, TimeOptions, format_time, read_column
 from pricepix.bars.values import locked
 
 _BLOCK_BYTES = 16 << 20
@@ -88,7 +88,7 @@ def bar_times(
         remarks.append(
             "no time was given: bars are numbered by days since 1970" + (" and minutes" if three else "")
         )
-        return np.arange(days)[:, None] * DAY_NS + np.arange(per_day)[None, :] * 60_000_000_000, options.tz
+        return np.arange(days)[:, None] * DAY_NS + np.arange(per_day)[None, :] * MINUTE_NS, options.tz
     if time is None:
         raise ValueError("intervals= needs the days: pass time=")
     if (
@@ -120,7 +120,7 @@ def bar_times(
         return ns.reshape(days, per_day), zone
     expected = (days, per_day) if three else (days,)
     if shape != expected:
-        more = "; for days alone pass intervals= as well" if three and shape == (days,) else ""
+        more = "; for days pass intervals= as well" if three and shape == (days,) else ""
         raise ValueError(f"time has shape {shape}, expected {expected} as the arrays are{more}")
     if three:
         time = np.asarray(time).reshape(-1)
@@ -177,8 +177,7 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
         if on_bad != "drop_bar":
             first = ", ".join(format_time(int(stamps[order[r], 0]), tz) for r in repeated[:5])
             raise ValueError(
-                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first "
-                "are "
+                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first are "
                 f"{first}; remove them, or pass on_bad='drop_bar' to keep the first of each"
             )
         order = np.delete(order, repeated)
@@ -197,7 +196,7 @@ def block_width(array: Any, bars: int, width: int) -> int:
         chunks = array.encoding.get("chunks")
     if chunks and len(chunks) > 1:
         chunk = chunks[1] if isinstance(chunks[1], int) else max(chunks[1])
-        # Chunks too wide for memory are decoded once a block rather than held whole.
+        # Chunks too wide for memory are decoded once a block rather than kept whole.
         if chunk * bars * 8 <= _MOST_BYTES:
             step = max(chunk, step // chunk * chunk)
     return min(step, width)
@@ -213,9 +212,9 @@ def read_block(
     if np.dtype(dtype) == np.bool_ and values.dtype != np.bool_:
         known = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
         if (known & (values != 0) & (values != 1)).any():
-            odd = values[known & (values != 0) & (values != 1)][0]
-            hint = "; a limit price is no flag: pass abs(close - limit) < 1e-4" if "limit" in name else ""
-            raise ValueError(f"{name} must hold true and false, got {odd!r}{hint}")
+            unexpected = values[known & (values != 0) & (values != 1)][0]
+            hint = "; a limit price is not a flag: pass abs(close - limit) < 1e-4" if "limit" in name else ""
+            raise ValueError(f"{name} must hold true and false, got {unexpected!r}{hint}")
         values = known & (values == 1)
     if values.ndim == 2:
         values = values[:, :, None]

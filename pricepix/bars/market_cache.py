@@ -98,8 +98,8 @@ class MarketCache:
     FileNotFoundError
         The folder or a file is not there; the message names all that are missing.
     ValueError
-        A file whose size does not match its name (both numbers are told), or whose shape differs from the
-        others'; days that do not ascend; names that are empty or stand twice.
+        A file whose size does not match its name (the message gives both numbers), or whose shape differs from
+        the others'; days that do not ascend; names that are empty or not unique.
 
     Examples
     --------

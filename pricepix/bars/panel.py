@@ -1,7 +1,6 @@
 """The OHLCV history of a universe, as one block of memory, checked on entry.
 
-`Panel.from_table` and `Panel.from_arrays` are the two ways in. What they found on the way stands in
-`Panel.report`.
+`Panel.from_table` and `Panel.from_arrays` are the two ways in; `Panel.report` says what they found.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pricepix.bars.values import locked
 
 
 class Panel:
-    """OHLCV bars of many instruments, ragged, sorted by instrument and time.
+    """OHLCV bars of a universe of instruments, ragged, sorted by instrument and time.
 
     Make one with `from_table` or `from_arrays`. A panel cannot be changed: its arrays are read-only.
 
@@ -45,7 +44,7 @@ class Panel:
     fields : mapping of str to ndarray, (rows,)
         Any of total_return, adjustment_factor, market_cap (float64), up_limit, down_limit, eligible (bool).
     report : PanelReport
-        What the checks on entry found.
+        Findings of the checks on entry.
     """
 
     __slots__ = ("_cache", "bars", "fields", "instruments", "offsets", "report", "time", "tz")
@@ -68,7 +67,7 @@ class Panel:
         fields: Mapping[str, np.ndarray] | None = None,
         report: PanelReport | None = None,
     ) -> None:
-        """Wrap arrays that are what the attributes say. Shapes and types are checked, values not."""
+        """Wrap arrays as the attributes describe them. Shapes and types are checked, values are not."""
         fields = dict(fields or {})
         n, m = len(bars), len(instruments)
         expected = [
@@ -124,7 +123,7 @@ class Panel:
         if isinstance(source, Panel):
             if options:
                 raise TypeError(
-                    f"a Panel is already read; {', '.join(options)} can no longer be applied to it"
+                    f"a Panel has been read already: {', '.join(options)} cannot be applied to it any more"
                 )
             return source
         return cls.from_table(source, **options)
@@ -157,11 +156,11 @@ class Panel:
             files: a path, a glob, a folder (searched in depth), a list of these. The index of a pandas frame
             is used if it is named, has several levels or holds times.
         columns : mapping, optional
-            Our names to the table's: ``{"close": "PRC"}``. None as a value means: do not read this one. Names
-            not given are found by their usual spellings, whatever their case (open, o, OPENPRC, PX_OPEN,
-            ...). Known: instrument, time, open, high, low, close, volume, total_return, adjustment_factor,
-            market_cap, up_limit, down_limit, eligible. Only time and the four prices are required. A missing
-            flag is False.
+            Our names to the table's: ``{"close": "PRC"}``. None as a value means: do not read this one. Other
+            names are found by their usual spellings in any case (open, o, OPENPRC, PX_OPEN, ...). Known:
+            instrument, time, open, high, low, close, volume, total_return, adjustment_factor, market_cap,
+            up_limit, down_limit, eligible. Only time and the four prices are required. A missing flag is
+            False.
         instrument, time : str, optional
             Short for ``columns={"instrument": ..., "time": ...}``.
         name : str, optional
@@ -181,10 +180,10 @@ class Panel:
         null_values : sequence of str
             Text that marks a missing number, besides the usual.
         on_bad : {"raise", "drop_bar", "keep"}
-            What becomes of rows with faults (see `ERRORS`). "raise": one error that counts and names them.
+            How to treat rows with faults (see `ERRORS`). "raise": one error that counts and names them.
             "drop_bar": the bar becomes missing (its row stays, so that no window splices over it); of two
-            rows at one time the first stays; an impossible return alone becomes missing. "keep": nothing is
-            touched.
+            rows at one time the first stays; of an impossible return only the return becomes missing. "keep":
+            nothing is changed.
         negative_prices : {"error", "midpoint"}
             "midpoint" takes negative prices as CRSP means them: no trade, midpoint of bid and ask.
         adjust : {"divide", "multiply"}, optional
@@ -202,11 +201,11 @@ class Panel:
         ValueError
             Columns missing or ambiguous, no rows, times or numbers that cannot be read, mixed time zones, dates
             that the zone would move, or bars with faults. The message names the column, the first value and its
-            row, and the way to mend it.
+            row, and the way to fix it.
         FileNotFoundError
             No file there.
         TypeError
-            A source of another kind.
+            A source of a different kind.
         """
         if isinstance(source, Panel):
             raise TypeError("the source is a Panel already; Panel.of(x) takes panels and tables alike")
@@ -248,7 +247,7 @@ class Panel:
         The arrays are read a block of instruments at a time, so that no more than the panel and a block are
         in memory. Bars before an instrument's first and after its last price are left out; missing bars
         between stay, as NaN. So a gap has bars only once a later price ends it: pass
-        ``eligible=~np.isnan(close)``, and no window ends in a gap that a later price alone tells of.
+        ``eligible=~np.isnan(close)``, and no window ends in a gap that is known only from a later price.
 
         Parameters
         ----------
@@ -326,7 +325,7 @@ class Panel:
 
     @property
     def instrument_digests(self) -> np.ndarray:
-        """128 bits for the rows of each instrument, uint64 (instruments, 2): they tell which changed."""
+        """128 bits for the rows of each instrument, uint64 (instruments, 2): they show which instruments changed."""
         if "instrument_digests" not in self._cache:
             out = np.empty((self.n_instruments, 2), np.uint64)
             # Hashing relies on overflow, of which numpy warns when the loops are not compiled.
@@ -393,13 +392,13 @@ class Panel:
     def locate(self, instrument: str, time: Any) -> int:
         """Return the row of an instrument at a time.
 
-        `time` is as in `as_time`. A date alone also finds the one bar of that day.
+        `time` is as in `as_time`. A date also finds the only bar of that day.
 
         Raises
         ------
         KeyError
-            No such instrument (the nearest names are told), no bar at this time (the nearest bars are told),
-            or a date alone when the day has several bars.
+            No such instrument (the message gives the nearest names), no bar at this time (it gives the nearest
+            bars), or a date whose day has several bars.
         """
         rows = self.rows_of(instrument)
         times = self.time[rows]
@@ -430,7 +429,7 @@ class Panel:
         instruments : sequence of str, optional
             Names to keep; they stay in the order of the panel.
         start, end : time, optional
-            First and last time, both included; as in `as_time`. A date alone as `end` includes the whole day.
+            First and last time, both included; as in `as_time`. A date as `end` includes the whole day.
 
         Returns
         -------
@@ -521,8 +520,8 @@ def _restore(state: tuple[Any, ...], cache: dict[str, Any]) -> Panel:
 
 
 def _calendar(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    # Nearly all instruments share one calendar, so the longest one holds nearly all times. Only the others
-    # are collected and sorted: 25 million rows take 0.1 s, where numpy.unique takes 2.
+    # Nearly all instruments share one calendar, so the longest one has nearly all times. Only the rest
+    # is collected and sorted: 25 million rows take 0.1 s, where numpy.unique takes 2.
     lengths = np.diff(offsets)
     if not lengths.sum():
         return np.empty(0, np.int64)

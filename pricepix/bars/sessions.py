@@ -77,7 +77,7 @@ class Session:
         session : Session, str, sequence of (str, str) or None
             ``"ashare"`` (09:30 to 11:30 and 13:00 to 15:00 with the opening auction, Asia/Shanghai), ``"us"``
             (09:30 to 16:00, America/New_York), ``"24h"`` or None; any other name is looked up in the package
-            exchange_calendars (``"XHKG"``), whose regular hours of today are taken.
+            exchange_calendars (``"XHKG"``), for its present regular hours.
 
         Raises
         ------

@@ -1,7 +1,4 @@
-"""Read any table of bars: find its columns, its instruments and its times, and hand out its rows in blocks.
-
-This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.bars.panel`.
-"""
+"""Tables of bars from files and data frames: open them, find their columns, instruments and times."""
 
 from __future__ import annotations
 
@@ -26,8 +23,7 @@ SUFFIXES = {
     ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc",
 }  # fmt: skip
 ACCEPTED = (
-    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of "
-    "columns, "
+    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of columns, "
     "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
 )
 _PATH = "__pricepix_path__"
@@ -37,8 +33,8 @@ _PATH = "__pricepix_path__"
 class Part:
     """Rows that share one origin and one set of columns.
 
-    `columns` holds the columns by our names, in memory; or `scan` reads them, in order, as often as it is
-    asked.
+    `names` maps our names to the table's. `columns` holds the columns by our names, in memory; or `scan` reads
+    them, in order, as often as needed.
     """
 
     origin: str
@@ -62,10 +58,10 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("the list of paths is empty: there is nothing to read")
-        odd = [s for s in source if not isinstance(s, str | Path)]
-        if odd:
+        unexpected = [s for s in source if not isinstance(s, str | Path)]
+        if unexpected:
             raise TypeError(
-                f"a list must hold paths only, got {type(odd[0]).__name__} in it; expected {ACCEPTED}"
+                f"a list must hold only paths, got {type(unexpected[0]).__name__} in it; expected {ACCEPTED}"
             )
         return _read_files([p for s in source for p in _expand(s)], options)
     root = type(source).__module__.partition(".")[0]
@@ -76,7 +72,7 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
         schema = source.collect_schema()
         names, _ = resolve_columns(schema.names(), options.columns, origin)
         frame = source.select(list(dict.fromkeys(names.values()))).collect()
-        # What was not selected still tells of look-alikes.
+        # Columns that were not selected may still be look-alikes, which remarks mention.
         return [_read_frame(frame, options, origin, schema.names())]
     if isinstance(source, pl.DataFrame):
         return [_read_frame(source, options, origin)]
@@ -100,7 +96,7 @@ def _read_frame(
 ) -> Part:
     names, remarks = resolve_columns(found or frame.columns, options.columns, origin)
     part = Part(origin, names, rows=frame.height, remarks=remarks, literal=options.name or "0")
-    part.columns = {ours: frame.get_column(theirs) for ours, theirs in names.items()}
+    part.columns = {name: frame.get_column(column) for name, column in names.items()}
     return part
 
 
@@ -112,9 +108,8 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
     origin = "the pandas DataFrame"
     if source.columns.nlevels > 1:
         raise ValueError(
-            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring "
-            "it to one "
-            "row an instrument and time first, for example with frame.stack(level=...).reset_index()"
+            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring it "
+            "to one row an instrument and time first, for example with frame.stack(level=...).reset_index()"
         )
     index = source.index
     if index.nlevels > 1 or index.name is not None or isinstance(index, pd.DatetimeIndex):
@@ -126,14 +121,14 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
         levels = {}
     found = [*levels, *map(str, source.columns)]
     if len(set(found)) < len(found):
-        twice = next(c for c in found if found.count(c) > 1)
-        raise ValueError(f"{origin} has more than one column named {twice!r}")
+        duplicate = next(c for c in found if found.count(c) > 1)
+        raise ValueError(f"{origin} has more than one column named {duplicate!r}")
     names, remarks = resolve_columns(found, options.columns, origin)
     part = Part(origin, names, rows=len(source), remarks=remarks, literal=options.name or "0")
     originals = {str(c): c for c in source.columns}
-    for ours, theirs in names.items():
-        values = levels[theirs].to_series() if theirs in levels else source[originals[theirs]]
-        part.columns[ours] = pandas_column(values, theirs, origin, part.remarks)
+    for name, column in names.items():
+        values = levels[column].to_series() if column in levels else source[originals[column]]
+        part.columns[name] = pandas_column(values, column, origin, part.remarks)
     return part
 
 
@@ -147,10 +142,12 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
     if isinstance(dtype, pd.DatetimeTZDtype):
         zone = str(dtype.tz)
         if not is_zone(zone):
-            remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
+            remarks.append(
+                f"column {name!r} is in {zone}, which is not a zone of the tz database: read as UTC"
+            )
             wall = values.dt.tz_localize(None)
             if not wall.hasnans and (wall.dt.normalize() == wall).mean() > 0.5:
-                # Perhaps dates, which only their offset tells: text keeps it.
+                # Perhaps dates, which only the offset can tell: text keeps it.
                 return pl.Series(name, values.astype(str).to_numpy(object), dtype=pl.String)
             zone = "UTC"
         ticks = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
@@ -242,7 +239,7 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
 
 
 def _hive(paths: Sequence[str]) -> dict[str, Any]:
-    """Arguments for reading folders such as symbol=000001/: these names are columns, kept as text."""
+    """Return the arguments for reading folders such as symbol=000001/: their names are columns, kept as text."""
     named = (part.partition("=") for path in paths for part in Path(path).parent.parts)
     keys = {key for key, equals, _ in named if key and equals}
     return {"hive_partitioning": bool(keys), "hive_schema": dict.fromkeys(sorted(keys), pl.String) or None}
@@ -267,15 +264,15 @@ def _header(path: str) -> tuple[str, tuple]:
     except OSError as error:
         if "://" not in path:
             raise
-        # The other side's own words run over several lines, of XML for instance.
-        raise type(error)(f"{path}: can not be read: {str(error).splitlines()[0]}") from error
+        # The message of an object store has several lines, of XML for instance.
+        raise type(error)(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     if not line.strip():
         raise ValueError(f"{path}: the file is empty; expected a header line and rows")
     separator = max(",;\t|", key=line.count)
     names = next(csv.reader([line], delimiter=separator))
     if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"{path}: more than one column is named {twice!r}")
+        duplicate = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"{path}: more than one column is named {duplicate!r}")
     return separator, tuple((n, pl.String()) for n in names)
 
 
@@ -289,16 +286,15 @@ def _read_group(
     part = Part(origin, names, remarks=remarks, literal=options.name, stems=stems)
     take = [*wanted, _PATH] if stems else wanted
     if kind == "csv":
-        numbers = [t for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS]
+        numbers = [t for name, t in names.items() if name in BAR or name in FLOAT_FIELDS]
         text = {n: pl.String for n in schema}
-        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep their leading
-        # zeros).
+        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep leading zeros).
         try:
             typed = {**text, **dict.fromkeys(numbers, pl.Float64)}
             frame = pl.scan_csv(paths, separator=separator, schema_overrides=typed, glob=False, **extra)
             frame_ = frame.select(take).collect()
         except pl.exceptions.ComputeError:
-            # Something is no number: read again as text, where it can be named or recognised as missing.
+            # Something is not a number: read it again as text, to name it or recognise it as missing.
             frame = pl.scan_csv(paths, separator=separator, schema_overrides=text, glob=False, **extra)
             frame_ = frame.select(take).collect()
         columns = frame_
@@ -306,18 +302,18 @@ def _read_group(
         scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
         lazy = scan(paths, glob=False, **_hive(paths), **extra).select(take)
         streamable = all(
-            schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS
+            schema[t].is_numeric() for name, t in names.items() if name in BAR or name in FLOAT_FIELDS
         )
-        streamable &= all(schema[t] == pl.Boolean for ours, t in names.items() if ours in BOOL_FIELDS)
+        streamable &= all(schema[t] == pl.Boolean for name, t in names.items() if name in BOOL_FIELDS)
         if streamable and hasattr(lazy, "collect_batches"):
             keys = [names[k] for k in ("instrument", "time") if k in names] + ([_PATH] if stems else [])
             columns = lazy.select(keys).collect()
             part.scan = lazy
-            part.float32 = [t for ours, t in names.items() if ours in BAR and schema[t] == pl.Float32]
+            part.float32 = [t for name, t in names.items() if name in BAR and schema[t] == pl.Float32]
         else:
             columns = lazy.collect()
     part.rows = columns.height
-    part.columns = {ours: columns.get_column(t) for ours, t in names.items() if t in columns.columns}
+    part.columns = {name: columns.get_column(t) for name, t in names.items() if t in columns.columns}
     if stems:
         part.columns["instrument"] = columns.get_column(_PATH)
     return part
@@ -370,8 +366,7 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
             at = int((~whole).arg_true()[0])
             raise ValueError(
                 f"instrument column {column!r} of {part.origin} holds {series[at]!r} in row {at}: expected "
-                "names or "
-                "whole numbers"
+                "names or whole numbers"
             )
         series = series.cast(pl.Int64)
     if series.null_count():
@@ -384,8 +379,7 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
     if not (series.dtype in names or series.dtype.is_integer()):
         raise ValueError(
             f"instrument column {column!r} of {part.origin} is of type {series.dtype}: expected text, "
-            "categories or "
-            "whole numbers"
+            "categories or whole numbers"
         )
     # The physical codes of categories compare faster than their text.
     test = series if series.dtype == pl.String else series.to_physical()

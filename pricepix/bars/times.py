@@ -1,4 +1,4 @@
-"""Times in and out: columns of times in any form to nanoseconds, one time to and from text.
+"""Times and durations: columns of any form to nanoseconds, times to and from text, the ends of periods.
 
 Everywhere in pricepix a time is int64 nanoseconds since 1970: UTC where there is a zone, wall clock where
 there is none.
@@ -25,10 +25,11 @@ MINUTE_NS: Final = 60_000_000_000
 DAY_NS: Final = 1440 * MINUTE_NS
 """A day in nanoseconds; days of 23 or 25 hours, when clocks change, are not this long."""
 EARLIEST: Final = int(np.iinfo(np.int64).min)
+"""The first time of a period that has no start."""
 LATEST: Final = int(np.iinfo(np.int64).max)
-"""The ends of a period that is open."""
+"""The last time of a period that has no end."""
 NO_TIME: Final = int(np.iinfo(np.int64).min)
-"""Stands where there is no time."""
+"""Stands for a time that is missing."""
 _TICK_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 
@@ -46,10 +47,10 @@ def _formats() -> list[str]:
 
 TIME_FORMATS = tuple(_formats())
 
-# How a date ends that is written as a moment: midnight, and the offset of the zone whose midnight it is.
+# The end of a date that is written as an instant: midnight, and the offset of the zone whose midnight it is.
 _MIDNIGHT = r"(?:^|[ T])00:00(?::00(?:\.0+)?)?\s*(?:Z|UTC|[+-]\d\d:?\d\d|[+-]\d\d)$"
 _OFFSET = re.compile(r"(?:Z|UTC|([+-])(\d\d):?(\d\d)?)$")
-# So many bars at midnight are dates: of two bars a day only half are.
+# Times of which at least this share is midnight are dates: with two bars a day only half would be.
 _DATES = 0.9
 _PROBED = 1000
 
@@ -103,9 +104,9 @@ def check_zone(tz: Any) -> str | None:
 
 def mixed_zones(zones: Sequence[tuple[str | None, str]]) -> ValueError:
     """Return the error for (zone, place) pairs that differ in their zones."""
-    told = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
+    found = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
     return ValueError(
-        f"mixed time zones: {told}. Bring all times to one zone first: convert the aware ones with "
+        f"mixed time zones: {found}. Bring all times to one zone first: convert the aware ones with "
         "tz_convert('UTC'), and say what the naive ones are with tz_localize(...)"
     )
 
@@ -170,8 +171,7 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
         if local.null_count():
             at = int(local.is_null().arg_true()[0])
             raise ValueError(
-                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks "
-                "change); "
+                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
                 f"{local.null_count()} such rows. Bring the times to UTC before they are read"
             )
         return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
@@ -179,7 +179,7 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
 
 
 def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Series) -> Times:
-    """Return the times; ValueError if they are dates, told as midnights of a zone, that another zone moves.
+    """Return the times; ValueError if they are dates, given as midnights of a zone, that a different zone moves.
 
     `column` is what they were read from: text still has the midnights of its own offsets, which the times, in
     UTC, no longer show.
@@ -188,7 +188,7 @@ def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Serie
     written = column.dtype == pl.String
     if zone == times.tz and not written:
         return times
-    # A few rows tell of nearly every table that it holds no dates; where it might, all of them are looked at.
+    # A few rows show for nearly every table that it holds no dates; only where it might are all rows checked.
     for every in dict.fromkeys((max(1, len(column) // _PROBED), 1)):
         ns = times.ticks[::every] * times.scale
         if written:
@@ -201,10 +201,10 @@ def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Serie
     moved = dates & (clock != 0)
     if moved.any():
         hours = [str(np.datetime64(int(t), "ns"))[11:16] for t in np.unique(clock[moved])]
-        told = " or ".join(hours) if len(hours) <= 3 else f"{hours[0]} to {hours[-1]}"
+        moved_to = " or ".join(hours) if len(hours) <= 3 else f"{hours[0]} to {hours[-1]}"
         at = int(moved.argmax())
         text = column[at].strip() if written else None
-        raise _moved_dates(where, options, times.tz, int(ns[at]), told, column.name or "time", text)
+        raise _moved_dates(where, options, times.tz, int(ns[at]), moved_to, column.name or "time", text)
     return times
 
 
@@ -220,7 +220,7 @@ def _moved_dates(
         came, place = repr(text), "their offset"
         day = str(np.datetime64(ns + offset * 60_000_000_000, "ns"))[:10]
         keep = "tz='UTC'" if offset == 0 else "tz= the zone they are of, such as 'Asia/Shanghai' for +08:00"
-        drop = f"give the dates alone (polars: {column}.str.slice(0, 10)), or {keep}"
+        drop = f"give only the dates (polars: {column}.str.slice(0, 10)), or {keep}"
         moments = f"{column}.str.to_datetime(time_zone='UTC')"
     else:
         came, place = format_time(ns, tz), str(tz)
@@ -290,14 +290,13 @@ def _parse(text: pl.Series, where: str, options: TimeOptions, was_number: bool =
             if options.time_format is None and _safe_parse(text.slice(at, 1), f) is not None
         ]
         if others and aware != any("%#z" in f for f in others):
-            told = ("has a time zone", "has none") if aware else ("has none", "has one")
+            zones = ("has a time zone", "has none") if aware else ("has none", "has one")
             raise ValueError(
-                f"{where}: mixed time zones: {first!r} in row 0 {told[0]}, {value!r} in row {at} {told[1]}. "
+                f"{where}: mixed time zones: {first!r} in row 0 {zones[0]}, {value!r} in row {at} {zones[1]}. "
                 "Write all times in one way"
             )
         raise ValueError(
-            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row "
-            "0; "
+            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
             f"{best.null_count()} such rows{_time_hint(value, options)}"
         )
     return best
@@ -321,7 +320,7 @@ def _time_hint(value: str, options: TimeOptions) -> str:
 
 
 def format_time(ns: int, tz: str | None) -> str:
-    """Return a time as ISO text, as short as it goes: in its zone with the offset, or as wall-clock time."""
+    """Return a time as ISO text: in its zone with the offset, or as wall-clock time without needless zeros."""
     if tz is None:
         at = np.datetime64(int(ns), "ns")
         for unit in ("D", "m", "s"):
@@ -462,7 +461,7 @@ _UNITS: Final = {
 
 
 def duration_ns(value: Any, name: str = "") -> int:
-    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; `name` is told in errors."""
+    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; errors mention `name`."""
     ns = -1
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
@@ -471,7 +470,7 @@ def duration_ns(value: Any, name: str = "") -> int:
     elif isinstance(value, timedelta):
         ns = (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
     elif isinstance(value, np.timedelta64):
-        # Months and years have no length, NaT has none either.
+        # Months, years and NaT have no length.
         if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
             ns = int(value.astype("timedelta64[ns]").astype(np.int64))
     elif is_whole(value):

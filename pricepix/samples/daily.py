@@ -91,7 +91,7 @@ def simulate(
     overnight : float
         Share of a day's variance, 0 to below 1, that comes overnight as a gap between close and open.
     jump_rate : float
-        Chance that an overnight gap is a news gap of five times its size.
+        Chance that an overnight gap is a news gap, five times as large.
     halt_rate : float
         Chance a bar that a trading halt of 1 to 5 bars begins.
     halts : {"missing", "absent"}
@@ -129,8 +129,8 @@ def simulate(
     lower shadow (+1) or a long upper shadow (-1). A second coin makes ``y = s`` with chance
     `bayes_accuracy` and ``y = -s`` otherwise, and the close `horizon` bars later is drawn from the random
     walk's own step, conditioned on lying above (y = +1) or below (y = -1) today's close by a tick or more.
-    That later close is the first number that depends on ``y``, and ``y`` depends on the past through ``s``
-    alone. So, given everything up to and including a bar, the sign of its return is ``s`` with chance
+    That later close is the first number that depends on ``y``, and ``y`` depends on the past only through
+    ``s``. So, given everything up to and including a bar, the sign of its return is ``s`` with chance
     exactly `bayes_accuracy`, at every bar, overlapping horizons or not, and no rule can do better. Adjust
     prices for splits (or set ``split_rate=0``); with a pattern halted rows are always absent, so that
     the horizon counts the same bars for everyone. What an image rounds away can only lower the accuracy.
