@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pricepix.bars import hashing
-from pricepix.bars.panel import Panel
+from pricepix.bars.panel import Panel, panel_digest
 from pricepix.bars.report import ERRORS, NOTES, PanelReport
 
 DAY = 86_400_000_000_000
@@ -394,6 +394,14 @@ def test_digest_is_the_same_everywhere():
     """A change of this value orphans every store ever built: the format version must change with it."""
     p = Panel.from_table(table(*GOOD, eligible=[True, False] * 2 + [True], market_cap=[1.0] * 5))
     assert p.digest == "a5502434d066ce490e6c2ba2d3654df7"
+
+
+def test_a_digest_needs_no_panel_in_memory():
+    p = Panel.from_table(table(*GOOD, eligible=[True] * 5, market_cap=[1.0] * 5))
+    facts = (p.instruments, p.offsets, p.instrument_digests)
+    assert panel_digest(*facts, ("market_cap", "eligible"), None) == p.digest
+    assert panel_digest(*facts, ("eligible", "market_cap"), None) != p.digest
+    assert panel_digest(*facts, ("market_cap", "eligible"), "UTC") != p.digest
 
 
 def test_hash_agrees_with_plain_integers():

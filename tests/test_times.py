@@ -10,6 +10,7 @@ from pricepix.bars.times import (
     EARLIEST,
     LATEST,
     MINUTE_NS,
+    NO_TIME,
     as_time,
     duration_ns,
     format_duration,
@@ -34,6 +35,8 @@ def test_days_are_written_as_dates_and_other_times_with_their_clock():
     ]
     assert format_times(ns("2020-01-02T14:35"), None, "%H.%M") == ["14.35"]
     assert format_times(ns(), NEW_YORK) == []
+    # A missing time has no time of day.
+    assert format_times(np.array([NO_TIME, DAY_NS]), "UTC")[1] == "1970-01-02"
 
 
 def test_the_zone_decides_what_a_day_is():
