@@ -116,10 +116,15 @@ def resample(
         new = _with_missing(new)
     remarks = [f"resampled from bars of {format_duration(short)} to {every}"]
     if outside:
-        remarks.append(f"{outside:,} bars outside of the session were left out")
+        remarks.append(f"{outside:,} bars outside the session were left out")
     if partial:
         remarks.append(f"{partial:,} partial last bars were dropped")
-    report = replace(panel.report, rows=len(new.bars), remarks=(*panel.report.remarks, *remarks))
+    report = replace(
+        panel.report,
+        rows=len(new.bars),
+        instruments=panel.n_instruments,
+        remarks=(*panel.report.remarks, *remarks),
+    )
     new_bars, time = np.ascontiguousarray(new.bars), np.ascontiguousarray(new.time)
     return Panel(new_bars, new.offsets, panel.instruments, time, panel.tz, new.fields, report)
 
