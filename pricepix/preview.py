@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.bars.times import to_series
+from pricepix.bars.times import format_times
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
 from pricepix.store.image_store import open_images
@@ -37,7 +37,6 @@ _DARK: Final = "#1a1a1a"
 _GREY: Final = "#7a7a7a"
 _RED: Final = "#b5402b"
 _TABLE_BARS: Final = 20
-_DAY: Final = 86_400_000_000_000
 
 
 def contact_sheet(
@@ -167,7 +166,7 @@ def enlarge(
         time = int(store.time[position])
         image = store.read([position])[0]
         spec, lookback = store.spec, store.spec.lookback
-        stamp = _stamps(store.time[[position]], store.tz)[0]
+        stamp = format_times(store.time[[position]], store.tz)[0]
         caption = f"{instrument}  {stamp}  {spec.style} {_size(spec.shape)}"
         for h in store.horizons:
             caption += f"   {h} bars: {_percent(store.returns(h)[position])}"
@@ -257,7 +256,7 @@ def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[n
 
 def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
     """Lines to print under images: instrument, time of the last bar, a forward return a line."""
-    times = _stamps(store.time[positions], store.tz)
+    times = format_times(store.time[positions], store.tz)
     names = store.instruments[store.instrument_index[positions]]
     captions = [[str(name), time] for name, time in zip(names, times, strict=True)]
     width = max((len(str(h)) for h in horizons), default=0)
@@ -265,15 +264,6 @@ def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int
         for caption, value in zip(captions, store.returns(h)[positions], strict=True):
             caption.append(f"{h:>{width}} {_percent(value):>8}")
     return captions
-
-
-def _stamps(time: NDArray[np.int64], tz: str | None) -> list[str]:
-    """Times as text: days alone where no bar has a time of day."""
-    local = to_series(time, tz)
-    if tz is not None:
-        local = local.dt.replace_time_zone(None)
-    daily = not (local.to_physical().to_numpy() % _DAY).any()
-    return local.dt.strftime("%Y-%m-%d" if daily else "%Y-%m-%d %H:%M").to_list()
 
 
 def _percent(value: float) -> str:
@@ -329,7 +319,7 @@ def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: Imag
             lines = [_average(close, m, lookback, spec.style) for m in spec.ma]
             averages = np.array(lines).reshape(-1, lookback)
     volume = bool(store.spec.volume if store is not None else not np.isnan(bars[:, 4]).all())
-    return _Window(bars, averages, _stamps(panel.time[start : row + 1], panel.tz), volume, image)
+    return _Window(bars, averages, format_times(panel.time[start : row + 1], panel.tz), volume, image)
 
 
 def _average(close: NDArray[np.float64], window: int, lookback: int, style: str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import pricepix as pp
+from pricepix.samples.ashare import simulate_arrays
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,18 @@ def test_seed_decides() -> None:
     a, b, c = (pp.samples.simulate(5, 50, seed=s) for s in (1, 1, 2))
     assert a.equals(b)
     assert not a.equals(c)
+
+
+def test_a_seed_always_gives_the_same_prices() -> None:
+    """Prices on the grid, so that a last digit of a logarithm does not decide."""
+    daily = pp.samples.simulate(3, 60, seed=7, list_late=0, split_rate=0.02)
+    assert daily["close"].to_list()[::45] == [296.28, 49.08, 44.76, 10.77]
+    minutes = pp.samples.simulate(2, 90, seed=7, interval="5m", bayes_accuracy=0.7, list_late=0)
+    assert minutes["close"].to_list()[::45] == [63.8, 63.28, 48.21, 48.59]
+    market = simulate_arrays(3, 4, seed=7, split_rate=0.3, halt_rate=0.05)
+    closes = [[36.43, 5.15, 21.52], [35.9, 5.07, 19.31], [36.42, 2.57, 14.19], [18.68, 2.61, 9.19]]
+    assert market.close[:, :, 20].tolist() == closes
+    assert market.up_limit[:, 0].tolist() == [40.6, 41.22, 40.7, 19.55]
 
 
 def test_a_random_walk_has_no_direction() -> None:
@@ -155,15 +168,15 @@ def test_intraday_bars_fill_the_session() -> None:
     [
         ({"instruments": 0}, "instruments=0"),
         ({"bars": 1}, "bars=1"),
-        ({"interval": "2d"}, "interval is '2d'; choose one of '1d'"),
-        ({"bayes_accuracy": 0.4}, "bayes_accuracy is 0.4"),
-        ({"horizon": 0}, "horizon is 0"),
-        ({"volatility": (0.5, 0.2)}, "volatility is"),
-        ({"tick": 5.0}, "tick is 5.0"),
-        ({"correlation": 1.0}, "correlation is 1.0"),
-        ({"halt_rate": 2.0}, "halt_rate is 2.0"),
-        ({"halts": "gone"}, "halts is 'gone'"),
-        ({"start": "someday"}, "start is 'someday'"),
+        ({"interval": "2d"}, "interval='2d' is not known: choose one of '1d'"),
+        ({"bayes_accuracy": 0.4}, "bayes_accuracy=0.4"),
+        ({"horizon": 0}, "horizon=0: give"),
+        ({"volatility": (0.5, 0.2)}, "volatility=\\(0.5, 0.2\\)"),
+        ({"tick": 5.0}, "tick=5.0"),
+        ({"correlation": 1.0}, "correlation=1.0"),
+        ({"halt_rate": 2.0}, "halt_rate=2.0: give a number from 0 to 1"),
+        ({"halts": "gone"}, "halts='gone' is not known"),
+        ({"start": "someday"}, "start='someday': give a day"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
@@ -193,6 +206,6 @@ def test_real_stocks() -> None:
 
 
 def test_missing_package() -> None:
-    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.real_bars.stocks()"
+    code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.stocks()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1].endswith('bokeh-sampledata: pip install "pricepix[sample]"')

@@ -61,7 +61,7 @@ def test_real_minutes_can_be_drawn(shared):
     panel = resample(
         str(shared / "data" / "lean_minute.parquet"), "5min", session="us", columns={"time": "ts"}
     )
-    assert any("outside of the session" in remark for remark in panel.report.remarks)
+    assert any("outside the session" in remark for remark in panel.report.remarks)
     store = pp.render_universe(panel, pp.ImageSpec.preset("jkx20"), horizons=(1,), progress=False)
     assert len(store) > 500
     assert store.read().any(axis=(1, 2)).all()
@@ -184,7 +184,7 @@ def test_a_session_ends_bars_at_lunch_and_night():
 def test_minutes_outside_of_the_session_are_left_out_and_told():
     panel = resample(minutes(grid("2024-01-02T09:00", 60), tz="America/New_York"), "10min", session="us")
     assert stamps(panel) == [f"2024-01-02 09:{m}0:00-05:00" for m in (3, 4, 5)]
-    assert "30 bars outside of the session were left out" in panel.report.remarks
+    assert "30 bars outside the session were left out" in panel.report.remarks
     with pytest.raises(ValueError, match="none of the 60 bars lies within the session"):
         resample(minutes(grid("2024-01-02T03:00", 60)), "10min", session="us")
     with pytest.raises(ValueError, match="read them with tz='America/New_York'"):
@@ -230,8 +230,8 @@ def test_one_file_an_instrument(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": "30s"}, "no whole number"),
-        ({"every": "90s"}, "no whole number"),
+        ({"every": "30s"}, "is not a whole number"),
+        ({"every": "90s"}, "is not a whole number"),
         ({"every": "7min"}, "fraction of a day"),
         ({"every": "5min", "stamps": "middle"}, "stamps='middle'"),
         ({"every": "5min", "gaps": "fill"}, "gaps='fill'"),
@@ -241,6 +241,14 @@ def test_one_file_an_instrument(tmp_path):
 def test_what_cannot_be_merged_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         resample(minutes(grid("2024-01-02T00:00", 20)), **arguments)
+
+
+def test_the_report_counts_the_instruments_of_a_selection():
+    two = pl.concat(
+        minutes(grid("2024-01-02T00:00", 10)).to_polars().with_columns(instrument=pl.lit(n)) for n in "AB"
+    )
+    selected = resample(pp.Panel.from_table(two, progress=False).select(["B"]), "5min")
+    assert (selected.report.rows, selected.report.instruments) == (2, 1)
 
 
 def test_a_single_bar_has_no_length():

@@ -350,7 +350,7 @@ def test_files_that_are_not_there(tmp_path):
         Panel.from_table(tmp_path)
     with pytest.raises(ValueError, match="the list of paths is empty"):
         Panel.from_table([])
-    with pytest.raises(TypeError, match="a list must hold paths only, got int"):
+    with pytest.raises(TypeError, match="a list must hold only paths, got int"):
         Panel.from_table([3])
 
 
@@ -395,7 +395,7 @@ def test_rows_arrive_in_blocks(monkeypatch, tmp_path):
     """Blocks of 7 rows cut runs of instruments and batches of the file anywhere."""
     f = bars(50, tuple(f"I{k}" for k in range(9)))
     whole = Panel.from_table(f)
-    monkeypatch.setattr("pricepix.bars.tables.BLOCK", 7)
+    monkeypatch.setattr("pricepix.bars.values.BLOCK", 7)
     path = _write(f, tmp_path / "x.parquet")
     assert Panel.from_table(f).digest == whole.digest
     assert Panel.from_table(path).digest == whole.digest
@@ -523,7 +523,7 @@ def test_names_that_are_wrong(frame):
         Panel.from_table(frame, {"close": None})
     with pytest.raises(ValueError, match=r"'volume' of .* is asked for both as 'volume' and as 'market_cap'"):
         Panel.from_table(frame, {"market_cap": "volume", "volume": "volume"})
-    with pytest.raises(TypeError, match="columns must map pricepix names"):
+    with pytest.raises(TypeError, match="columns is of type list: give a mapping of pricepix names"):
         Panel.from_table(frame, ["close"])
     with pytest.raises(TypeError, match="must be the name of a column or None, got 3"):
         Panel.from_table(frame, {"close": 3})
@@ -963,14 +963,14 @@ def test_objects_in_a_pandas_price_column(frame):
     [
         (
             "{:.2f}$",
-            "they carry '$': mend the column before it is read, {}.str.replace('$', '', literal=True)",
+            "they carry '$': convert the column before it is read, {}.str.replace('$', '', literal=True)",
         ),
         ("USD {:.2f}", "they carry 'USD': "),
         ("-€{:.2f}", "they carry '€': "),
         ("{:.2f}%", ".str.strip_chars().cast(pl.Float64) / 100"),
         (
             "{:.2f} kr",
-            "; no value is one: strip what is no number, or name another column: columns={'close': ...}",
+            "; no value is one: strip what is not a number, or name another column: columns={'close': ...}",
         ),
         ("{:.2f}k", "; no value is one: "),
     ],
@@ -988,7 +988,7 @@ def test_numbers_with_a_sign_are_no_missing_values(written, advised, kind, frame
     )
     assert advised.replace("{}", "pl.col('close')") in message
     assert "null_values" not in message
-    if "mend the column before it is read, " in message:
+    if "convert the column before it is read, " in message:
         # What is advised makes numbers of them.
         mended = wrong.with_columns(eval(message.partition("is read, ")[2], {"pl": pl}))
         number = frame["close"] * (-1 if written.startswith("-") else 0.01 if "%" in written else 1)
@@ -1008,7 +1008,7 @@ def test_commas_in_numbers(prices, numbers):
     n = len(prices)
     days = [dt.date(2020, 3, k + 1) for k in range(n)]
     table = pl.DataFrame({"date": days, **dict.fromkeys(("open", "high", "low"), [1.0] * n), "close": prices})
-    with pytest.raises(ValueError, match="mend the column before it is read") as told:
+    with pytest.raises(ValueError, match="convert the column before it is read") as told:
         Panel.from_table(table)
     mended = table.select(eval(str(told.value).partition("is read, ")[2], {"pl": pl}))
     assert mended["close"].to_list() == numbers

@@ -782,7 +782,7 @@ class TestTheImagesOwnPanel:
         self, split_images: Any, panels: dict[str, pp.Panel], tmp_path: Path
     ) -> None:
         with pytest.raises(
-            ValueError, match=r"the panel.* is not that of .*: it gives another image of S\d+ at "
+            ValueError, match=r"the panel.* is not that of .*: it gives a different image of S\d+ at "
         ) as no:
             _fit(split_images, panel=panels["raw"], out=tmp_path / "x", **self.LEARN)
         assert "give the panel that the images were made from, read with the same arguments" in str(no.value)
@@ -790,10 +790,10 @@ class TestTheImagesOwnPanel:
         if (digest := split_images.attrs.get("panel_digest")) is not None:
             assert f"(digest {panels['raw'].digest})" in str(no.value)
             assert f"({digest})" in str(no.value)
-        with pytest.raises(ValueError, match="it gives another image of"):
+        with pytest.raises(ValueError, match="it gives a different image of"):
             _fit(split_images, panel=panels["begins later"], out=tmp_path / "x", **self.LEARN)
         # As much for a network on images, for which the panel says where windows begin.
-        with pytest.raises(ValueError, match="it gives another image of"):
+        with pytest.raises(ValueError, match="it gives a different image of"):
             _fit(split_images, panel=panels["raw"], out=tmp_path / "x", **(self.LEARN | {"model": SMALL}))
         assert not (tmp_path / "x").exists()
 

@@ -1,5 +1,5 @@
 from .market_cache import MarketCache as MarketCache
-from .market_cache import write_market_cache as write_market_cache
+from .market_writer import write_market_cache as write_market_cache
 from .panel import Panel as Panel
 from .report import PanelReport as PanelReport
 from .resampling import resample as resample

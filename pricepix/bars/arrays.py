@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pricepix.bars import tables
-from pricepix.bars.tables import locked
-from pricepix.bars.times import DAY_NS, TimeOptions, read_column, stamp
+from pricepix.bars.times import DAY_NS, MINUTE_NS, TimeOptions, format_time, read_column
+from pricepix.bars.values import locked
 
 _BLOCK_BYTES = 16 << 20
 _MOST_BYTES = 256 << 20
@@ -25,6 +26,27 @@ def sliceable(name: str, array: Any) -> Any:
     if kind not in "fiub":
         raise TypeError(f"{name} holds {array.dtype}: expected numbers")
     return array
+
+
+def common_shape(prices: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape that all prices have; fields of three axes may have one value a day."""
+    shape = tuple(prices["open"].shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"open has {len(shape)} axes; expected (time, instrument) or (day, instrument, interval), got {shape}"
+        )
+    for key, array in prices.items():
+        if tuple(array.shape) != shape:
+            raise ValueError(
+                f"{key} has shape {tuple(array.shape)}, but open has {shape}: they must be the same"
+            )
+    for key, array in fields.items():
+        if tuple(array.shape) not in (shape, shape[:2]):
+            also = f" or {shape[:2]}" if len(shape) == 3 else ""
+            raise ValueError(f"{key} has shape {tuple(array.shape)}; expected {shape}{also}")
+    if 0 in shape:
+        raise ValueError(f"the arrays have shape {shape}: there are no bars in them")
+    return shape
 
 
 def instrument_names(instruments: Any, array: Any, width: int) -> np.ndarray:
@@ -66,7 +88,7 @@ def bar_times(
         remarks.append(
             "no time was given: bars are numbered by days since 1970" + (" and minutes" if three else "")
         )
-        return np.arange(days)[:, None] * DAY_NS + np.arange(per_day)[None, :] * 60_000_000_000, options.tz
+        return np.arange(days)[:, None] * DAY_NS + np.arange(per_day)[None, :] * MINUTE_NS, options.tz
     if time is None:
         raise ValueError("intervals= needs the days: pass time=")
     if (
@@ -98,7 +120,7 @@ def bar_times(
         return ns.reshape(days, per_day), zone
     expected = (days, per_day) if three else (days,)
     if shape != expected:
-        more = "; for days alone pass intervals= as well" if three and shape == (days,) else ""
+        more = "; for days pass intervals= as well" if three and shape == (days,) else ""
         raise ValueError(f"time has shape {shape}, expected {expected} as the arrays are{more}")
     if three:
         time = np.asarray(time).reshape(-1)
@@ -153,10 +175,9 @@ def time_order(stamps: np.ndarray, on_bad: str, tz: str | None) -> tuple[np.ndar
     repeated = np.flatnonzero(np.diff(stamps[order, 0]) == 0) + 1
     if len(repeated):
         if on_bad != "drop_bar":
-            first = ", ".join(stamp(int(stamps[order[r], 0]), tz) for r in repeated[:5])
+            first = ", ".join(format_time(int(stamps[order[r], 0]), tz) for r in repeated[:5])
             raise ValueError(
-                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first "
-                "are "
+                f"duplicate_time: {len(repeated)} times stand more than once along the first axis, the first are "
                 f"{first}; remove them, or pass on_bad='drop_bar' to keep the first of each"
             )
         order = np.delete(order, repeated)
@@ -175,7 +196,7 @@ def block_width(array: Any, bars: int, width: int) -> int:
         chunks = array.encoding.get("chunks")
     if chunks and len(chunks) > 1:
         chunk = chunks[1] if isinstance(chunks[1], int) else max(chunks[1])
-        # Chunks too wide for memory are decoded once a block rather than held whole.
+        # Chunks too wide for memory are decoded once a block rather than kept whole.
         if chunk * bars * 8 <= _MOST_BYTES:
             step = max(chunk, step // chunk * chunk)
     return min(step, width)
@@ -191,9 +212,9 @@ def read_block(
     if np.dtype(dtype) == np.bool_ and values.dtype != np.bool_:
         known = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
         if (known & (values != 0) & (values != 1)).any():
-            odd = values[known & (values != 0) & (values != 1)][0]
-            hint = "; a limit price is no flag: pass abs(close - limit) < 1e-4" if "limit" in name else ""
-            raise ValueError(f"{name} must hold true and false, got {odd!r}{hint}")
+            unexpected = values[known & (values != 0) & (values != 1)][0]
+            hint = "; a limit price is not a flag: pass abs(close - limit) < 1e-4" if "limit" in name else ""
+            raise ValueError(f"{name} must hold true and false, got {unexpected!r}{hint}")
         values = known & (values == 1)
     if values.ndim == 2:
         values = values[:, :, None]

@@ -8,37 +8,20 @@ from collections.abc import Mapping, Sequence
 from pricepix._checks import nearest
 
 PRICES = ("open", "high", "low", "close")
-
 BAR = (*PRICES, "volume")
-
 FLOAT_FIELDS = ("total_return", "adjustment_factor", "market_cap")
-
 BOOL_FIELDS = ("up_limit", "down_limit", "eligible")
-
-KNOWN = ("instrument", "time", *BAR, *FLOAT_FIELDS, *BOOL_FIELDS)
-
+FIELDS = (*FLOAT_FIELDS, *BOOL_FIELDS)
+KNOWN = ("instrument", "time", *BAR, *FIELDS)
 REQUIRED = ("time", *PRICES)
 
 #: Spellings of our names, compared without case, blanks, dots, dashes and underscores.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "instrument": (
-        *(
-            "instrument",
-            "symbol",
-            "ticker",
-            "permno",
-            "code",
-            "stockid",
-            "stockcode",
-            "tscode",
-            "secid",
-            "sid",
-        ),
-        "asset",
+        "instrument", "symbol", "ticker", "permno", "code", "stockid", "stockcode", "tscode", "secid", "sid", "asset",
     ),
     "time": (
-        *("time", "date", "datetime", "timestamp", "ts", "tradedate", "tradingdate", "tradetime", "dlycaldt"),
-        "opentime",
+        "time", "date", "datetime", "timestamp", "ts", "tradedate", "tradingdate", "tradetime", "dlycaldt", "opentime",
     ),
     "open": ("open", "o", "openprc", "openprice", "pxopen", "dlyopen"),
     "high": ("high", "h", "askhi", "highprice", "pxhigh", "dlyhigh"),
@@ -51,7 +34,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "up_limit": ("uplimit", "limitup"),
     "down_limit": ("downlimit", "dnlimit", "limitdown"),
     "eligible": ("eligible", "mask"),
-}
+}  # fmt: skip
 
 #: Adjusted prices are not the prices that stand beside them: taken only when named.
 LOOKALIKES: dict[str, tuple[str, ...]] = {
@@ -59,10 +42,7 @@ LOOKALIKES: dict[str, tuple[str, ...]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- columns
-
-
-def _plain(name: str) -> str:
+def _casefolded(name: str) -> str:
     return re.sub(r"[\s_.\-]+", "", name).casefold()
 
 
@@ -77,75 +57,74 @@ def requested_columns(
     """Merge `columns`, `instrument` and `time` into one mapping of our names to the table's, checked."""
     if columns is not None and not isinstance(columns, Mapping):
         raise TypeError(
-            f"columns must map pricepix names to the table's, such as {{'close': 'PRC'}}; got "
-            f"{type(columns).__name__}"
+            f"columns is of type {type(columns).__name__}: give a mapping of pricepix names to the table's, such as "
+            "{'close': 'PRC'}"
         )
     asked: dict[str, str | None] = {}
-    for ours, theirs in (columns or {}).items():
-        if ours not in KNOWN:
+    for name, column in (columns or {}).items():
+        if name not in KNOWN:
             raise ValueError(
-                f"columns: {ours!r} is not a name pricepix knows{nearest(str(ours), KNOWN)}. The mapping "
-                f"goes from pricepix names to the table's, as in {{'close': 'PRC'}}; known are "
-                f"{', '.join(KNOWN)}"
+                f"columns: {name!r} is not a name pricepix knows{nearest(str(name), KNOWN)}. The mapping goes from "
+                f"pricepix names to the table's, as in {{'close': 'PRC'}}; known are {', '.join(KNOWN)}"
             )
-        if theirs is not None and not isinstance(theirs, str):
-            raise TypeError(f"columns[{ours!r}] must be the name of a column or None, got {theirs!r}")
-        if theirs is None and ours in REQUIRED:
-            raise ValueError(f"columns[{ours!r}] is None, but every panel needs {', '.join(REQUIRED)}")
-        asked[ours] = theirs
-    for ours, theirs in (("instrument", instrument), ("time", time)):
-        if theirs is None:
+        if column is not None and not isinstance(column, str):
+            raise TypeError(f"columns[{name!r}] must be the name of a column or None, got {column!r}")
+        if column is None and name in REQUIRED:
+            raise ValueError(f"columns[{name!r}] is None, but every panel needs {', '.join(REQUIRED)}")
+        asked[name] = column
+    for name, column in (("instrument", instrument), ("time", time)):
+        if column is None:
             continue
-        if not isinstance(theirs, str):
-            raise TypeError(f"{ours} must be the name of a column, got {type(theirs).__name__}")
-        if asked.get(ours, theirs) != theirs:
+        if not isinstance(column, str):
+            raise TypeError(f"{name} must be the name of a column, got {type(column).__name__}")
+        if asked.get(name, column) != column:
             raise ValueError(
-                f"{ours}={theirs!r} contradicts columns[{ours!r}]={asked[ours]!r}: give one of them"
+                f"{name}={column!r} contradicts columns[{name!r}]={asked[name]!r}: give one of them"
             )
-        asked[ours] = theirs
+        asked[name] = column
     return asked
 
 
 def resolve_columns(
     found: Sequence[str], asked: Mapping[str, str | None], origin: str
-) -> tuple[dict[str, str], list]:
-    """Return which column is which of our names, and remarks; one error names all that is unclear."""
+) -> tuple[dict[str, str], list[str]]:
+    """Return the table's column of each of our names, and remarks; one error names all that is unclear."""
     out: dict[str, str] = {}
     faults: list[str] = []
     remarks: list[str] = []
-    plain = {c: _plain(c) for c in found}
-    for ours in KNOWN:
-        if ours in asked:
-            theirs = asked[ours]
-            if theirs is None:
+    plain = {c: _casefolded(c) for c in found}
+    for name in KNOWN:
+        if name in asked:
+            column = asked[name]
+            if column is None:
                 continue
-            if theirs not in plain:
-                faults.append(f"- {ours}: there is no column {theirs!r}{nearest(theirs, found)}")
+            if column not in plain:
+                faults.append(f"- {name}: there is no column {column!r}{nearest(column, found)}")
             else:
-                out[ours] = theirs
+                out[name] = column
             continue
         # A column that was given to another name is not free, but several prices may share one column.
-        given = {c for o, c in asked.items() if not {o, ours} <= set(PRICES)}
-        fits = [c for c in found if plain[c] in SYNONYMS[ours] and c not in given]
-        alike = [c for c in found if plain[c] in LOOKALIKES.get(ours, ())]
+        given = {c for other, c in asked.items() if not {other, name} <= set(PRICES)}
+        fits = [c for c in found if plain[c] in SYNONYMS[name] and c not in given]
+        alike = [c for c in found if plain[c] in LOOKALIKES.get(name, ())]
         if len(fits) > 1:
             faults.append(
-                f"- {ours}: any of {_listed(fits)} could be meant; say which: "
-                f"columns={{{ours!r}: {fits[0]!r}}}"
+                f"- {name}: any of {_listed(fits)} could be meant; say which: "
+                f"columns={{{name!r}: {fits[0]!r}}}"
             )
         elif fits:
-            out[ours] = fits[0]
+            out[name] = fits[0]
             if alike:
                 remarks.append(
-                    f"column {alike[0]!r} was not used: open, high, low and close are taken as they stand, "
-                    f"{ours} from {fits[0]!r}"
+                    f"column {alike[0]!r} was not used: open, high, low and close are taken as they stand, {name} "
+                    f"from {fits[0]!r}"
                 )
-        elif ours in REQUIRED:
-            like = alike or [c for c in found if ours in plain[c]]
+        elif name in REQUIRED:
+            like = alike or [c for c in found if name in plain[c]]
             hint = f"; {_listed(like)} looks like it" if like else ""
             value = like[0] if like else "NAME OF THE COLUMN"
             faults.append(
-                f"- {ours}: no column has this name or a usual synonym{hint}: columns={{{ours!r}: {value!r}}}"
+                f"- {name}: no column has this name or a usual synonym{hint}: columns={{{name!r}: {value!r}}}"
             )
     if faults:
         raise ValueError(
@@ -154,10 +133,10 @@ def resolve_columns(
             + f"\nColumns found: {_listed(found)}."
         )
     taken: dict[str, str] = {}
-    for ours, theirs in out.items():
-        if theirs in taken and not {ours, taken[theirs]} <= set(PRICES):
+    for name, column in out.items():
+        if column in taken and not {name, taken[column]} <= set(PRICES):
             raise ValueError(
-                f"column {theirs!r} of {origin} is asked for both as {taken[theirs]!r} and as {ours!r}"
+                f"column {column!r} of {origin} is asked for both as {taken[column]!r} and as {name!r}"
             )
-        taken[theirs] = ours
+        taken[column] = name
     return out, remarks

@@ -1,4 +1,4 @@
-"""Digests of bars, computed by compiled loops: of rows, of columns, of a panel read in parts."""
+"""Digests of bars, computed by compiled loops: of whole instruments, or of a panel that is read in parts."""
 
 from __future__ import annotations
 
@@ -9,38 +9,26 @@ from numba import njit
 
 jit = njit(cache=True, nogil=True)
 
-
 _NAN_BITS = np.uint64(0x7FF8000000000000)
-
 _INF_BITS = np.uint64(0x7FF0000000000000)
-
 _SIGN_OFF = np.uint64(0x7FFFFFFFFFFFFFFF)
-
 _MINUS_ZERO = np.uint64(0x8000000000000000)
-
 # The odd multipliers of xxHash64.
 _P1 = np.uint64(0x9E3779B185EBCA87)
-
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
-
 _P3 = np.uint64(0x165667B19E3779F9)
-
 _P4 = np.uint64(0x85EBCA77C2B2AE63)
-
 _P5 = np.uint64(0x27D4EB2F165667C5)
-
 _U0 = np.uint64(0)
-
 _U29 = np.uint64(29)
-
 _U31 = np.uint64(31)
-
 _U32 = np.uint64(32)
-
 _U33 = np.uint64(33)
+#: What the six lanes of an instrument's digest start from.
+START = (_P1, _P2, _P3, _P4, _P5, _P1 ^ _P3)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _canonical(bits):
     # Every NaN is the same missing value and -0.0 is 0.0, whatever their bits.
     if bits & _SIGN_OFF > _INF_BITS:
@@ -50,15 +38,15 @@ def _canonical(bits):
     return bits
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _round(acc, value):
-    # One round of xxHash64: every step can be undone, so two inputs that differ in one value never meet.
+    # One round of xxHash64: every step is invertible, so inputs that differ in one value never collide.
     acc += value * _P2
     acc = (acc << _U31) | (acc >> _U33)
     return acc * _P1
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _avalanche(x):
     x ^= x >> _U33
     x *= _P2
@@ -68,12 +56,12 @@ def _avalanche(x):
     return x
 
 
-@njit(cache=True, nogil=True)
+@jit
 def hash_bars(bars, time, offsets, out):
-    """128 bits of each instrument's times and bars into out (instruments, 2); inputs are viewed as uint64.
+    """Write 128 bits of each instrument's times and bars into out (instruments, 2); inputs are viewed as uint64.
 
-    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read,
-    several times faster than a cryptographic hash, and nobody forges bars.
+    Six lanes, one a column, keep six multiplications in flight: the loop runs as fast as memory is read, several
+    times faster than a cryptographic hash. Collision resistance against an adversary is not needed.
     """
     for i in range(offsets.size - 1):
         a0, a1, a2, a3, a4, a5 = _P1, _P2, _P3, _P4, _P5, _P1 ^ _P3
@@ -92,7 +80,7 @@ def hash_bars(bars, time, offsets, out):
         out[i, 1] = _avalanche(y)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def hash_column(values, offsets, salt, out):
     """Mix one per-row field (float64 viewed as uint64, or bool viewed as uint8) into out (instruments, 2)."""
     for i in range(offsets.size - 1):
@@ -105,13 +93,9 @@ def hash_column(values, offsets, salt, out):
         out[i, 1] = _avalanche(y)
 
 
-#: What the six lanes of an instrument's digest start from, as in `_panel_kernels.hash_bars`.
-START = (_P1, _P2, _P3, _P4, _P5, _P1 ^ _P3)
-
-
 @jit
 def hash_rows(bars: Any, time: Any, first: Any, last: Any, acc: Any) -> None:
-    """Take rows first[i] to last[i] of each instrument into its lanes: `_panel_kernels.hash_bars` cut up."""
+    """Take rows first[i] to last[i] of each instrument into its lanes: `hash_bars` in pieces."""
     for i in range(first.size):
         for r in range(first[i], last[i]):
             for lane in range(5):
@@ -121,7 +105,7 @@ def hash_rows(bars: Any, time: Any, first: Any, last: Any, acc: Any) -> None:
 
 @jit
 def hash_field(values: Any, first: Any, last: Any, acc: Any) -> None:
-    """Take a per-row field into its lane: `_panel_kernels.hash_column` in pieces."""
+    """Take a per-row field into its lane: `hash_column` in pieces."""
     for i in range(first.size):
         for r in range(first[i], last[i]):
             acc[i] = _round(acc[i], _canonical(np.uint64(values[r])))
@@ -129,7 +113,7 @@ def hash_field(values: Any, first: Any, last: Any, acc: Any) -> None:
 
 @jit
 def hash_end(acc: Any, out: Any) -> None:
-    """Make 128 bits an instrument of its lanes, those of the bars first."""
+    """Write 128 bits of each instrument's lanes, those of the bars first, into out (instruments, 2)."""
     for i in range(acc.shape[0]):
         x, y = _P4, _P5
         for lane in range(6):

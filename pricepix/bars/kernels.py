@@ -1,4 +1,4 @@
-"""Compiled loops behind :mod:`pricepix.bars.panel`: placing rows, checking bars, merging calendars, hashing.
+"""Compiled loops over bars: placing rows, checking and repairing bars, merging calendars, finding rows.
 
 Nothing here checks its arguments. Every function releases the interpreter's lock and allocates next to
 nothing. Arrays that are only read come in as read-only C-contiguous arrays, so that each function is compiled
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# What can be said of a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
+# Kinds of findings about a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
 HIGH_BELOW_LOW = 1
 NONPOSITIVE_PRICE = 2
 INFINITE_PRICE = 4
@@ -31,8 +31,8 @@ _TILE = 8
 
 @njit(cache=True, nogil=True)
 def bar_kinds(open_, high, low, close, volume, midpoint):
-    """Return the bits of everything that is to be said of one bar; 0 for an ordinary one."""
-    # An ordinary bar passes here, and everything below is paid for by the others only.
+    """Return the bits of all findings about one bar; 0 for an ordinary one."""
+    # Ordinary bars, nearly all, return here.
     if (
         low > 0.0
         and low <= open_
@@ -160,7 +160,7 @@ def sort_time(time, offsets, rank):
 
 @njit(cache=True, nogil=True)
 def expand(start, dest, rank, out):
-    """out[r] = the final row of input row r, given its segment's place and the move of `sort_time`."""
+    """Write into out[r] the final row of input row r, given its segment's place and the `rank` of `sort_time`."""
     for s in range(dest.size):
         at = dest[s]
         for r in range(start[s], start[s + 1]):
@@ -170,7 +170,7 @@ def expand(start, dest, rank, out):
 
 @njit(cache=True, nogil=True)
 def spans(open_, high, low, close, first, stop):
-    """First and one past last bar with a price of each instrument; arrays are (day, instrument, interval)."""
+    """Write each instrument's first bar with a price and one past its last; arrays are (day, instrument, interval)."""
     days, width, intervals = open_.shape
     for j in range(width):
         first[j] = days * intervals
@@ -248,9 +248,8 @@ def first_rows(bars, midpoint, counts, found):
 
 
 @njit(cache=True, nogil=True)
-def mend(bars, midpoint, drop, factor, adjust):
-    """Apply what was asked for: midpoints made positive, bad bars made missing, prices adjusted by the
-    factor.
+def repair(bars, midpoint, drop, factor, adjust):
+    """Make midpoints positive and bad bars missing, and adjust prices by the factor, as asked for.
 
     adjust 0: not at all; 1: price / factor and volume * factor; 2: price * factor and volume / factor.
     Returns the number of bars made missing.
@@ -285,8 +284,7 @@ def mend(bars, midpoint, drop, factor, adjust):
 def times_outside(time, offsets, begin, calendar, out):
     """Write the times that `calendar` lacks into `out`, instrument by instrument from `begin` on.
 
-    Stops before the instrument that might not fit. Returns the next instrument and the number of times
-    written.
+    Stops before the first instrument that might not fit. Returns that instrument and the number of times written.
     """
     n = 0
     for i in range(begin, offsets.size - 1):
@@ -310,7 +308,7 @@ def times_outside(time, offsets, begin, calendar, out):
 
 @njit(cache=True, nogil=True)
 def time_codes(time, offsets, calendar, out):
-    """out[r] = position of time[r] in the calendar, which holds every time."""
+    """Write into out[r] the position of time[r] in the calendar, which has every time."""
     for i in range(offsets.size - 1):
         a, b = offsets[i], offsets[i + 1]
         if a == b:
@@ -324,10 +322,9 @@ def time_codes(time, offsets, calendar, out):
 
 @njit(cache=True, nogil=True)
 def run_places(start, code, offsets, dest):
-    """dest[s] = row of the panel at which run s begins: runs of one instrument follow each other in input
-    order.
+    """Write into dest[s] the row of the panel at which run s begins, and fill `offsets` (instruments + 1).
 
-    A counting sort. `offsets` (instruments + 1) is filled on the way.
+    A counting sort: runs of one instrument follow each other in input order.
     """
     offsets[:] = 0
     for s in range(code.size):

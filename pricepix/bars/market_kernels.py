@@ -1,4 +1,4 @@
-"""Compiled loops over market caches, one-minute bars and the digests of panels that are read in parts."""
+"""Compiled loops over market caches, and over short bars that are merged into longer ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def clear_no_trade(o: Any, h: Any, lo: Any, c: Any, v: Any, has_volume: bool, by
 
 @jit
 def adjust(o: Any, h: Any, lo: Any, c: Any, v: Any, has_volume: bool, factor: Any) -> int:
-    """Multiply prices by the day's factor, divide volume by it; return the first (day, stock) that fails."""
+    """Multiply prices by the day's factor, divide volume by it; return the first day and stock that lacks one, or -1.
+
+    Day and stock are returned as one number, day * stocks + stock.
+    """
     for d in range(o.shape[0]):
         for s in range(o.shape[1]):
             f = factor[d, s]
@@ -54,7 +57,7 @@ def adjust(o: Any, h: Any, lo: Any, c: Any, v: Any, has_volume: bool, factor: An
 
 @jit
 def at_limit(close: Any, limit: Any, tolerance: float, first: Any, stop: Any, dest: Any, out: Any) -> None:
-    """Flag the rows whose close lies at its day's limit; NaN is at no limit."""
+    """Flag the rows whose close lies at its day's limit; a missing close does not."""
     days, width, intervals = close.shape
     for d in range(days):
         for s in range(width):
@@ -91,8 +94,8 @@ def fill_times(stamps: Any, first: Any, stop: Any, dest: Any, out: Any) -> None:
 def group_rows(offsets: Any, time: Any, start: Any, group: Any, first: Any, counts: Any) -> int:
     """Number the new bars: ``group[row]`` is the bar of each row (-1: none), ``first[g]`` its first row.
 
-    `start` is the start of each row's bar, the smallest int64 for a row outside of the hours; rows of one bar
-    stand side by side. ``counts[i]`` becomes the number of bars of instrument i.
+    `start` is the start of each row's bar, the smallest int64 for a row outside the hours; rows of one bar
+    are adjacent. ``counts[i]`` becomes the number of bars of instrument i.
     """
     n = 0
     for i in range(offsets.size - 1):
@@ -113,7 +116,7 @@ def group_rows(offsets: Any, time: Any, start: Any, group: Any, first: Any, coun
 
 @jit
 def merge_bars(bars: Any, group: Any, out: Any) -> None:
-    """Open of the first, highest high, lowest low, close of the last, sum of the volumes, without missing."""
+    """Open of the first, highest high, lowest low, close of the last, sum of the volumes; NaN is skipped."""
     out[:] = np.nan
     for row in range(group.size):
         g = group[row]
@@ -134,7 +137,7 @@ def merge_bars(bars: Any, group: Any, out: Any) -> None:
 
 @jit
 def merge_returns(values: Any, group: Any, out: Any) -> None:
-    """Compound total returns; missing ones are passed over."""
+    """Compound total returns; missing ones are skipped."""
     out[:] = np.nan
     for row in range(group.size):
         g = group[row]

@@ -1,4 +1,4 @@
-"""What a panel found in the bars that it was given: counts and examples by kind."""
+"""The report of the checks that bars pass on their way into a panel: counts and examples by kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pricepix.bars.columns import BAR
 
-#: Kinds of faults: `on_bad` decides what becomes of them.
+#: Kinds of faults, which `on_bad` refuses, drops or keeps.
 ERRORS: dict[str, str] = {
     "duplicate_time": "an instrument has two rows at one time",
     "high_below_low": "the high is below the low",
@@ -32,15 +32,15 @@ NOTES: dict[str, str] = {
     "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
 }
 
-# In the order of the bits of _panel_kernels.
+# In the order of the bits of `pricepix.bars.kernels`.
 BAR_KINDS = (
-    *("high_below_low", "nonpositive_price", "infinite_price", "infinite_volume", "negative_volume"),
-    *("missing_bar", "partial_bar", "midpoint_price", "outside_range"),
-)
+    "high_below_low", "nonpositive_price", "infinite_price", "infinite_volume", "negative_volume", "missing_bar",
+    "partial_bar", "midpoint_price", "outside_range",
+)  # fmt: skip
 
 
 class BadRow(NamedTuple):
-    """One row of the input named in a report, with its values as they came."""
+    """One row of the input, named in a report, with its original values."""
 
     instrument: str
     time: str
@@ -57,7 +57,7 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PanelReport:
-    """What the checks on entry found.
+    """The findings of the checks on entry.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class PanelReport:
     dropped
         Bars made missing and duplicate rows left out by ``on_bad="drop_bar"``.
     on_bad
-        What was to be done with errors.
+        How errors were to be treated.
     remarks
         Anything else: columns not used, zones replaced.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,9 @@ from numpy.typing import NDArray
 from pricepix._checks import choice
 from pricepix.bars import market_kernels as kernels
 from pricepix.bars.panel import Panel
-from pricepix.bars.report import PanelReport
-from pricepix.bars.sessions import DAY, Session
-from pricepix.bars.times import duration_ns, to_series
+from pricepix.bars.sessions import Session
+from pricepix.bars.times import DAY_NS, NO_TIME, duration_ns, format_duration, to_series
 
-_NONE: Final = np.iinfo(np.int64).min
 Times = NDArray[np.int64]
 
 
@@ -33,8 +32,8 @@ def resample(
     """Merge short bars into longer ones.
 
     Open of the first, highest high, lowest low, close of the last, sum of the volumes; missing values are
-    passed over. A bar never reaches over a lunch break or a night. Total returns are compounded; of factors,
-    flags and market capitalisation the last is kept.
+    skipped. A bar never spans a lunch break or a night. Total returns are compounded; of factors, flags and
+    market capitalisation the last is kept.
 
     Parameters
     ----------
@@ -42,7 +41,7 @@ def resample(
         Short bars: one table for all, or a file an instrument.
     every : str or timedelta
         Length of the new bars, at most a day: ``"5min"``, ``"1h"``, ``"1d"``. They are counted from the open
-        of each trading period, or without a session from midnight in the panel's zone: by what has passed, so
+        of each trading period, or without a session from midnight in the panel's zone by elapsed time, so
         that days of 23 or 25 hours are cut without overlap (only their last bar can be shorter).
     session : Session, str or None
         The market's hours; see `Session.of`. Rows outside are left out, and counted in the report's remarks.
@@ -57,7 +56,7 @@ def resample(
     until : str, datetime or "all", optional
         When the data end, as in `Panel.as_time`. A bar that ends later is partial and dropped. By default
         each instrument's data end with its own last bar, so that no partial bar is ever kept and later data
-        never change a bar that was; ``"all"`` says that all data end with the last bar of any instrument.
+        never change an earlier bar; ``"all"`` says that all data end with the last bar of any instrument.
     step : str or timedelta, optional
         Length of the short bars; by default the shortest distance between two of an instrument.
     **options
@@ -70,8 +69,8 @@ def resample(
     Raises
     ------
     ValueError
-        A length that is shorter than the short bars, or no whole number of them; a session in another zone
-        than the data; no row inside of the session, or no bar that is complete.
+        A length that is not a whole number of the short bars; a session in a different zone than the data;
+        no row inside the session, or no bar that is complete.
 
     Examples
     --------
@@ -92,105 +91,113 @@ def resample(
             f"the session's clock is that of {hours.tz}, the data's that of {panel.tz}: read them with "
             f"tz={hours.tz!r}"
         )
-    short = _step(panel) if step is None else duration_ns(step)
-    length = duration_ns(every)
+    short = _step(panel) if step is None else duration_ns(step, "step")
+    length = duration_ns(every, "every")
     if length < short or (short and length % short):
         raise ValueError(
-            f"every={every!r} is no whole number of the bars that came, which are {_text(short)} long: "
-            "choose a multiple, or pass step= if they are shorter than they look"
+            f"every={every!r} is not a whole number of the bars that came, which are {format_duration(short)} "
+            "long: choose a multiple, or pass step= if they are shorter than they look"
         )
     start, end = _bounds(panel, hours, every, stamps)
-    outside = int(np.count_nonzero(start == _NONE))
+    outside = int(np.count_nonzero(start == NO_TIME))
     if outside == len(panel):
         raise ValueError(f"none of the {len(panel):,} bars lies within the session {hours.periods}")
 
+    merged, fields, first, instrument = _merge(panel, start)
+    complete = end[first] <= _data_ends(panel, until, short if stamps == "start" else 0)[instrument]
+    if not complete.any():
+        raise ValueError(f"no bar of {every!r} is complete: the data end before the first of them does")
+    partial = len(first) - int(np.count_nonzero(complete))
+    time = (start if (label or stamps) == "start" else end)[first]
+    offsets = np.searchsorted(instrument[complete], np.arange(panel.n_instruments + 1)).astype(np.int64)
+    fields = {name: values[complete] for name, values in fields.items()}
+    new = _NewBars(merged[complete], time[complete], offsets, fields)
+    if gaps == "missing":
+        new = _with_missing(new)
+    remarks = [f"resampled from bars of {format_duration(short)} to {every}"]
+    if outside:
+        remarks.append(f"{outside:,} bars outside the session were left out")
+    if partial:
+        remarks.append(f"{partial:,} partial last bars were dropped")
+    report = replace(
+        panel.report,
+        rows=len(new.bars),
+        instruments=panel.n_instruments,
+        remarks=(*panel.report.remarks, *remarks),
+    )
+    new_bars, time = np.ascontiguousarray(new.bars), np.ascontiguousarray(new.time)
+    return Panel(new_bars, new.offsets, panel.instruments, time, panel.tz, new.fields, report)
+
+
+class _NewBars(NamedTuple):
+    """Longer bars, by instrument and time."""
+
+    bars: NDArray[np.float64]
+    time: Times
+    offsets: Times
+    fields: dict[str, NDArray[Any]]
+
+
+def _merge(panel: Panel, start: Times) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]], Times, Times]:
+    """Merge the rows whose new bar has one start; return bars, fields, and each bar's first row and instrument."""
     group, first = np.empty(len(panel), np.int64), np.empty(len(panel), np.int64)
     counts = np.empty(panel.n_instruments, np.int64)
     n = kernels.group_rows(panel.offsets, panel.time, start, group, first, counts)
-    first = first[:n]
-    merged = np.empty((n, 5))
-    kernels.merge_bars(panel.bars, group, merged)
+    bars = np.empty((n, 5))
+    kernels.merge_bars(panel.bars, group, bars)
     fields: dict[str, NDArray[Any]] = {}
     for name, values in panel.fields.items():
         fields[name] = np.empty(n, values.dtype)
         merge = kernels.merge_returns if name == "total_return" else kernels.merge_last
         merge(values, group, fields[name])
-    opened, closed = start[first], end[first]
-    instrument = np.repeat(np.arange(panel.n_instruments), counts)
-    complete = closed <= _ends(panel, until, short if stamps == "start" else 0)[instrument]
-    if not complete.any():
-        raise ValueError(f"no bar of {every!r} is complete: the data end before the first of them does")
-    time = opened if (label or stamps) == "start" else closed
-    merged, time, instrument = merged[complete], time[complete], instrument[complete]
-    fields = {name: values[complete] for name, values in fields.items()}
-    offsets = np.searchsorted(instrument, np.arange(panel.n_instruments + 1)).astype(np.int64)
-    if gaps == "missing":
-        merged, time, offsets, fields = _with_missing(merged, time, offsets, fields)
-    remarks = [f"resampled from bars of {_text(short)} to {every}"]
-    if outside:
-        remarks.append(f"{outside:,} bars outside of the session were left out")
-    if n > np.count_nonzero(complete):
-        remarks.append(f"{n - np.count_nonzero(complete):,} partial last bars were dropped")
-    report = PanelReport(
-        len(merged), panel.n_instruments, panel.report.counts, panel.report.examples, panel.report.dropped,
-        panel.report.on_bad, (*panel.report.remarks, *remarks),
-    )  # fmt: skip
-    return Panel(
-        np.ascontiguousarray(merged),
-        offsets,
-        panel.instruments,
-        np.ascontiguousarray(time),
-        panel.tz,
-        fields,
-        report,
-    )
+    return bars, fields, first[:n], np.repeat(np.arange(panel.n_instruments), counts)
 
 
 def _bounds(panel: Panel, hours: Session, every: Any, stamps: str) -> tuple[Times, Times]:
-    """Start and end of the new bar of each row, in the panel's time; the smallest int64 outside the hours."""
+    """Start and end of the new bar of each row, in the panel's time; NO_TIME outside the hours."""
     starts, ends = hours.edges(every)
     wall = panel.time
     if panel.tz is not None:
         wall = to_series(panel.time, panel.tz).dt.replace_time_zone(None).to_physical().to_numpy()
     # A bar that is stamped with its end belongs where its inside is.
     inside = wall if stamps == "start" else wall - 1
-    day = np.floor_divide(inside, DAY)
+    day = np.floor_divide(inside, DAY_NS)
     if hours.periods is None:
-        # By what has passed since midnight, so that a day of 23 or 25 hours is cut like any other.
+        # By the time since midnight, so that a day of 23 or 25 hours is cut like any other.
         midnight = _midnight(day, panel)
         clock = panel.time - midnight if stamps == "start" else panel.time - midnight - 1
         length = int(ends[0] - starts[0])
         opened = midnight + np.floor_divide(clock, length) * length
-        if length == DAY:
+        if length == DAY_NS:
             opened, closed = midnight, _midnight(day + 1, panel)
         else:
             closed = np.minimum(opened + length, _midnight(day + 1, panel))
         return opened, closed
-    clock = inside - day * DAY
+    clock = inside - day * DAY_NS
     which = np.searchsorted(starts, clock, side="right") - 1
     good = (which >= 0) & (clock < ends[which])
     offset = panel.time - wall
-    opened = np.where(good, day * DAY + starts[which] + offset, _NONE)
-    closed = np.where(good, day * DAY + ends[which] + offset, _NONE)
+    opened = np.where(good, day * DAY_NS + starts[which] + offset, NO_TIME)
+    closed = np.where(good, day * DAY_NS + ends[which] + offset, NO_TIME)
     return opened, closed
 
 
 def _midnight(day: Times, panel: Panel) -> Times:
     """The instants at which days begin; where the clocks skip midnight, the first instant after it."""
     if panel.tz is None:
-        return day * DAY
+        return day * DAY_NS
     distinct, place = np.unique(day, return_inverse=True)
     at = np.array([panel.as_time(np.datetime64(int(d), "D")) for d in distinct], np.int64)
     return at[place]
 
 
-def _ends(panel: Panel, until: Any, short: int) -> Times:
+def _data_ends(panel: Panel, until: Any, short: int) -> Times:
     """When each instrument's data end, int64 (instruments,)."""
     n = panel.n_instruments
     if until is not None and until != "all":
         return np.full(n, panel.as_time(until, end=True), np.int64)
     filled = np.diff(panel.offsets) > 0
-    last = np.full(n, _NONE, np.int64)
+    last = np.full(n, NO_TIME, np.int64)
     last[filled] = panel.time[panel.offsets[1:][filled] - 1] + short
     return np.full(n, last.max(), np.int64) if until == "all" else last
 
@@ -206,29 +213,22 @@ def _step(panel: Panel) -> int:
     return int(gaps[own].min())
 
 
-def _with_missing(
-    bars: NDArray[np.float64], time: Times, offsets: Times, fields: dict[str, NDArray[Any]]
-) -> tuple[NDArray[np.float64], Times, Times, dict[str, NDArray[Any]]]:
+def _with_missing(new: _NewBars) -> _NewBars:
     """Insert missing bars, so that an instrument has all bars of the calendar from its first to its last."""
+    bars, time, offsets, fields = new
     calendar = np.unique(time)
     code = np.searchsorted(calendar, time)
     filled = np.diff(offsets) > 0
     a, b = np.zeros(len(filled), np.int64), np.zeros(len(filled), np.int64)
     a[filled], b[filled] = code[offsets[:-1][filled]], code[offsets[1:][filled] - 1] + 1
-    wide = np.concatenate([[0], np.cumsum(b - a)]).astype(np.int64)
-    place = code + np.repeat(wide[:-1] - a, np.diff(offsets))
-    out = np.full((int(wide[-1]), 5), np.nan)
-    out[place] = bars
-    stamped = calendar[np.arange(wide[-1]) - np.repeat(wide[:-1] - a, b - a)]
-    more = {}
+    new_offsets = np.concatenate([[0], np.cumsum(b - a)]).astype(np.int64)
+    rows = int(new_offsets[-1])
+    place = code + np.repeat(new_offsets[:-1] - a, np.diff(offsets))
+    new_time = calendar[np.arange(rows) - np.repeat(new_offsets[:-1] - a, b - a)]
+    new_bars = np.full((rows, 5), np.nan)
+    new_bars[place] = bars
+    new_fields = {}
     for name, values in fields.items():
-        more[name] = np.full(len(out), False if values.dtype == np.bool_ else np.nan, values.dtype)
-        more[name][place] = values
-    return out, stamped, wide, more
-
-
-def _text(ns: int) -> str:
-    for unit, size in (("d", DAY), ("h", 3600 * 10**9), ("min", 60 * 10**9), ("s", 10**9), ("ms", 10**6)):
-        if ns and ns % size == 0:
-            return f"{ns // size} {unit}"
-    return f"{ns} ns"
+        new_fields[name] = np.full(rows, False if values.dtype == np.bool_ else np.nan, values.dtype)
+        new_fields[name][place] = values
+    return _NewBars(new_bars, new_time, new_offsets, new_fields)

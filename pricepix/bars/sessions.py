@@ -11,16 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import check_zone, duration_ns
+from pricepix.bars.times import DAY_NS, MINUTE_NS, check_zone, duration_ns
 
-MINUTE: Final = 60_000_000_000
-DAY: Final = 1440 * MINUTE
 _NAMED: Final = ("ashare", "us", "24h")
 
 
 @dataclass(frozen=True)
 class Session:
-    """The trading hours of a market, by the clock on its wall.
+    """The trading hours of a market, in its wall-clock time.
 
     Parameters
     ----------
@@ -30,8 +28,8 @@ class Session:
     tz : str, optional
         Zone of that clock.
     auction : str, optional
-        Where the opening auction of the first period starts. What trades between then and the open has a bar
-        of its own, stamped with the open.
+        When the opening auction of the first period starts. Trades from then to the open have a bar of their
+        own, stamped with the open.
 
     Examples
     --------
@@ -79,14 +77,14 @@ class Session:
         session : Session, str, sequence of (str, str) or None
             ``"ashare"`` (09:30 to 11:30 and 13:00 to 15:00 with the opening auction, Asia/Shanghai), ``"us"``
             (09:30 to 16:00, America/New_York), ``"24h"`` or None; any other name is looked up in the package
-            exchange_calendars (``"XHKG"``), whose regular hours of today are taken.
+            exchange_calendars (``"XHKG"``), for its present regular hours.
 
         Raises
         ------
         ValueError
             Unknown name.
         ImportError
-            The name is none of ours and exchange_calendars is not installed.
+            The name is not one of these and exchange_calendars is not installed.
         """
         if isinstance(session, Session):
             return session
@@ -137,7 +135,7 @@ class Session:
         auction's bar comes first and ends at the open.
         """
         step = duration_ns(every)
-        if step <= 0 or step > DAY or (self.periods is None and DAY % step):
+        if step <= 0 or step > DAY_NS or (self.periods is None and DAY_NS % step):
             raise ValueError(
                 f"every={every!r}: a bar must be longer than nothing, at most a day, and where the market "
                 "never closes a whole fraction of a day, such as '5min', '4h' or '1d'"
@@ -145,9 +143,9 @@ class Session:
         starts: list[int] = []
         ends: list[int] = []
         if self.periods is None:
-            starts = list(range(0, DAY, step))
+            starts = list(range(0, DAY_NS, step))
             ends = [a + step for a in starts]
-        elif step == DAY:
+        elif step == DAY_NS:
             # Daily bars hold the auction and the hours on both sides of lunch.
             return np.array([clock(self.auction or self.periods[0][0])]), np.array(
                 [clock(self.periods[-1][1])]
@@ -173,7 +171,7 @@ def clock(text: Any) -> int:
     if len(parts) in (2, 3) and all(part.isdigit() and len(part) <= 2 for part in parts):
         hour, minute, second = (int(part) for part in (*parts, "0")[:3])
         if (hour < 24 and minute < 60 and second < 60) or (hour, minute, second) == (24, 0, 0):
-            return (hour * 60 + minute) * MINUTE + second * 1_000_000_000
+            return (hour * 60 + minute) * MINUTE_NS + second * 1_000_000_000
     raise ValueError(f"{text!r} is not a time of day: give one such as '09:30'")
 
 

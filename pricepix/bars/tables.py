@@ -1,7 +1,4 @@
-"""Read any table of bars: find its columns, its instruments and its times, and hand out its rows in blocks.
-
-This module knows file formats, column names and time formats; what a good bar is, :mod:`pricepix.bars.panel`.
-"""
+"""Tables of bars from files and data frames: open them, find their columns, instruments and times."""
 
 from __future__ import annotations
 
@@ -9,9 +6,7 @@ import csv
 import fnmatch
 import glob
 import gzip
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
+from pricepix.bars.options import ReadOptions
 from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
 
 SUFFIXES = {
@@ -27,25 +23,18 @@ SUFFIXES = {
     ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc",
 }  # fmt: skip
 ACCEPTED = (
-    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of "
-    "columns, "
+    "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of columns, "
     "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
 )
-#: Text that stands for a missing number.
-NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "none", ".")
-
-BLOCK = 1 << 17
 _PATH = "__pricepix_path__"
-_TRUE = ("true", "t", "yes", "y", "1", "1.0")
-_FALSE = ("false", "f", "no", "n", "0", "0.0")
 
 
 @dataclass
 class Part:
     """Rows that share one origin and one set of columns.
 
-    `columns` holds the columns by our names, in memory; or `scan` reads them, in order, as often as it is
-    asked.
+    `names` maps our names to the table's. `columns` holds the columns by our names, in memory; or `scan` reads
+    them, in order, as often as needed.
     """
 
     origin: str
@@ -59,16 +48,6 @@ class Part:
     float32: list[str] = field(default_factory=list)
 
 
-@dataclass
-class ReadOptions:
-    """How to read; see `Panel.from_table` for the meaning of each."""
-
-    columns: Mapping[str, str | None]
-    name: str | None = None
-    times: TimeOptions = field(default_factory=TimeOptions)
-    null_values: tuple[str, ...] = ()
-
-
 # ------------------------------------------------------------------------------------------------- sources
 
 
@@ -79,10 +58,10 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("the list of paths is empty: there is nothing to read")
-        odd = [s for s in source if not isinstance(s, str | Path)]
-        if odd:
+        unexpected = [s for s in source if not isinstance(s, str | Path)]
+        if unexpected:
             raise TypeError(
-                f"a list must hold paths only, got {type(odd[0]).__name__} in it; expected {ACCEPTED}"
+                f"a list must hold only paths, got {type(unexpected[0]).__name__} in it; expected {ACCEPTED}"
             )
         return _read_files([p for s in source for p in _expand(s)], options)
     root = type(source).__module__.partition(".")[0]
@@ -93,7 +72,7 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
         schema = source.collect_schema()
         names, _ = resolve_columns(schema.names(), options.columns, origin)
         frame = source.select(list(dict.fromkeys(names.values()))).collect()
-        # What was not selected still tells of look-alikes.
+        # Columns that were not selected may still be look-alikes, which remarks mention.
         return [_read_frame(frame, options, origin, schema.names())]
     if isinstance(source, pl.DataFrame):
         return [_read_frame(source, options, origin)]
@@ -117,7 +96,7 @@ def _read_frame(
 ) -> Part:
     names, remarks = resolve_columns(found or frame.columns, options.columns, origin)
     part = Part(origin, names, rows=frame.height, remarks=remarks, literal=options.name or "0")
-    part.columns = {ours: frame.get_column(theirs) for ours, theirs in names.items()}
+    part.columns = {name: frame.get_column(column) for name, column in names.items()}
     return part
 
 
@@ -129,9 +108,8 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
     origin = "the pandas DataFrame"
     if source.columns.nlevels > 1:
         raise ValueError(
-            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring "
-            "it to one "
-            "row an instrument and time first, for example with frame.stack(level=...).reset_index()"
+            f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring it "
+            "to one row an instrument and time first, for example with frame.stack(level=...).reset_index()"
         )
     index = source.index
     if index.nlevels > 1 or index.name is not None or isinstance(index, pd.DatetimeIndex):
@@ -143,14 +121,14 @@ def _read_pandas(source: Any, options: ReadOptions) -> Part:
         levels = {}
     found = [*levels, *map(str, source.columns)]
     if len(set(found)) < len(found):
-        twice = next(c for c in found if found.count(c) > 1)
-        raise ValueError(f"{origin} has more than one column named {twice!r}")
+        duplicate = next(c for c in found if found.count(c) > 1)
+        raise ValueError(f"{origin} has more than one column named {duplicate!r}")
     names, remarks = resolve_columns(found, options.columns, origin)
     part = Part(origin, names, rows=len(source), remarks=remarks, literal=options.name or "0")
     originals = {str(c): c for c in source.columns}
-    for ours, theirs in names.items():
-        values = levels[theirs].to_series() if theirs in levels else source[originals[theirs]]
-        part.columns[ours] = pandas_column(values, theirs, origin, part.remarks)
+    for name, column in names.items():
+        values = levels[column].to_series() if column in levels else source[originals[column]]
+        part.columns[name] = pandas_column(values, column, origin, part.remarks)
     return part
 
 
@@ -164,10 +142,12 @@ def pandas_column(values: Any, name: str, origin: str, remarks: list[str]) -> An
     if isinstance(dtype, pd.DatetimeTZDtype):
         zone = str(dtype.tz)
         if not is_zone(zone):
-            remarks.append(f"column {name!r} is in {zone}, which is no zone of the tz database: read as UTC")
+            remarks.append(
+                f"column {name!r} is in {zone}, which is not a zone of the tz database: read as UTC"
+            )
             wall = values.dt.tz_localize(None)
             if not wall.hasnans and (wall.dt.normalize() == wall).mean() > 0.5:
-                # Perhaps dates, which only their offset tells: text keeps it.
+                # Perhaps dates, which only the offset can tell: text keeps it.
                 return pl.Series(name, values.astype(str).to_numpy(object), dtype=pl.String)
             zone = "UTC"
         ticks = values.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
@@ -259,7 +239,7 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
 
 
 def _hive(paths: Sequence[str]) -> dict[str, Any]:
-    """Arguments for reading folders such as symbol=000001/: these names are columns, kept as text."""
+    """Return the arguments for reading folders such as symbol=000001/: their names are columns, kept as text."""
     named = (part.partition("=") for path in paths for part in Path(path).parent.parts)
     keys = {key for key, equals, _ in named if key and equals}
     return {"hive_partitioning": bool(keys), "hive_schema": dict.fromkeys(sorted(keys), pl.String) or None}
@@ -284,15 +264,15 @@ def _header(path: str) -> tuple[str, tuple]:
     except OSError as error:
         if "://" not in path:
             raise
-        # The other side's own words run over several lines, of XML for instance.
-        raise type(error)(f"{path}: can not be read: {str(error).splitlines()[0]}") from error
+        # The message of an object store has several lines, of XML for instance.
+        raise type(error)(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     if not line.strip():
         raise ValueError(f"{path}: the file is empty; expected a header line and rows")
     separator = max(",;\t|", key=line.count)
     names = next(csv.reader([line], delimiter=separator))
     if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"{path}: more than one column is named {twice!r}")
+        duplicate = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"{path}: more than one column is named {duplicate!r}")
     return separator, tuple((n, pl.String()) for n in names)
 
 
@@ -306,16 +286,15 @@ def _read_group(
     part = Part(origin, names, remarks=remarks, literal=options.name, stems=stems)
     take = [*wanted, _PATH] if stems else wanted
     if kind == "csv":
-        numbers = [t for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS]
+        numbers = [t for name, t in names.items() if name in BAR or name in FLOAT_FIELDS]
         text = {n: pl.String for n in schema}
-        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep their leading
-        # zeros).
+        # A CSV is parsed once: numbers straight to float64, all else as text (codes keep leading zeros).
         try:
             typed = {**text, **dict.fromkeys(numbers, pl.Float64)}
             frame = pl.scan_csv(paths, separator=separator, schema_overrides=typed, glob=False, **extra)
             frame_ = frame.select(take).collect()
         except pl.exceptions.ComputeError:
-            # Something is no number: read again as text, where it can be named or recognised as missing.
+            # Something is not a number: read it again as text, to name it or recognise it as missing.
             frame = pl.scan_csv(paths, separator=separator, schema_overrides=text, glob=False, **extra)
             frame_ = frame.select(take).collect()
         columns = frame_
@@ -323,18 +302,18 @@ def _read_group(
         scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
         lazy = scan(paths, glob=False, **_hive(paths), **extra).select(take)
         streamable = all(
-            schema[t].is_numeric() for ours, t in names.items() if ours in BAR or ours in FLOAT_FIELDS
+            schema[t].is_numeric() for name, t in names.items() if name in BAR or name in FLOAT_FIELDS
         )
-        streamable &= all(schema[t] == pl.Boolean for ours, t in names.items() if ours in BOOL_FIELDS)
+        streamable &= all(schema[t] == pl.Boolean for name, t in names.items() if name in BOOL_FIELDS)
         if streamable and hasattr(lazy, "collect_batches"):
             keys = [names[k] for k in ("instrument", "time") if k in names] + ([_PATH] if stems else [])
             columns = lazy.select(keys).collect()
             part.scan = lazy
-            part.float32 = [t for ours, t in names.items() if ours in BAR and schema[t] == pl.Float32]
+            part.float32 = [t for name, t in names.items() if name in BAR and schema[t] == pl.Float32]
         else:
             columns = lazy.collect()
     part.rows = columns.height
-    part.columns = {ours: columns.get_column(t) for ours, t in names.items() if t in columns.columns}
+    part.columns = {name: columns.get_column(t) for name, t in names.items() if t in columns.columns}
     if stems:
         part.columns["instrument"] = columns.get_column(_PATH)
     return part
@@ -387,8 +366,7 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
             at = int((~whole).arg_true()[0])
             raise ValueError(
                 f"instrument column {column!r} of {part.origin} holds {series[at]!r} in row {at}: expected "
-                "names or "
-                "whole numbers"
+                "names or whole numbers"
             )
         series = series.cast(pl.Int64)
     if series.null_count():
@@ -401,8 +379,7 @@ def _runs(key: Any, part: Part) -> tuple[np.ndarray, pl.Series]:
     if not (series.dtype in names or series.dtype.is_integer()):
         raise ValueError(
             f"instrument column {column!r} of {part.origin} is of type {series.dtype}: expected text, "
-            "categories or "
-            "whole numbers"
+            "categories or whole numbers"
         )
     # The physical codes of categories compare faster than their text.
     test = series if series.dtype == pl.String else series.to_physical()
@@ -422,7 +399,7 @@ def _stem(path: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], str | None]:
+def read_times(parts: list[Part], options: TimeOptions) -> tuple[list[Times], str | None]:
     """Read the time column of every part; they must share one zone, which is returned."""
     out = []
     zones: dict[str | None, str] = {}
@@ -431,195 +408,11 @@ def read_times(parts: list[Part], options: ReadOptions) -> tuple[list[Times], st
             part.columns.pop("time")
             continue
         times = read_column(
-            part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options.times
+            part.columns.pop("time"), f"time column {part.names['time']!r} of {part.origin}", options
         )
         zones.setdefault(times.tz, part.origin)
         out.append(times)
     if len(zones) > 1:
         raise mixed_zones(list(zones.items()))
     tz = next(iter(zones))
-    return out, (options.times.tz or tz) if tz is not None else None
-
-
-# --------------------------------------------------------------------------------------------------- values
-
-
-def _bad_value(part: Part, ours: str, value: Any, row: int, count: int, hint: str = "") -> ValueError:
-    return ValueError(
-        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}: {value!r} in row {row} (counting "
-        "from 0) "
-        f"is not a {'number' if ours not in BOOL_FIELDS else 'yes or no'}; {count} such rows{hint}"
-    )
-
-
-def _numbers(series: pl.Series, part: Part, ours: str, nulls: Sequence[str]) -> pl.Series:
-    """Return text as float64, or raise naming the first that is no number."""
-    if series.dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    if series.dtype != pl.String:
-        raise ValueError(
-            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
-            "expected numbers"
-        )
-    text = series.str.strip_chars()
-    text = text.set(text.is_in(list(nulls)), None)
-    out = text.cast(pl.Float64, strict=False)
-    bad = out.is_null() & text.is_not_null()
-    if bad.any():
-        at, wrong = int(bad.arg_true()[0]), text.filter(bad)
-        hint = _number_hint(wrong, part.names[ours])
-        if not hint and len(wrong) == text.count() and wrong.n_unique() > 1:
-            hint = f"; no value is one: strip what is no number, or name another column: columns={{{ours!r}: ...}}"
-        hint = hint or f"; if it marks a missing value: null_values=[{text[at]!r}]"
-        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
-    return out
-
-
-def _number_hint(bad: pl.Series, column: str) -> str:
-    """Return how to make numbers of text that lacks only a currency's sign or points for commas, or nothing."""
-    sign = re.sub(r"[-+\s\d.,]", "", bad[0])
-    # No other letters: 1.5k is not 1.5.
-    if sign != "%" and not re.fullmatch("[A-Z]{3}", sign) and "Sc" not in map(unicodedata.category, sign):
-        sign = ""
-    steps, rest = f"pl.col({column!r})", bad
-    if sign:
-        steps += f".str.replace({sign!r}, '', literal=True).str.strip_chars()"
-        rest = rest.str.replace(sign, "", literal=True).str.strip_chars()
-    if rest.str.contains(",", literal=True).any():
-        thousands = rest.str.contains(r"^[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?$").all()
-        decimals = rest.str.contains(r"^[-+]?\d*(,\d+)?$").all()
-        if thousands and decimals:
-            return (
-                f"; mend the column before it is read, {steps}.str.replace_all(',', '').cast(pl.Float64) where commas "
-                "group thousands, .str.replace(',', '.') where they are decimal points"
-            )
-        steps += ".str.replace_all(',', '')" if thousands else ".str.replace(',', '.')"
-        rest = rest.str.replace_all(",", "") if thousands else rest.str.replace(",", ".")
-    if rest is bad or rest.cast(pl.Float64, strict=False).null_count():
-        return ""
-    carried = f"they carry {sign!r}: " if sign else ""
-    return f"; {carried}mend the column before it is read, {steps}.cast(pl.Float64){' / 100' if sign == '%' else ''}"
-
-
-def _flags(series: pl.Series, part: Part, ours: str) -> pl.Series:
-    """Return a column as booleans, missing ones False, or raise naming the first that is neither."""
-    if series.dtype == pl.Boolean:
-        return series.fill_null(False)
-    hint = ""
-    if series.dtype.is_numeric():
-        number = series.cast(pl.Float64).fill_nan(None)
-        bad = (number != 0) & (number != 1)
-        out = number == 1
-        hint = (
-            "; a limit price is not a flag: pass (close - limit).abs() < 1e-4"
-            if ours.endswith("limit")
-            else ""
-        )
-    elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
-        text = series.cast(pl.String).str.strip_chars().str.to_lowercase()
-        text = text.set(text.is_in([n.lower() for n in NULLS]), None)
-        out = text.is_in(_TRUE)
-        bad = ~text.is_in([*_TRUE, *_FALSE])
-    else:
-        raise ValueError(
-            f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type {series.dtype}: "
-            "expected true and false"
-        )
-    bad = bad.fill_null(False)
-    if bad.any():
-        at = int(bad.arg_true()[0])
-        raise _bad_value(part, ours, series[at], at, int(bad.sum()), hint)
-    return out.fill_null(False)
-
-
-def locked(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view: kernels are compiled for one kind of array, and panels cannot change."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def prepare_values(parts: list[Part], options: ReadOptions) -> list[str]:
-    """Make every value column in memory numeric (or boolean), and return the fields that any part has."""
-    nulls = (*NULLS, *options.null_values)
-    fields: dict[str, None] = {}
-    for part in parts:
-        for ours in part.names:
-            if ours in ("instrument", "time"):
-                continue
-            if ours in FLOAT_FIELDS or ours in BOOL_FIELDS:
-                fields[ours] = None
-            values = part.columns.get(ours)
-            if values is None:
-                continue
-            if isinstance(values, np.ndarray):
-                if ours in BOOL_FIELDS and values.dtype.kind != "b":
-                    part.columns[ours] = _flags(pl.Series(values), part, ours).to_numpy()
-                elif ours not in BOOL_FIELDS and values.dtype.kind not in "fiu":
-                    raise ValueError(
-                        f"column {part.names[ours]!r} of {part.origin}, taken as {ours}, is of type "
-                        f"{values.dtype}: "
-                        "expected numbers"
-                    )
-                elif values.dtype == np.float32 and ours in BAR:
-                    part.float32.append(part.names[ours])
-            elif ours in BOOL_FIELDS:
-                part.columns[ours] = _flags(values, part, ours)
-            elif not values.dtype.is_numeric():
-                part.columns[ours] = _numbers(values, part, ours, nulls)
-            elif values.dtype == pl.Float32 and ours in BAR:
-                part.float32.append(part.names[ours])
-    return [f for f in (*FLOAT_FIELDS, *BOOL_FIELDS) if f in fields]
-
-
-def _block(values: Any, a: int, b: int, flags: bool) -> np.ndarray:
-    """Rows a:b of a column as a read-only contiguous float64 (or bool) array, missing as NaN (or False)."""
-    if isinstance(values, np.ndarray):
-        out = np.ascontiguousarray(values[a:b], dtype=np.bool_ if flags else np.float64)
-    else:
-        part = values.slice(a, b - a)
-        if flags:
-            out = part.fill_null(False).to_numpy()
-        else:
-            out = part.cast(pl.Float64).to_numpy()
-            out = np.ascontiguousarray(out)
-    return locked(out)
-
-
-def blocks(parts: list[Part], fields: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray | None]]]:
-    """Yield (first row, columns by our names) in the order of the rows; None for a column not there."""
-    row = 0
-    for part in parts:
-        if part.rows == 0:
-            continue
-        have = [n for n in (*BAR, *fields) if n in part.names]
-        if part.scan is None:
-            for a in range(0, part.rows, BLOCK):
-                b = min(a + BLOCK, part.rows)
-                yield (
-                    row + a,
-                    {
-                        n: _block(part.columns[n], a, b, n in BOOL_FIELDS) if n in have else None
-                        for n in (*BAR, *fields)
-                    },
-                )
-        else:
-            select = part.scan.select(list(dict.fromkeys(part.names[n] for n in have)))
-            done = 0
-            for batch in select.collect_batches(chunk_size=BLOCK, maintain_order=True):
-                for a in range(0, batch.height, BLOCK):
-                    b = min(a + BLOCK, batch.height)
-                    yield (
-                        row + done + a,
-                        {
-                            n: _block(batch.get_column(part.names[n]), a, b, n in BOOL_FIELDS)
-                            if n in have
-                            else None
-                            for n in (*BAR, *fields)
-                        },
-                    )
-                done += batch.height
-            if done != part.rows:
-                raise OSError(f"{part.origin} changed while it was read: {part.rows} rows first, {done} then")
-        part.columns.clear()
-        row += part.rows
+    return out, (options.tz or tz) if tz is not None else None

@@ -1,4 +1,4 @@
-"""Times in and out: columns of times in any form to nanoseconds, one time to and from text.
+"""Times and durations: columns of any form to nanoseconds, times to and from text, the ends of periods.
 
 Everywhere in pricepix a time is int64 nanoseconds since 1970: UTC where there is a zone, wall clock where
 there is none.
@@ -19,10 +19,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import is_whole
+from pricepix._checks import choice, is_whole
 
-DAY_NS = 86_400_000_000_000
-_TICK_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+MINUTE_NS: Final = 60_000_000_000
+DAY_NS: Final = 1440 * MINUTE_NS
+"""A day in nanoseconds; days of 23 or 25 hours, when clocks change, are not this long."""
+EARLIEST: Final = int(np.iinfo(np.int64).min)
+"""The first time of a period that has no start."""
+LATEST: Final = int(np.iinfo(np.int64).max)
+"""The last time of a period that has no end."""
+NO_TIME: Final = int(np.iinfo(np.int64).min)
+"""Stands for a time that is missing."""
+_TICK_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 
 
@@ -39,10 +47,10 @@ def _formats() -> list[str]:
 
 TIME_FORMATS = tuple(_formats())
 
-# How a date ends that is written as a moment: midnight, and the offset of the zone whose midnight it is.
+# The end of a date that is written as an instant: midnight, and the offset of the zone whose midnight it is.
 _MIDNIGHT = r"(?:^|[ T])00:00(?::00(?:\.0+)?)?\s*(?:Z|UTC|[+-]\d\d:?\d\d|[+-]\d\d)$"
 _OFFSET = re.compile(r"(?:Z|UTC|([+-])(\d\d):?(\d\d)?)$")
-# So many bars at midnight are dates: of two bars a day only half are.
+# Times of which at least this share is midnight are dates: with two bars a day only half would be.
 _DATES = 0.9
 _PROBED = 1000
 
@@ -63,6 +71,10 @@ class TimeOptions:
     tz: str | None = None
     time_format: str | None = None
     time_unit: str | None = None
+
+    def __post_init__(self) -> None:
+        choice(self.time_unit, "time_unit", (None, *_TICK_NS))
+        object.__setattr__(self, "tz", check_zone(self.tz))
 
 
 def is_zone(name: str) -> bool:
@@ -92,9 +104,9 @@ def check_zone(tz: Any) -> str | None:
 
 def mixed_zones(zones: Sequence[tuple[str | None, str]]) -> ValueError:
     """Return the error for (zone, place) pairs that differ in their zones."""
-    told = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
+    found = " and ".join(f"{'no time zone' if z is None else z} in {where}" for z, where in zones)
     return ValueError(
-        f"mixed time zones: {told}. Bring all times to one zone first: convert the aware ones with "
+        f"mixed time zones: {found}. Bring all times to one zone first: convert the aware ones with "
         "tz_convert('UTC'), and say what the naive ones are with tz_localize(...)"
     )
 
@@ -159,8 +171,7 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
         if local.null_count():
             at = int(local.is_null().arg_true()[0])
             raise ValueError(
-                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks "
-                "change); "
+                f"{where}: {series[at]} in row {at} happens twice or never in {options.tz} (the clocks change); "
                 f"{local.null_count()} such rows. Bring the times to UTC before they are read"
             )
         return Times(local.to_physical().to_numpy(), _TICK_NS[unit], options.tz)
@@ -168,7 +179,7 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
 
 
 def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Series) -> Times:
-    """Return the times; ValueError if they are dates, told as midnights of a zone, that another zone moves.
+    """Return the times; ValueError if they are dates, given as midnights of a zone, that a different zone moves.
 
     `column` is what they were read from: text still has the midnights of its own offsets, which the times, in
     UTC, no longer show.
@@ -177,7 +188,7 @@ def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Serie
     written = column.dtype == pl.String
     if zone == times.tz and not written:
         return times
-    # A few rows tell of nearly every table that it holds no dates; where it might, all of them are looked at.
+    # A few rows show for nearly every table that it holds no dates; only where it might are all rows checked.
     for every in dict.fromkeys((max(1, len(column) // _PROBED), 1)):
         ns = times.ticks[::every] * times.scale
         if written:
@@ -190,10 +201,10 @@ def _kept_dates(times: Times, where: str, options: TimeOptions, column: pl.Serie
     moved = dates & (clock != 0)
     if moved.any():
         hours = [str(np.datetime64(int(t), "ns"))[11:16] for t in np.unique(clock[moved])]
-        told = " or ".join(hours) if len(hours) <= 3 else f"{hours[0]} to {hours[-1]}"
+        moved_to = " or ".join(hours) if len(hours) <= 3 else f"{hours[0]} to {hours[-1]}"
         at = int(moved.argmax())
         text = column[at].strip() if written else None
-        raise _moved_dates(where, options, times.tz, int(ns[at]), told, column.name or "time", text)
+        raise _moved_dates(where, options, times.tz, int(ns[at]), moved_to, column.name or "time", text)
     return times
 
 
@@ -209,10 +220,10 @@ def _moved_dates(
         came, place = repr(text), "their offset"
         day = str(np.datetime64(ns + offset * 60_000_000_000, "ns"))[:10]
         keep = "tz='UTC'" if offset == 0 else "tz= the zone they are of, such as 'Asia/Shanghai' for +08:00"
-        drop = f"give the dates alone (polars: {column}.str.slice(0, 10)), or {keep}"
+        drop = f"give only the dates (polars: {column}.str.slice(0, 10)), or {keep}"
         moments = f"{column}.str.to_datetime(time_zone='UTC')"
     else:
-        came, place = stamp(ns, tz), str(tz)
+        came, place = format_time(ns, tz), str(tz)
         day = came[:10]
         if options.time_unit is not None:
             column = f"pl.from_epoch({column}, {options.time_unit!r})"
@@ -220,7 +231,7 @@ def _moved_dates(
         else:
             drop, moments = f"{column}.dt.replace_time_zone(None); pandas: .dt.tz_localize(None)", column
         drop = f"drop their zone before they are read (polars: {drop}), or keep it with tz={tz!r}"
-    there = stamp(ns, zone)
+    there = format_time(ns, zone)
     which = "same day" if there.startswith(day) else "day before"
     mover = f"tz={zone!r}" if options.tz else f"{zone}, in which times with offsets are read,"
     return ValueError(
@@ -279,14 +290,13 @@ def _parse(text: pl.Series, where: str, options: TimeOptions, was_number: bool =
             if options.time_format is None and _safe_parse(text.slice(at, 1), f) is not None
         ]
         if others and aware != any("%#z" in f for f in others):
-            told = ("has a time zone", "has none") if aware else ("has none", "has one")
+            zones = ("has a time zone", "has none") if aware else ("has none", "has one")
             raise ValueError(
-                f"{where}: mixed time zones: {first!r} in row 0 {told[0]}, {value!r} in row {at} {told[1]}. "
+                f"{where}: mixed time zones: {first!r} in row 0 {zones[0]}, {value!r} in row {at} {zones[1]}. "
                 "Write all times in one way"
             )
         raise ValueError(
-            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row "
-            "0; "
+            f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
             f"{best.null_count()} such rows{_time_hint(value, options)}"
         )
     return best
@@ -309,8 +319,8 @@ def _time_hint(value: str, options: TimeOptions) -> str:
     return "; expected ISO times or YYYYMMDD. Say how it is written: time_format='%d/%m/%Y %H:%M'"
 
 
-def stamp(ns: int, tz: str | None) -> str:
-    """Return a time as ISO text, as short as it goes: in its zone with the offset, or as wall-clock time."""
+def format_time(ns: int, tz: str | None) -> str:
+    """Return a time as ISO text: in its zone with the offset, or as wall-clock time without needless zeros."""
     if tz is None:
         at = np.datetime64(int(ns), "ns")
         for unit in ("D", "m", "s"):
@@ -322,6 +332,13 @@ def stamp(ns: int, tz: str | None) -> str:
     text = moment.strftime("%Y-%m-%d %H:%M:%S") + (f".{rest:09d}" if rest else "")
     offset = moment.strftime("%z")
     return f"{text}{offset[:3]}:{offset[3:5]}"
+
+
+def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m-%d %H:%M") -> list[str]:
+    """Return times as text: only the dates where none has a time of day, else as `intraday` says, in their zone."""
+    series = to_series(time, tz)
+    clock = series.dt.replace_time_zone(None).to_physical() % DAY_NS
+    return series.dt.strftime(intraday if (clock != 0).any() else "%Y-%m-%d").to_list()
 
 
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:
@@ -336,6 +353,46 @@ def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     if end and np.datetime_data(at.dtype)[0] in ("Y", "M", "W", "D"):
         return _localised(at + 1, tz) - 1
     return _localised(at, tz)
+
+
+def time_range(start: Any, end: Any, tz: str | None) -> tuple[int, int]:
+    """Return the first and the last ns of a period, in which both ends lie; None is an open end."""
+    first = EARLIEST if start is None else as_time(start, tz)
+    return first, LATEST if end is None else as_time(end, tz, end=True)
+
+
+def period_ends(period: Any) -> tuple[Any, Any]:
+    """Return the two ends of a period as they were written, None where it is open.
+
+    Parameters
+    ----------
+    period : str or (start, end)
+        ``"1993:2000"``, ``"2000-02-16 09:35..2000-03"``, ``"2000-03:"``; a single time stands for both ends.
+
+    Raises
+    ------
+    ValueError
+        Neither a pair nor text that holds one.
+    """
+    if isinstance(period, str):
+        # Colons also stand in clock times, so two dots separate those.
+        parts = period.split(".." if ".." in period else ":")
+        if len(parts) == 1 or is_time(period):
+            parts = [period, period]
+        if len(parts) == 2:
+            return parts[0].strip() or None, parts[1].strip() or None
+    elif isinstance(period, Sequence) and not isinstance(period, bytes) and len(period) == 2:
+        return period[0], period[1]
+    raise ValueError(f"period is {period!r}; give 'START:END' or (start, end), for example '1993:2000'")
+
+
+def is_time(text: str) -> bool:
+    """Return whether text is one date or time."""
+    try:
+        _moment(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _moment(value: Any) -> tuple[np.datetime64, bool]:
@@ -382,13 +439,11 @@ def _localised(at: np.datetime64, tz: str | None) -> int:
 def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
     """Return times as a polars series: instants shown in zone `tz`, or wall-clock times if it is None."""
     times = pl.Series(np.asarray(nanoseconds, np.int64)).cast(pl.Datetime("ns"))
-    times = times.set(times.is_not_null() & (times.to_physical() == np.iinfo(np.int64).min), None)
+    times = times.set(times.is_not_null() & (times.to_physical() == NO_TIME), None)
     if tz is None:
         return times
     return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)
 
-
-_FOREVER: Final = np.iinfo(np.int64)
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")
 
@@ -397,16 +452,16 @@ _UNITS: Final = {
     "us": 10**3,
     "ms": 10**6,
     "s": 10**9,
-    "m": 60 * 10**9,
-    "min": 60 * 10**9,
-    "h": 3600 * 10**9,
-    "d": 86400 * 10**9,
-    "w": 7 * 86400 * 10**9,
+    "m": MINUTE_NS,
+    "min": MINUTE_NS,
+    "h": 60 * MINUTE_NS,
+    "d": DAY_NS,
+    "w": 7 * DAY_NS,
 }
 
 
 def duration_ns(value: Any, name: str = "") -> int:
-    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; `name` is told in errors."""
+    """Return a duration in ns: ``"10d"``, ``"30min"``, a timedelta, or ns as an int; errors mention `name`."""
     ns = -1
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
@@ -415,7 +470,7 @@ def duration_ns(value: Any, name: str = "") -> int:
     elif isinstance(value, timedelta):
         ns = (value.days * 86400 + value.seconds) * 10**9 + value.microseconds * 1000
     elif isinstance(value, np.timedelta64):
-        # Months and years have no length, NaT has none either.
+        # Months, years and NaT have no length.
         if not np.isnat(value) and np.datetime_data(value)[0] not in ("Y", "M", "generic"):
             ns = int(value.astype("timedelta64[ns]").astype(np.int64))
     elif is_whole(value):
@@ -425,4 +480,12 @@ def duration_ns(value: Any, name: str = "") -> int:
             f"{name and name + '='}{value!r} is not a duration: give a number with a unit ({', '.join(_UNITS)}) such "
             "as '10d', a timedelta, or nanoseconds as a whole number, not below 0"
         )
-    return min(ns, _FOREVER.max)
+    return min(ns, LATEST)
+
+
+def format_duration(ns: int) -> str:
+    """Return a duration in the largest unit of which it is a whole number: ``"5 min"``."""
+    for unit in ("d", "h", "min", "s", "ms"):
+        if ns and ns % _UNITS[unit] == 0:
+            return f"{ns // _UNITS[unit]} {unit}"
+    return f"{ns} ns"

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.panel import Panel
 from pricepix.location import BUILD, Location
 from pricepix.store.chunks import seal
 from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
 from pricepix.store.lock import KEY as LOCK
 
 
+class BarFacts(Protocol):
+    """What a store says of the bars that it was made from: a panel, or the facts of one that was read in parts."""
+
+    @property
+    def instruments(self) -> NDArray[np.str_]: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def instrument_digests(self) -> NDArray[np.uint64]: ...
+    @property
+    def digest(self) -> str: ...
+
+
 def last_objects(
-    geometry: Geometry, attributes: Mapping[str, Any], panel: Panel, checks: NDArray[np.uint32]
+    geometry: Geometry, attributes: Mapping[str, Any], panel: BarFacts, checks: NDArray[np.uint32]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the objects that make chunks a store, and the group's metadata, which declare it complete."""
     stored = {
@@ -44,7 +56,7 @@ def finish(
     where: Location,
     geometry: Geometry,
     attributes: Mapping[str, Any],
-    panel: Panel,
+    panel: BarFacts,
     checks: NDArray[np.uint32],
 ) -> None:
     """Write what is left; the last write declares the store complete."""

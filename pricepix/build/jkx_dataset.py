@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pricepix._checks import choice, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
+from pricepix.bars.times import DAY_NS
 from pricepix.build.stream import PanelFacts, StoreWriter
 from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
@@ -39,7 +40,6 @@ KEPT: Final = ("MarketCap", "EWMA_vol", MONTH)
 _NAME: Final = re.compile(r"20d_month_has_vb_\[20\]_ma_(\d{4})_(images\.dat|labels_w_delay\.feather)")
 _KEPT_FILES: Final = "[0-9][0-9][0-9][0-9].parquet"
 _REQUIRED: Final = ("Date", "StockID", *HORIZONS)
-_DAY: Final = 86_400_000_000_000
 # Days on which the New York Stock Exchange was closed from 1990 to 2025 though no rule says so.
 _CLOSED: Final = (
     "1994-04-27", "2001-09-11", "2001-09-12", "2001-09-13", "2001-09-14", "2004-06-11", "2007-01-02",
@@ -417,7 +417,7 @@ def _write_year(
     order = order[~blank[order]]
     time, code = time[order], code[order]
     values: list[NDArray[Any]] = [code, time]
-    sessions = _sessions(int(time.min()), int(time.max()) + 400 * _DAY)
+    sessions = _sessions(int(time.min()), int(time.max()) + 400 * DAY_NS)
     for h in writer.horizons:
         column = labels[columns[h]].cast(pl.Float32).to_numpy()[order]
         column = np.where(np.isfinite(column), column, np.float32(np.nan))

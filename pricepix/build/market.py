@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +15,10 @@ from pricepix._checks import bars, choice, fraction, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
 from pricepix._version import __version__
 from pricepix.bars import hashing
+from pricepix.bars.columns import FIELDS
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
-from pricepix.bars.panel import FIELDS, Panel
-from pricepix.bars.times import as_time, duration_ns, stamp
+from pricepix.bars.panel import Panel, panel_digest
+from pricepix.bars.times import as_time, duration_ns, format_time
 from pricepix.build.stream import DRAW_BYTES, PanelFacts, StoreWriter
 from pricepix.build.target import MODES, _check_location, _state
 from pricepix.images.chunking import default_chunk
@@ -381,12 +381,8 @@ class _Market:
         offsets = np.concatenate([[0], np.cumsum(stop - first)]).astype(np.int64)
         names = np.asarray(self.cache.instruments[self.stock], np.str_)
         fields, tz = self._fields(), self.cache.session.tz
-        # The panel's own rule, applied to a panel that never was in memory.
-        like: Any = SimpleNamespace(
-            _cache={}, tz=tz, fields=fields, instruments=names, offsets=offsets, instrument_digests=digests
-        )
-        rule: Any = Panel.digest
-        return PanelFacts(names, offsets, digests, rule.fget(like), fields, tz)
+        digest = panel_digest(names, offsets, digests, fields, tz)
+        return PanelFacts(names, offsets, digests, digest, fields, tz)
 
     def schedule(self, starts: bool, ends: bool) -> dict[str, Any]:
         """Return what a store says of the choice of its windows; refuses one that cannot be followed."""
@@ -395,8 +391,8 @@ class _Market:
         tz = self.cache.session.tz
         return {
             "every": self.selection["every"],
-            "start": stamp(self.first, tz) if starts and self.first is not None else None,
-            "end": stamp(self.last, tz) if ends and self.last is not None else None,
+            "start": format_time(self.first, tz) if starts and self.first is not None else None,
+            "end": format_time(self.last, tz) if ends and self.last is not None else None,
             "mask": None,
             "sample": None if self.selection["sample"] is None else share,
             "seed": self.selection["seed"] if share < 1.0 else None,

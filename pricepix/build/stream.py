@@ -186,8 +186,7 @@ class StoreWriter:
         checks[slices["images"]] = self._image_checks
         for column, found in zip(self._columns, self._column_checks, strict=True):
             checks[slices[column.name]] = found
-        facts_of_panel: Any = facts
-        finish(self.where, geometry, attributes, facts_of_panel, checks)
+        finish(self.where, geometry, attributes, facts, checks)
 
     def _checkpoint(self) -> bytes:
         arrays = {key: value for key, value in self.state.items() if isinstance(value, np.ndarray)}

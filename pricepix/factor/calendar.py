@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
 
 __all__ = ["Calendar", "day_and_interval", "interval_names"]
-_DAY: Final = 86_400_000_000_000
 Times = NDArray[np.int64]
 
 
@@ -34,8 +33,8 @@ def day_and_interval(time: Times, tz: str | None) -> tuple[Times, Times]:
         wall = np.asarray(time, np.int64)
     else:
         wall = to_series(time, tz).dt.replace_time_zone(None).to_physical().to_numpy()
-    day = np.floor_divide(wall, _DAY)
-    return day, wall - day * _DAY
+    day = np.floor_divide(wall, DAY_NS)
+    return day, wall - day * DAY_NS
 
 
 def interval_names(interval: Times) -> list[str]:

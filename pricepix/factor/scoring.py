@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pricepix._checks import bars, choice
-from pricepix.bars.times import as_time, stamp
+from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import (
     FORMAT,
     FORMAT_VERSION,
@@ -155,7 +155,7 @@ def score(
     windows = _Windows(store)
     plan = _Plan.of(windows, int(shift), panel, first, last)
     attrs = _attributes(store, scorer, int(shift), kind)
-    attrs["start"] = None if first is None else stamp(first, store.tz)
+    attrs["start"] = None if first is None else format_time(first, store.tz)
     group, done = _prepared(location, attrs, plan, windows, spread, append, scorer)
     if done is None:
         assert location is not None

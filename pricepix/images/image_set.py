@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all
-from pricepix.bars.times import as_time, to_series
+from pricepix.bars.times import as_time, period_ends, time_range, to_series
 from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
@@ -390,11 +390,8 @@ def select(
     n = len(store)
     chosen = np.ones(n, bool)
     if time is not None:
-        start, end = _ends(time)
-        if start is not None:
-            chosen &= store.time >= as_time(start, store.tz, False)
-        if end is not None:
-            chosen &= store.time <= as_time(end, store.tz, True)
+        first, last = time_range(*_pair(time), store.tz)
+        chosen &= (store.time >= first) & (store.time <= last)
     if instruments is not None:
         wanted = [instruments] if isinstance(instruments, str) else [str(name) for name in instruments]
         known = {str(name): i for i, name in enumerate(store.instruments)}
@@ -410,25 +407,19 @@ def select(
     return np.flatnonzero(chosen)
 
 
-def _ends(time: Any) -> tuple[Any, Any]:
-    """Return the two ends of a period that was given as a pair."""
-    # A text of two characters is no pair.
-    if not isinstance(time, (str, bytes, slice)):
+def _pair(time: Any) -> tuple[Any, Any]:
+    """Return the two ends of a period that was given as a pair; the error for another form shows the pair to give."""
+    pair: tuple[Any, Any] = ("2000-03", "2000-04-15")
+    if isinstance(time, slice):
+        pair = (time.start, time.stop)
+    elif isinstance(time, str):
+        pair = period_ends(time)
+    elif not isinstance(time, bytes):
         try:
             start, end = time
             return start, end
         except (TypeError, ValueError):
             pass
-    pair: tuple[Any, Any] = ("2000-03", "2000-04-15")
-    if isinstance(time, slice):
-        pair = (time.start, time.stop)
-    elif isinstance(time, str):
-        first, _, last = time.partition(".." if ".." in time else ":")
-        try:
-            as_time(time, None)
-            pair = (time, time)
-        except ValueError:
-            pair = (first.strip() or None, last.strip() or None)
     raise ValueError(
         f"time is {time!r}; give the first and the last time as a pair, time={pair!r}, None for an open end: a day, "
         "month or year stands for all of it"

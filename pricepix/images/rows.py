@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.kernels import find_rows
 from pricepix.bars.panel import Panel
 from pricepix.render.draw import render_rows
 
@@ -14,37 +15,47 @@ if TYPE_CHECKING:
     from pricepix.images.image_set import ImageSet
 
 
+def panel_rows(
+    panel: Panel, instruments: NDArray[np.str_], code: NDArray[np.int32], time: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Find windows of a store or a factor cache in a panel, by instrument name and time.
+
+    Parameters
+    ----------
+    panel : Panel
+    instruments : numpy.ndarray of str
+        Names that `code` points into.
+    code, time : numpy.ndarray, (n,)
+        Instrument and time of each window's last bar.
+
+    Returns
+    -------
+    numpy.ndarray, int64 (n,)
+        The panel row of that bar, -1 where the panel has none.
+    """
+    place = {name: i for i, name in enumerate(panel.instruments.tolist())}
+    here = np.array([place.get(name, -1) for name in instruments.tolist()], np.int32)
+    row = np.empty(len(time), np.int64)
+    find_rows(panel.time, panel.offsets, here[code], time, row)
+    return row
+
+
 def store_rows(store: ImageSet, panel: Panel) -> NDArray[np.int64]:
     """Panel rows of a store's windows, by instrument name and time; KeyError where the panel lacks one."""
-    row = np.empty(len(store), np.int64)
-    names = {str(name): i for i, name in enumerate(panel.instruments)}
-    order = np.argsort(store.instrument_index, kind="stable")
-    cuts = np.searchsorted(store.instrument_index[order], np.arange(len(store.instruments) + 1))
-    for code, name in enumerate(store.instruments):
-        own = order[cuts[code] : cuts[code + 1]]
-        if not len(own):
-            continue
-        if str(name) not in names:
-            raise KeyError(
-                f"the panel has no instrument {str(name)!r}, which is shown in {store.kind} {store.location}: "
-                f"{_remedy(store)}"
-            )
-        a, b = panel.offsets[names[str(name)] :][:2]
-        at = np.searchsorted(panel.time[a:b], store.time[own])
-        if (at >= b - a).any() or (panel.time[a + np.minimum(at, b - a - 1)] != store.time[own]).any():
-            raise KeyError(
-                f"the panel lacks bars of {str(name)!r} that are shown in {store.kind} {store.location}: "
-                f"{_remedy(store)}"
-            )
-        row[own] = a + at
+    row = panel_rows(panel, store.instruments, store.instrument_index, store.time)
+    if len(row) and row.min() < 0:
+        name = str(store.instruments[store.instrument_index[row.argmin()]])
+        known = name in panel.instruments
+        lack = f"lacks bars of {name!r} that are" if known else f"has no instrument {name!r}, which is"
+        raise KeyError(f"the panel {lack} shown in {store.kind} {store.location}: {_remedy(store)}")
     return row
 
 
 def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
     """Refuse a panel whose bars are not those that the images show.
 
-    The panel that the images were made from is known by its digest. Any other, which may hold later bars or other
-    fields, must draw the same images; so must any panel of a store in memory, which keeps no digest.
+    The panel that the images were made from is known by its digest. Any other panel, which may hold later bars or
+    different fields, must draw the same images; so must any panel of a store in memory, which keeps no digest.
 
     Parameters
     ----------
@@ -56,9 +67,9 @@ def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
     Raises
     ------
     ValueError
-        If an image is another; the message names the first.
+        If an image differs; the message names the first.
     """
-    # Nobody has the bars of images that were imported: the digest is that of their labels.
+    # Imported images come without bars: their digest is that of their labels.
     if panel is store.panel or "source" in store.attrs:
         return
     made_from = store.attrs.get("panel_digest")
@@ -76,15 +87,15 @@ def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
         wrong[~wrong] = (reason != 0) | (drawn != store.read(known)).any(axis=(1, 2))
         if wrong.any():
             at = int(part[wrong][0])
-            mine, theirs = ("", "") if made_from is None else (f" (digest {panel.digest})", f" ({made_from})")
+            here, there = ("", "") if made_from is None else (f" (digest {panel.digest})", f" ({made_from})")
             raise ValueError(
-                f"the panel{mine} is not that of {store.kind} {store.location}{theirs}: it gives another image of "
+                f"the panel{here} is not that of {store.kind} {store.location}{there}: it gives a different image of "
                 f"{store.instruments[store.instrument_index[at]]} at {panel.stamp(int(store.time[at]))}; "
                 f"{_remedy(store)}"
             )
 
 
 def _remedy(store: ImageSet) -> str:
-    """How to come by the right panel."""
+    """What to do about a panel that does not fit."""
     by_itself = "" if store.panel is None else ", or leave panel out"
     return f"give the panel that the images were made from, read with the same arguments{by_itself}"

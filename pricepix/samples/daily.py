@@ -1,24 +1,39 @@
-"""Sample markets: a simulator with a known answer, and five real stocks.
-
-``simulate`` makes a market of any size, a pure random walk unless a pattern is planted in it;
-``stocks`` loads the real daily bars that the package ``bokeh-sampledata`` carries.
-"""
+"""A simulated market of daily or intraday bars, a pure random walk unless a pattern is planted in it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from pricepix._checks import choice
+from pricepix.samples.simulator import (
+    BARS_A_YEAR,
+    check_probabilities,
+    listing_rows,
+    log_uniform,
+    spells,
+    split_ratios,
+    trading_days,
+)
 
 __all__ = ["simulate"]
 
 _INTERVALS = {"1d": 0, "1m": 1, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 60}
 _SESSION_START = 9 * 60 + 30
 _SESSION_MINUTES = 390
-_BARS_A_YEAR_DAILY = 252
+_LONGEST_HALT = 5
+
+
+class _Quotes(NamedTuple):
+    """Prices in ticks, (bars, instruments), and the planted signal."""
+
+    open: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    close: np.ndarray
+    signal: np.ndarray | None = None
 
 
 def simulate(
@@ -76,7 +91,7 @@ def simulate(
     overnight : float
         Share of a day's variance, 0 to below 1, that comes overnight as a gap between close and open.
     jump_rate : float
-        Chance that an overnight gap is a news gap of five times its size.
+        Chance that an overnight gap is a news gap, five times as large.
     halt_rate : float
         Chance a bar that a trading halt of 1 to 5 bars begins.
     halts : {"missing", "absent"}
@@ -114,8 +129,8 @@ def simulate(
     lower shadow (+1) or a long upper shadow (-1). A second coin makes ``y = s`` with chance
     `bayes_accuracy` and ``y = -s`` otherwise, and the close `horizon` bars later is drawn from the random
     walk's own step, conditioned on lying above (y = +1) or below (y = -1) today's close by a tick or more.
-    That later close is the first number that depends on ``y``, and ``y`` depends on the past through ``s``
-    alone. So, given everything up to and including a bar, the sign of its return is ``s`` with chance
+    That later close is the first number that depends on ``y``, and ``y`` depends on the past only through
+    ``s``. So, given everything up to and including a bar, the sign of its return is ``s`` with chance
     exactly `bayes_accuracy`, at every bar, overlapping horizons or not, and no rule can do better. Adjust
     prices for splits (or set ``split_rate=0``); with a pattern halted rows are always absent, so that
     the horizon counts the same bars for everyone. What an image rounds away can only lower the accuracy.
@@ -123,80 +138,74 @@ def simulate(
     _check(instruments, bars, interval, tick, volatility, price, bayes_accuracy, horizon)
     for name, value in (("correlation", correlation), ("overnight", overnight)):
         if not 0 <= value < 1:
-            raise ValueError(f"{name} is {value}; it is a share of the variance, at least 0 and below 1")
-    rates = {"jump_rate": jump_rate, "halt_rate": halt_rate, "split_rate": split_rate}
-    for name, value in (rates | {"delist_rate": delist_rate, "list_late": list_late}).items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it is a probability between 0 and 1")
-    if halts not in ("missing", "absent"):
-        raise ValueError(f"halts is {halts!r}; choose 'missing' or 'absent'")
+            raise ValueError(f"{name}={value!r}: give a share of the variance, at least 0 and below 1")
+    check_probabilities(
+        jump_rate=jump_rate,
+        halt_rate=halt_rate,
+        split_rate=split_rate,
+        delist_rate=delist_rate,
+        list_late=list_late,
+    )
+    choice(halts, "halts", ("missing", "absent"))
 
     rng = np.random.default_rng(seed)
     per_day = 1 if interval == "1d" else -(-_SESSION_MINUTES // _INTERVALS[interval])
     time, new_day = _calendar(start, bars, interval, per_day)
     shape = (bars, instruments)
-
-    yearly = rng.uniform(*volatility, instruments)
-    day_sd = yearly / np.sqrt(_BARS_A_YEAR_DAILY)
+    day_sd = rng.uniform(*volatility, instruments) / np.sqrt(BARS_A_YEAR)
     bar_sd = day_sd * np.sqrt((1 - overnight) / per_day)
     gap_sd = np.where(new_day[:, None], day_sd * np.sqrt(overnight), 0.0)
-
     listed = _listed(rng, new_day, instruments, delist_rate, list_late)
-    halted = _halted(rng, shape, halt_rate) & listed
-    traded = listed & ~halted
+    traded = listed & ~spells(rng, shape, halt_rate, _LONGEST_HALT)
     gap = gap_sd * _steps(rng, shape, correlation)
     gap *= np.where(rng.random(shape) < jump_rate, 5.0, 1.0)
     move = bar_sd * _steps(rng, shape, correlation)
-    first = np.exp(rng.uniform(np.log(price[0]), np.log(price[1]), instruments)) / tick
-
-    signal = None
+    first = log_uniform(rng, *price, instruments) / tick
     if bayes_accuracy is None:
-        log_close = np.log(first) + np.cumsum(gap + move, axis=0)
-        close = np.maximum(np.rint(np.exp(log_close)), 1.0)
-        open_ = np.maximum(np.rint(np.exp(log_close - move)), 1.0)
-        high, low = _extremes(rng, open_, close, bar_sd)
+        quotes = _random_walk(rng, first, gap, move, bar_sd)
     else:
-        signal = np.where(rng.random(shape) < 0.5, 1, -1).astype(np.int8)
-        sign = np.where(rng.random(shape) < bayes_accuracy, signal, -signal)
-        close, previous = _planted_closes(rng, first, gap + move, sign, traded, horizon)
-        # The open lies between the closes, so that the body leaves the shadows to speak.
-        open_ = np.maximum(np.rint(previous + (close - previous) * rng.uniform(0.0, 0.6, shape)), 1.0)
-        high, low = _shadows(rng, open_, close, signal, np.log(close / previous).std(axis=0))
-
-    volume = _volume(rng, (high - low) / (close * bar_sd) + 0.2, per_day)
+        quotes = _planted(rng, first, gap + move, traded, bayes_accuracy, horizon)
+    volume = _volume(rng, (quotes.high - quotes.low) / (quotes.close * bar_sd) + 0.2, per_day)
     ratio = _split_ratio(rng, new_day, listed, split_rate)
+    keep = traded if halts == "absent" or quotes.signal is not None else listed
+    return _table(time, quotes, volume, ratio, traded, keep, tick)
 
-    instrument_list = [f"S{i:04d}" for i in range(instruments)]
-    keep = listed & ~halted if halts == "absent" or signal is not None else listed
-    blank = halted & keep
-    returns = _returns(close, traded)
 
-    def column(values: np.ndarray, *, missing: bool = False) -> np.ndarray:
-        flat = np.ascontiguousarray(values.T)
-        if missing:
-            flat = np.where(blank.T, np.nan, flat)
-        return flat[keep.T]
-
+def _table(
+    time: np.ndarray,
+    quotes: _Quotes,
+    volume: np.ndarray,
+    ratio: np.ndarray,
+    traded: np.ndarray,
+    keep: np.ndarray,
+    tick: float,
+) -> pl.DataFrame:
+    """Return the rows that are kept, by instrument: prices as traded, missing where nothing was."""
     rows = keep.T
-    which = np.broadcast_to(np.arange(instruments)[:, None], rows.shape)[rows]
-    when = np.broadcast_to(time[None, :], rows.shape)[rows]
+
+    def column(values: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(values.T)[rows]
+
+    def price(ticks: np.ndarray) -> np.ndarray:
+        return column(np.where(traded, _on_grid(ticks * ratio, tick), np.nan))
+
+    names = np.array([f"S{i:04d}" for i in range(rows.shape[0])])
+    which = np.broadcast_to(np.arange(rows.shape[0])[:, None], rows.shape)[rows]
+    when = pl.Series(np.broadcast_to(time[None, :], rows.shape)[rows])
     data = {
-        "instrument": pl.Series(np.array(instrument_list)[which]),
-        "time": pl.Series(when).cast(pl.Date)
-        if interval == "1d"
-        else pl.Series(when).cast(pl.Datetime("ns")),
-        "open": column(_on_grid(open_ * ratio, tick), missing=True),
-        "high": column(_on_grid(high * ratio, tick), missing=True),
-        "low": column(_on_grid(low * ratio, tick), missing=True),
-        "close": column(_on_grid(close * ratio, tick), missing=True),
-        "volume": column(np.where(halted, 0.0, np.rint(volume / ratio))),
+        "instrument": pl.Series(names[which]),
+        "time": when.cast(pl.Date if time.dtype == "datetime64[D]" else pl.Datetime("ns")),
+        "open": price(quotes.open),
+        "high": price(quotes.high),
+        "low": price(quotes.low),
+        "close": price(quotes.close),
+        "volume": column(np.where(traded, np.rint(volume / ratio), 0.0)),
         "adjustment_factor": column(1.0 / ratio),
-        "total_return": column(returns),
+        "total_return": column(_returns(quotes.close, traded)),
     }
-    if signal is not None:
-        data["signal"] = column(signal)
-    frame = pl.DataFrame(data)
-    return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
+    if quotes.signal is not None:
+        data["signal"] = column(quotes.signal)
+    return pl.DataFrame(data).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def _check(
@@ -210,30 +219,26 @@ def _check(
     horizon: int,
 ) -> None:
     if instruments < 1 or bars < 2:
-        raise ValueError(f"instruments={instruments}, bars={bars}; give at least 1 instrument and 2 bars")
+        raise ValueError(f"instruments={instruments}, bars={bars}: give at least 1 instrument and 2 bars")
     choice(interval, "interval", _INTERVALS)
     for name, (low, high) in (("volatility", volatility), ("price", price)):
         if not 0 < low <= high:
-            raise ValueError(f"{name} is ({low}, {high}); give a range of positive numbers, lower end first")
+            raise ValueError(f"{name}=({low}, {high}): give a range of positive numbers, lower end first")
     if not 0 < tick <= price[0] / 10:
         raise ValueError(
-            f"tick is {tick}; it must be positive and at most a tenth of the lowest first price {price[0]}"
+            f"tick={tick}: give a positive number of at most a tenth of the lowest first price {price[0]}"
         )
     if bayes_accuracy is not None and not 0.5 <= bayes_accuracy <= 1:
         raise ValueError(
-            f"bayes_accuracy is {bayes_accuracy}; give a number between 0.5 and 1, or None for no pattern"
+            f"bayes_accuracy={bayes_accuracy}: give a number between 0.5 and 1, or None for no pattern"
         )
     if not 1 <= horizon < bars:
-        raise ValueError(f"horizon is {horizon}; it must be at least 1 and below bars={bars}")
+        raise ValueError(f"horizon={horizon}: give at least 1 and less than bars={bars}")
 
 
 def _calendar(start: str, bars: int, interval: str, per_day: int) -> tuple[np.ndarray, np.ndarray]:
     """Times of the bars (datetime64) and whether each opens a day."""
-    try:
-        begin = np.datetime64(start, "D")
-    except ValueError as error:
-        raise ValueError(f"start is {start!r}; give a day as YYYY-MM-DD") from error
-    days = np.busday_offset(begin, np.arange(-(-bars // per_day)), roll="forward")
+    days = trading_days(start, -(-bars // per_day))
     if interval == "1d":
         return days, np.ones(bars, bool)
     minutes = np.minimum(
@@ -248,6 +253,35 @@ def _steps(rng: np.random.Generator, shape: tuple[int, int], correlation: float)
     if correlation == 0:
         return own
     return np.sqrt(1 - correlation) * own + np.sqrt(correlation) * rng.standard_normal((shape[0], 1))
+
+
+def _random_walk(
+    rng: np.random.Generator, first: np.ndarray, gap: np.ndarray, move: np.ndarray, bar_sd: np.ndarray
+) -> _Quotes:
+    """Quotes that say nothing about later ones."""
+    log_close = np.log(first) + np.cumsum(gap + move, axis=0)
+    close = np.maximum(np.rint(np.exp(log_close)), 1.0)
+    open_ = np.maximum(np.rint(np.exp(log_close - move)), 1.0)
+    return _Quotes(open_, *_extremes(rng, open_, close, bar_sd), close)
+
+
+def _planted(
+    rng: np.random.Generator,
+    first: np.ndarray,
+    step: np.ndarray,
+    traded: np.ndarray,
+    accuracy: float,
+    horizon: int,
+) -> _Quotes:
+    """Quotes whose last bar's shadow tells the sign of the return over `horizon` bars with chance `accuracy`."""
+    shape = step.shape
+    signal = np.where(rng.random(shape) < 0.5, 1, -1).astype(np.int8)
+    sign = np.where(rng.random(shape) < accuracy, signal, -signal)
+    close, previous = _planted_closes(rng, first, step, sign, traded, horizon)
+    # The open lies between the closes, so that the body does not hide the shadows.
+    open_ = np.maximum(np.rint(previous + (close - previous) * rng.uniform(0.0, 0.6, shape)), 1.0)
+    high, low = _shadows(rng, open_, close, signal, np.log(close / previous).std(axis=0))
+    return _Quotes(open_, high, low, close, signal)
 
 
 def _extremes(
@@ -339,33 +373,22 @@ def _listed(
     rng: np.random.Generator, new_day: np.ndarray, instruments: int, delist_rate: float, list_late: float
 ) -> np.ndarray:
     bars = len(new_day)
-    late = rng.random(instruments) < list_late
-    first = np.where(late, rng.integers(0, max(bars // 2, 1), instruments), 0)
+    first = listing_rows(rng, instruments, list_late, 0, max(bars // 2, 1))
     dies = (rng.random((bars, instruments)) < delist_rate) & new_day[:, None]
-    # Somebody must survive to be drawn: a delisting in an instrument's first tenth is put off.
+    # Every instrument must have enough bars to be drawn: nothing is delisted in the first tenth.
     dies[: max(bars // 10, 2)] = False
     last = np.where(dies.any(axis=0), dies.argmax(axis=0), bars)
     row = np.arange(bars)[:, None]
     return (row >= np.minimum(first, np.maximum(last - 2, 0))) & (row < last)
 
 
-def _halted(rng: np.random.Generator, shape: tuple[int, int], halt_rate: float) -> np.ndarray:
-    begins = rng.random(shape) < halt_rate
-    length = rng.integers(1, 6, shape)
-    halted = np.zeros(shape, bool)
-    for d in range(5):
-        halted[d:] |= (begins & (length > d))[: shape[0] - d]
-    return halted
-
-
 def _split_ratio(
     rng: np.random.Generator, new_day: np.ndarray, listed: np.ndarray, split_rate: float
 ) -> np.ndarray:
     """Traded price over adjusted price: the product of all later splits."""
-    shape = listed.shape
-    splits = (rng.random(shape) < split_rate) & new_day[:, None] & listed
-    ratio = np.where(splits, rng.choice([2.0, 3.0, 4.0], shape, p=[0.7, 0.2, 0.1]), 1.0)
-    later = np.ones(shape)
+    ratio = split_ratios(rng, listed.shape, split_rate, (2.0, 3.0, 4.0), (0.7, 0.2, 0.1))
+    ratio[~(listed & new_day[:, None])] = 1.0
+    later = np.ones(listed.shape)
     later[:-1] = np.cumprod(ratio[:0:-1], axis=0)[::-1]
     return later
 

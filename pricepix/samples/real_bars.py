@@ -26,7 +26,7 @@ def stocks(*, adjustment_factor: bool = False) -> pl.DataFrame:
     Raises
     ------
     ImportError
-        If the package is not installed; the message is the line that installs it.
+        If the package is not installed; the message gives the line that installs it.
     """
     try:
         from bokeh_sampledata import stocks as source

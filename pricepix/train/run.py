@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import number, whole_number, whole_number_or_none
 from pricepix._version import __version__
-from pricepix.bars.times import stamp
+from pricepix.bars.times import format_time
 from pricepix.images.augment import Augment
 from pricepix.images.image_set import select
 from pricepix.images.rows import check_bars, store_rows
@@ -302,7 +302,7 @@ def fit(
                 "train": described["train"],
                 "validation": described["validation"],
                 # The last exit of a label that taught or chose the weights: out of sample begins there.
-                "seen_through": stamp(
+                "seen_through": format_time(
                     int(samples.exit_time[np.concatenate([fold.train, fold.validation])].max()), samples.tz
                 ),
                 "train_images": len(train_index),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import as_time, duration_ns, stamp
+from pricepix.bars.times import as_time, duration_ns, format_time
 from pricepix.images.rows import store_rows
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class Fold:
             if len(index):
                 times = samples.time[index]
                 described[name] |= {
-                    "first": stamp(int(times.min()), samples.tz),
-                    "last": stamp(int(times.max()), samples.tz),
+                    "first": format_time(int(times.min()), samples.tz),
+                    "last": format_time(int(times.max()), samples.tz),
                 }
         return described
 
@@ -212,8 +212,8 @@ class WalkForward:
             folds.append(_fold(str(cut), samples, inside & ~validation, validation, in_test, self.embargo))
         if not folds:
             raise ValueError(
-                f"no fold fits: the windows run from {stamp(int(times.min()), samples.tz)} to "
-                f"{stamp(int(times.max()), samples.tz)}, less than train {self.train}; "
+                f"no fold fits: the windows run from {format_time(int(times.min()), samples.tz)} to "
+                f"{format_time(int(times.max()), samples.tz)}, less than train {self.train}; "
                 "choose shorter stretches"
             )
         return folds
@@ -335,7 +335,7 @@ def _fold(
 
 def _edge(samples: Samples, which: Any) -> str:
     times = samples.time[samples.usable]
-    return stamp(int(which(times)), samples.tz) if len(times) else "nowhere"
+    return format_time(int(which(times)), samples.tz) if len(times) else "nowhere"
 
 
 def _train_and_test(
@@ -391,7 +391,7 @@ def _span(name: str, text: str) -> tuple[int, str]:
 
 
 def _day(ns: int, tz: str | None) -> dt.date:
-    return dt.date.fromisoformat(stamp(ns, tz)[:10])
+    return dt.date.fromisoformat(format_time(ns, tz)[:10])
 
 
 def _add(day: dt.date, span: tuple[int, str], times: int = 1) -> dt.date:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import fraction, whole_number
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import _FOREVER, duration_ns, to_series
+from pricepix.bars.times import duration_ns, time_range, to_series
 from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
@@ -120,8 +120,7 @@ class WindowIndex:
         """
         spec = ImageSpec.of(spec)
         panel = Panel.of(panel)
-        first_time = _FOREVER.min if start is None else panel.as_time(start)
-        last_time = _FOREVER.max if end is None else panel.as_time(end, end=True)
+        first_time, last_time = time_range(start, end, panel.tz)
         if first_time > last_time:
             raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
         share = 1.0 if sample is None else fraction(sample, "sample")

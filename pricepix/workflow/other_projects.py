@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from pricepix.bars.market_cache import KEYS
+from pricepix.bars.market_files import KEYS
 
 KINDS: Final = ("image_trading", "cnn_for_trading", "jkx")
 Kind = Literal["image_trading", "cnn_for_trading"]

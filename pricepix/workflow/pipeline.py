@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pricepix import samples
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import as_time
+from pricepix.bars.times import DAY_NS, as_time
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
 from pricepix.train.hyper import is_first_rank
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _RECORD: Final = "pipeline.json"
-_DAY: Final = 86_400_000_000_000
 
 
 def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> Path:
@@ -256,7 +255,7 @@ class _MarketCache:
         first = int(head[0]) if settings.get("start") is None else as_time(settings["start"], store.tz)
         last = int(tail[-1]) if settings.get("end") is None else as_time(settings["end"], store.tz, end=True)
         # Days are those of the market's clock, at most one off from those of the world's.
-        a, b = (int(np.searchsorted(shown, moment)) for moment in (first - _DAY, last + _DAY))
+        a, b = (int(np.searchsorted(shown, moment)) for moment in (first - DAY_NS, last + DAY_NS))
         a -= -(-(before + store.spec.lookback) // cache.intervals) + 1
         b += -(-after // cache.intervals) + 1
         days = slice(all_days.start + max(a, 0), min(all_days.start + b, all_days.stop))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pricepix._checks import bars
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import to_series
+from pricepix.bars.times import format_times
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache, stamps
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import (
@@ -682,8 +682,4 @@ def _some(names: NDArray[np.str_], most: int = 5) -> str:
 
 def _iso(time: NDArray[np.int64], tz: str | None) -> list[str]:
     """Times as text: days alone where none has a time of day."""
-    stamps = to_series(time, tz)
-    wall = stamps if tz is None else stamps.dt.replace_time_zone(None)
-    if len(wall) and not (wall.to_physical() % 86_400_000_000_000 != 0).any():
-        return wall.dt.strftime("%Y-%m-%d").to_list()
-    return stamps.dt.strftime("%Y-%m-%dT%H:%M:%S" if tz is None else "%Y-%m-%dT%H:%M:%S%z").to_list()
+    return format_times(time, tz, "%Y-%m-%dT%H:%M:%S" if tz is None else "%Y-%m-%dT%H:%M:%S%z")

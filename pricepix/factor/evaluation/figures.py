@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
 from pricepix.factor.evaluation.portfolio import drawdown
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.scorer import Scorer
@@ -290,7 +290,7 @@ def _sheet(store: ImageSet, chosen: NDArray[np.int64], values: NDArray[np.float3
     images = store.read(chosen)
     names = store.instruments[store.instrument_index[chosen]]
     times = to_series(store.time[chosen], store.tz)
-    daily = not (store.time[chosen] % 86_400_000_000_000 != 0).any()
+    daily = not (store.time[chosen] % DAY_NS != 0).any()
     cell = 1.0 / rows
     picture = cell * (each * height / width) / (each * height / width + _LABEL)
     for i, image in enumerate(images):

@@ -1,0 +1,36 @@
+"""How bars are read, checked and repaired: the options that every way into a panel shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pricepix._checks import choice
+from pricepix.bars.times import TimeOptions
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read bars, checked; see `Panel.from_table` for the meaning of each option.
+
+    `columns`, `name` and `null_values` apply only to tables.
+    """
+
+    on_bad: str = "raise"
+    negative_prices: str = "error"
+    adjust: str | None = None
+    times: TimeOptions = field(default_factory=TimeOptions)
+    progress: bool = True
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    name: str | None = None
+    null_values: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        choice(self.on_bad, "on_bad", ("raise", "drop_bar", "keep"))
+        choice(self.negative_prices, "negative_prices", ("error", "midpoint"))
+        choice(self.adjust, "adjust", (None, "divide", "multiply"))
+
+    @property
+    def midpoint(self) -> bool:
+        """Whether negative prices are midpoints of bid and ask."""
+        return self.negative_prices == "midpoint"
