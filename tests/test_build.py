@@ -365,7 +365,7 @@ def test_a_file_is_never_replaced(build, tmp_path, mode):
     with pytest.raises(FileExistsError, match=r"us\.zarr is a file; a store is a folder: give another path"):
         build(mode=mode)
     with pytest.raises(
-        NotADirectoryError, match=r"us\.zarr is a file, so .*below\.zarr can not be made below it"
+        NotADirectoryError, match=r"us\.zarr is a file, so .*below\.zarr cannot be made below it"
     ):
         build("us.zarr/below.zarr", mode=mode)
     assert (tmp_path / "us.zarr").read_text() == "mine"
