@@ -18,8 +18,15 @@ MOST_BARS: Final = 1 << 31
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of any type, numpy's included; True and False are not."""
-    return not isinstance(value, bool) and hasattr(value, "__index__")
+    """Whether a value is a whole number of any type, numpy's included; True, False and arrays are not."""
+    if isinstance(value, bool):
+        return False
+    try:
+        # Not hasattr: arrays of any shape have __index__.
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def whole_number(
@@ -115,7 +122,8 @@ def choice(value: Any, name: str, choices: Iterable[Any], otherwise: str = "") -
     if value not in known:
         near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {', '.join(map(repr, known))}")
+        listed = f"{', '.join(map(repr, known))}{f', or {otherwise}' if otherwise else ''}"
+        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {listed}")
     return value
 
 
