@@ -144,7 +144,8 @@ def kill_builds(folder: Path, kills: int, rng: np.random.Generator, *, finalise:
     with Writes() as writes:
         pp.render_universe(bars_, store=folder / "whole", **BUILD)
     expected = tree(folder / "whole")
-    chunks = pp.open_store(folder / "whole").geometry.form.chunks(len(pp.open_store(folder / "whole")))
+    whole = pp.open_store(folder / "whole")
+    chunks = whole.chunk_format.chunks(len(whole))
     last_work = max(i for i, name in enumerate(writes.names) if name.startswith("_build/done/"))
     partition = json.loads(_plan_of(folder, bars_))["partition"]
     lost, states = [], {"nothing": 0, "unfinished": 0, "finished": 0}
