@@ -1,4 +1,4 @@
-"""Checks of arguments: whole numbers, numbers, choices and nearest names, each with one clear error.
+"""Checks of arguments and of optional dependencies, each with one clear error.
 
 Only the standard library is imported, since ``ImageSpec`` needs nothing else.
 """
@@ -6,6 +6,7 @@ Only the standard library is imported, since ``ImageSpec`` needs nothing else.
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,15 @@ MOST_BARS: Final = 1 << 31
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of any type, numpy's included; True and False are not."""
-    return not isinstance(value, bool) and hasattr(value, "__index__")
+    """Whether a value is a whole number of any type, numpy's included; True, False and arrays are not."""
+    if isinstance(value, bool):
+        return False
+    try:
+        # Not hasattr: arrays of any shape have __index__.
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
 
 
 def whole_number(
@@ -114,7 +122,8 @@ def choice(value: Any, name: str, choices: Iterable[Any], otherwise: str = "") -
     if value not in known:
         near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {', '.join(map(repr, known))}")
+        listed = f"{', '.join(map(repr, known))}{f', or {otherwise}' if otherwise else ''}"
+        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {listed}")
     return value
 
 
@@ -129,3 +138,23 @@ def nearest_or_all(word: str, words: Sequence[str], cutoff: float = 0.6) -> str:
     """Return the word nearest to `word` and all that there are, as the end of an error."""
     near = nearest(word, words, 1, cutoff)
     return f"{near} Choose from {', '.join(words)}" if near else f"; choose from {', '.join(words)}"
+
+
+def optional_module(name: str, extra: str, purpose: str) -> Any:
+    """Import a module of an optional dependency, or raise an error with the line that installs it.
+
+    Parameters
+    ----------
+    name : str
+        The module, such as ``"dask.array"``.
+    extra : str
+        The extra of pricepix that installs it.
+    purpose : str
+        What needs it, as the error begins: ``"to_dask"``.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose} needs {name.partition('.')[0]}: pip install 'pricepix[{extra}]'"
+        ) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from pricepix._checks import optional_module
 from pricepix._version import __version__
 
 CLEAN_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError)
@@ -245,13 +246,8 @@ def _client(scheduler: str | None) -> Iterator[Any]:
     if scheduler is None:
         yield None
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            "a scheduler needs dask.distributed: pip install 'pricepix[distributed]'"
-        ) from error
-    with Client(scheduler) as client:
+    distributed = optional_module("distributed", "distributed", "--scheduler")
+    with distributed.Client(scheduler) as client:
         yield client
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 import pricepix as pp
-from pricepix.build import chunk_writer as painters
+from pricepix.build import chunk_writer
 from pricepix.build.append import append
 from pricepix.location import Folder
 from pricepix.store.image_store import _open
@@ -125,17 +125,17 @@ def killed(work: Callable[[], Any], at: int, phase: str) -> bool:
 def count_drawn(work: Callable[[], Any]) -> int:
     """Return how many image chunks work draws."""
     drawn = []
-    original = painters.Painter.images
+    original = chunk_writer.ChunkWriter.write_images
 
     def images(self: Any, first: int, last: int) -> Any:
         drawn.append(last - first)
         return original(self, first, last)
 
-    painters.Painter.images = images  # type: ignore[method-assign]
+    chunk_writer.ChunkWriter.write_images = images  # type: ignore[method-assign]
     try:
         work()
     finally:
-        painters.Painter.images = original  # type: ignore[method-assign]
+        chunk_writer.ChunkWriter.write_images = original  # type: ignore[method-assign]
     return sum(drawn)
 
 
@@ -144,7 +144,8 @@ def kill_builds(folder: Path, kills: int, rng: np.random.Generator, *, finalise:
     with Writes() as writes:
         pp.render_universe(bars_, store=folder / "whole", **BUILD)
     expected = tree(folder / "whole")
-    chunks = pp.open_store(folder / "whole").geometry.form.chunks(len(pp.open_store(folder / "whole")))
+    whole = pp.open_store(folder / "whole")
+    chunks = whole.chunk_format.chunks(len(whole))
     last_work = max(i for i, name in enumerate(writes.names) if name.startswith("_build/done/"))
     partition = json.loads(_plan_of(folder, bars_))["partition"]
     lost, states = [], {"nothing": 0, "unfinished": 0, "finished": 0}
@@ -187,18 +188,18 @@ def _plan_of(folder: Path, bars_: pp.Panel) -> str:
     class StopBuildError(Exception):
         pass
 
-    original = painters.Painter.images
+    original = chunk_writer.ChunkWriter.write_images
 
     def images(self: Any, first: int, last: int) -> Any:
         raise StopBuildError
 
-    painters.Painter.images = images  # type: ignore[method-assign]
+    chunk_writer.ChunkWriter.write_images = images  # type: ignore[method-assign]
     try:
         pp.render_universe(bars_, store=target, **BUILD)
     except StopBuildError:
         pass
     finally:
-        painters.Painter.images = original  # type: ignore[method-assign]
+        chunk_writer.ChunkWriter.write_images = original  # type: ignore[method-assign]
     return (target / "_build/plan.json").read_text()
 
 
@@ -311,7 +312,7 @@ def lost_permission(folder: Path) -> dict[str, Any]:
     if os.getuid() == 0:
         os.chmod(folder, 0o777)
         os.setuid(65534)
-    original = painters.Painter.images
+    original = chunk_writer.ChunkWriter.write_images
     calls = []
 
     def images(self: Any, first: int, last: int) -> Any:
@@ -320,7 +321,7 @@ def lost_permission(folder: Path) -> dict[str, Any]:
             os.chmod(target / "images" / "c", 0o555)
         return original(self, first, last)
 
-    painters.Painter.images = images  # type: ignore[method-assign]
+    chunk_writer.ChunkWriter.write_images = images  # type: ignore[method-assign]
     try:
         pp.render_universe(bars_, store=target, **BUILD)
     except PermissionError as error:
@@ -329,7 +330,7 @@ def lost_permission(folder: Path) -> dict[str, Any]:
     else:
         raise AssertionError("nothing was refused")
     finally:
-        painters.Painter.images = original  # type: ignore[method-assign]
+        chunk_writer.ChunkWriter.write_images = original  # type: ignore[method-assign]
         os.chmod(target / "images" / "c", 0o755)
     pp.render_universe(bars_, store=target, **{**BUILD, "mode": "resume"})
     pp.render_universe(bars_, store=folder / "whole", **BUILD)
@@ -341,7 +342,7 @@ def interrupted(folder: Path) -> dict[str, Any]:
     """Press Ctrl-C in the middle of a build."""
     bars_ = panel()
     target = folder / "store"
-    original = painters.Painter.images
+    original = chunk_writer.ChunkWriter.write_images
     calls = []
 
     def images(self: Any, first: int, last: int) -> Any:
@@ -350,7 +351,7 @@ def interrupted(folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, first, last)
 
-    painters.Painter.images = images  # type: ignore[method-assign]
+    chunk_writer.ChunkWriter.write_images = images  # type: ignore[method-assign]
     try:
         pp.render_universe(bars_, store=target, **BUILD)
     except KeyboardInterrupt as error:
@@ -359,7 +360,7 @@ def interrupted(folder: Path) -> dict[str, Any]:
     else:
         raise AssertionError("the interruption was swallowed")
     finally:
-        painters.Painter.images = original  # type: ignore[method-assign]
+        chunk_writer.ChunkWriter.write_images = original  # type: ignore[method-assign]
     done = len(list(target.glob("_build/done/images-*")))
     assert done >= 2
     assert not (target / "_build/lock").exists()

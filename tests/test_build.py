@@ -219,9 +219,13 @@ def test_spec_may_be_a_name_or_a_dict(build):
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"spec": "jkx21"}, ValueError, r"no preset 'jkx21': did you mean 'jkx20'\?"),
+        ({"spec": "jkx21"}, ValueError, r"no preset 'jkx21'; did you mean 'jkx20'\? Choose from jkx5, jkx20"),
         ({"spec": 20}, TypeError, "spec must be an ImageSpec, a preset's name or a dict, not int"),
-        ({"layout": "bit"}, ValueError, "layout='bit' is not known: choose one of 'uint8', 'bits'"),
+        (
+            {"layout": "bit"},
+            ValueError,
+            r"layout='bit' is not known \(did you mean 'bits'\?\): choose one of 'uint8', 'bits'",
+        ),
         ({"mode": "append"}, ValueError, "mode='append' is not known: choose one of 'create', .*'overwrite'"),
         (
             {"horizons": (0,)},
@@ -250,7 +254,11 @@ def test_spec_may_be_a_name_or_a_dict(build):
         ({"chunk": 10**9}, ValueError, r"chunk=1000000000 images of .* GB of pixels, .*: give at most \d+"),
         ({"price": "adjusted"}, ValueError, "price='adjusted' is not known: choose one of 'auto', 'close'"),
         ({"price": "total_return"}, ValueError, "needs total returns, which the panel does not have"),
-        ({"every": "fortnight"}, ValueError, "every='fortnight' is not a schedule"),
+        (
+            {"every": "fortnight"},
+            ValueError,
+            "every='fortnight' is not known: choose one of 'bar', .*'quarter', or a number of bars",
+        ),
         ({"start": "2031-01-01"}, ValueError, "no bar lies between start='2031-01-01'"),
         ({"sample": 2}, ValueError, "sample=2: give a number above 0 and at most 1"),
         ({"max_gap": "soon"}, ValueError, "'soon' is not a duration"),
@@ -365,7 +373,7 @@ def test_a_file_is_never_replaced(build, tmp_path, mode):
     with pytest.raises(FileExistsError, match=r"us\.zarr is a file; a store is a folder: give another path"):
         build(mode=mode)
     with pytest.raises(
-        NotADirectoryError, match=r"us\.zarr is a file, so .*below\.zarr can not be made below it"
+        NotADirectoryError, match=r"us\.zarr is a file, so .*below\.zarr cannot be made below it"
     ):
         build("us.zarr/below.zarr", mode=mode)
     assert (tmp_path / "us.zarr").read_text() == "mine"

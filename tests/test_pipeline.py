@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,15 @@ def test_the_saved_file_is_the_configuration(kind: str, cache: Path, tmp_path: P
 def test_defaults_are_those_of_the_build(kind: str, build: Any, cache: Path) -> None:
     """What a configuration leaves out and its saved file spells out is what the function takes by itself."""
     store = Config.from_dict({"out": "x", **sections(kind, cache)}).store
-    takes = inspect.signature(build).parameters
+    defaults: dict[str, Any] = {}
+    for name, parameter in inspect.signature(build).parameters.items():
+        value = parameter.default
+        # Keywords that belong together are one object.
+        defaults |= vars(value) if dataclasses.is_dataclass(value) else {name: value}
+    assert defaults.keys() >= {"horizons", "delay", "every", "seed", "layout"}
     for name, value in store.model_dump(exclude_none=True).items():
-        if name in takes:
-            default = takes[name].default
+        if name in defaults:
+            default = defaults[name]
             assert value == (list(default) if isinstance(default, tuple) else default), name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import pricepix as pp
 from pricepix.bars import MarketCache
-from pricepix.build import build_market_store
+from pricepix.build import MarketReading, build_market_store
 from pricepix.samples import simulate_market
 from pricepix.workflow import pipeline
 from pricepix.workflow.config import Config
@@ -114,16 +114,28 @@ def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_pat
 
 def test_a_finished_store_is_compared_with_what_is_asked_for(half_hours, tmp_path):
     options = {"horizons": (1,), "mode": "resume", "progress": False, "memory": 1}
-    build_market_store(half_hours, "it9", tmp_path / "store", days=slice(0, 20), **options)
+    build_market_store(
+        half_hours, "it9", tmp_path / "store", reading=MarketReading(days=slice(0, 20)), **options
+    )
     before = tree(tmp_path / "store")
-    build_market_store(half_hours, "it9", tmp_path / "store", days=slice(0, 20), **options)
+    build_market_store(
+        half_hours, "it9", tmp_path / "store", reading=MarketReading(days=slice(0, 20)), **options
+    )
     assert tree(tmp_path / "store") == before
     with pytest.raises(ValueError, match=r"not made from this: horizons is \[1, 5\] here, \[1\] there"):
         build_market_store(
-            half_hours, "it9", tmp_path / "store", days=slice(0, 20), **(options | {"horizons": (1, 5)})
+            half_hours,
+            "it9",
+            tmp_path / "store",
+            reading=MarketReading(days=slice(0, 20)),
+            **(options | {"horizons": (1, 5)}),
         )
-    with pytest.raises(ValueError, match="the bars have the digest"):
-        build_market_store(half_hours, "it9", tmp_path / "store", days=slice(0, 21), **options)
+    with pytest.raises(
+        ValueError, match=r"was not made from this: panel_digest is \w{32} here, \w{32} there"
+    ):
+        build_market_store(
+            half_hours, "it9", tmp_path / "store", reading=MarketReading(days=slice(0, 21)), **options
+        )
     config = market_config(half_hours, tmp_path / "out")
     lines: list[str] = []
     for _ in range(2):

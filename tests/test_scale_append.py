@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 import pricepix as pp
-from pricepix.build import append as appending
-from pricepix.build import chunk_writer as painter
-from pricepix.store import format as document
+from pricepix.build import append, append_plan, chunk_writer
+from pricepix.store import format as store_format
+from pricepix.store import objects, verify
 
 PERIODS = ("week", "month", "quarter")
 
@@ -34,7 +34,7 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.fixture(autouse=True)
 def small_index_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that stores of tests have more than one chunk of labels."""
-    for module in (document, appending, painter):
+    for module in (store_format, objects, verify, append, append_plan, chunk_writer):
         monkeypatch.setattr(module, "INDEX_CHUNK", 512)
 
 

@@ -126,20 +126,20 @@ def test_a_missing_and_a_swapped_object(access: dict[str, Any], panel: pp.Panel)
 def test_locked_and_resumed(
     access: dict[str, Any], panel: pp.Panel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pricepix.build.chunk_writer import Painter
+    from pricepix.build.chunk_writer import ChunkWriter
     from pricepix.store.lock import WriteLock
 
     url = "s3://bucket/resumed"
-    original, calls = Painter.images, []
+    original, calls = ChunkWriter.write_images, []
 
-    def images(self: Painter, first: int, last: int) -> Any:
+    def images(self: ChunkWriter, first: int, last: int) -> Any:
         calls.append(first)
         if len(calls) > 3:
             raise OSError("the network went away")
         return original(self, first, last)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Painter, "images", images)
+        patch.setattr(ChunkWriter, "write_images", images)
         with pytest.raises(OSError, match="the network went away") as caught:
             pp.render_universe(panel, "jkx5", url, storage_options=access, workers=1, **OPTIONS)
     assert "3 of" not in caught.value.__notes__[0] or "mode='resume'" in caught.value.__notes__[0]

@@ -154,7 +154,7 @@ def test_scheduler_lost(panel: pp.Panel, local: dict[str, bytes], tmp_path: Path
 
 
 def test_stores_that_workers_can_not_reach(client: Any, panel: pp.Panel) -> None:
-    with pytest.raises(ValueError, match="workers of a cluster can not reach memory://"):
+    with pytest.raises(ValueError, match="workers of a cluster cannot reach memory://"):
         pp.render_universe(panel, "jkx5", "memory://unreachable", client=client, **OPTIONS)
     with pytest.raises(ValueError, match="client= is for stores that are written"):
         pp.render_universe(panel, "jkx5", None, client=client, **OPTIONS)

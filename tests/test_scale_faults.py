@@ -79,13 +79,13 @@ def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
 SLOW_BUILD = """
 import sys, time
 import pricepix as pp
-from pricepix.build.chunk_writer import Painter
-original = Painter.images
+from pricepix.build.chunk_writer import ChunkWriter
+original = ChunkWriter.write_images
 def images(self, first, last):
     print("drawing", flush=True)
     time.sleep(float(sys.argv[2]))
     return original(self, first, last)
-Painter.images = images
+ChunkWriter.write_images = images
 panel = pp.Panel.from_table(pp.samples.simulate(12, 160, seed=5), adjust="multiply", progress=False)
 pp.render_universe(
     panel, "jkx5", sys.argv[1], horizons=(1, 5), layout="bits", chunk=32, workers=1, progress=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import shutil
+import sys
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,8 @@ import pytest
 import pricepix as pp
 from pricepix import samples
 from pricepix.build import import_jkx, jkx_panel
-from pricepix.build.jkx_dataset import _sessions, find_years, jkx_labels
+from pricepix.build.jkx_dataset import _sessions, jkx_labels
+from pricepix.build.jkx_files import find_years
 
 STOCKS = (10001, 10107, 90319, 14593)
 
@@ -108,16 +110,31 @@ def test_exit_times_are_trading_days_of_new_york(dataset, tmp_path):
 
 
 def test_the_calendar_is_that_of_the_exchange():
-    calendars = pytest.importorskip("exchange_calendars")
-    import warnings
+    """Days that the exchange was closed, or open against the rule of other years, named one by one."""
+    sessions = _sessions(1990, 2025).astype("datetime64[ns]").astype("datetime64[D]")
+    years = sessions.astype("datetime64[Y]").astype(int) + 1970
+    assert ((years >= 1990) & (years <= 2025)).sum() == 9067
+    assert sessions[0] < np.datetime64("1990-01-01")
+    assert sessions[-1] > np.datetime64("2027-02-01")
+    assert np.is_busday(sessions).all()
+    closed = [
+        *("1994-04-27", "2004-06-11", "2007-01-02", "2018-12-05", "2025-01-09"),  # days of mourning
+        *("2001-09-11", "2001-09-12", "2001-09-13", "2001-09-14", "2012-10-29", "2012-10-30"),
+        *("2000-04-21", "2008-03-21", "2025-04-18"),  # Good Friday
+        *("1998-01-19", "2022-06-20", "2021-12-24", "2010-07-05"),  # new holidays, and holidays on weekends
+    ]
+    assert not np.isin(np.array(closed, "datetime64[D]"), sessions).any()
+    # Before the holidays were introduced; and a New Year's Day on a Saturday is not made up for.
+    opened = ["1997-01-20", "2021-06-18", "2010-12-31", "2021-12-31", "2001-09-10", "2001-09-17"]
+    assert np.isin(np.array(opened, "datetime64[D]"), sessions).all()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = calendars.get_calendar("XNYS", start="1993-01-04", end="2024-12-31").sessions
-    theirs = theirs.to_numpy().astype("datetime64[D]")
-    edges = theirs[[0, -1]].astype("datetime64[ns]").astype(np.int64)
-    ours = _sessions(*edges.tolist()).astype("datetime64[ns]").astype("datetime64[D]")
-    np.testing.assert_array_equal(ours[(ours >= theirs[0]) & (ours <= theirs[-1])], theirs)
+
+def test_without_a_calendar_nothing_is_imported(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "exchange_calendars", None)
+    expected = r"import_jkx needs exchange_calendars: pip install 'pricepix\[calendars\]'"
+    with pytest.raises(ImportError, match=expected):
+        import_jkx(dataset[0], tmp_path / "out.zarr", progress=False)
+    assert not (tmp_path / "out.zarr").exists()
 
 
 def test_years_can_be_chosen_and_lacking_ones_are_named(dataset, tmp_path):
@@ -130,9 +147,13 @@ def test_years_can_be_chosen_and_lacking_ones_are_named(dataset, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lacks files of 1994 \(images and labels\), 1995 .*years="):
         find_years(tmp_path / "holes")
     assert [year.year for year in find_years(tmp_path / "holes", (1993, 1996))] == [1993, 1996]
+    with pytest.raises(
+        ValueError, match=r"years=\[\] names no year: leave it out for all, from 1999 to 2001"
+    ):
+        import_jkx(folder, tmp_path / "none.zarr", years=[], progress=False)
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_years(folder / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no file of the form"):
+    with pytest.raises(FileNotFoundError, match="holds no file named like"):
         find_years(tmp_path)
 
 
@@ -154,20 +175,20 @@ def test_years_that_do_not_fit_are_all_named_with_both_numbers(tmp_path):
 def test_faults_of_labels_are_named(tmp_path):
     folder = tmp_path / "set"
     write_set(folder, (1999,), Date=pl.lit(dt.date(2003, 1, 31)))
-    with pytest.raises(ValueError, match="1999: row 0 is of 2003-01-31"):
+    with pytest.raises(ValueError, match="1999: row 0 is dated 2003-01-31"):
         import_jkx(folder, tmp_path / "out.zarr")
     write_set(folder, (1999,), Date=pl.lit(dt.date(1999, 1, 29)))
-    with pytest.raises(ValueError, match="stands twice at 1999-01-29"):
+    with pytest.raises(ValueError, match="occurs twice at 1999-01-29"):
         import_jkx(folder, tmp_path / "out.zarr")
     write_set(folder, (1999,), StockID=pl.lit("A"))
-    with pytest.raises(ValueError, match="StockID holds something else than whole numbers"):
+    with pytest.raises(ValueError, match="StockID holds values other than whole numbers"):
         import_jkx(folder, tmp_path / "out.zarr")
     path = folder / "20d_month_has_vb_[20]_ma_1999_labels_w_delay.feather"
     pl.read_ipc(io.BytesIO(path.read_bytes())).drop("Ret_60d").write_ipc(path)
     with pytest.raises(ValueError, match="has no column Ret_60d; it has Date"):
         import_jkx(folder, tmp_path / "out.zarr")
     path.write_bytes(b"FEA1 of old")
-    with pytest.raises(ValueError, match=r"is no Feather file \(version 2\)"):
+    with pytest.raises(ValueError, match=r"is not a Feather file \(version 2\)"):
         import_jkx(folder, tmp_path / "out.zarr")
 
 
@@ -199,7 +220,7 @@ def test_damaged_pixels_are_refused_and_blank_images_counted(tmp_path):
         import_jkx(folder, tmp_path / "bad.zarr", progress=False)
 
 
-def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
+def test_a_stopped_import_resumes(dataset, tmp_path, monkeypatch):
     from pricepix.build import jkx_dataset
 
     folder, _ = dataset
@@ -215,8 +236,12 @@ def test_a_stopped_import_goes_on(dataset, tmp_path, monkeypatch):
         return write(writer, year, *rest)
 
     monkeypatch.setattr(jkx_dataset, "_write_year", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         import_jkx(folder, tmp_path / "part.zarr", chunk=16, progress=False)
+    assert (
+        "part.zarr stopped with 2 of 3 years done; the same call with mode='resume'"
+        in stopped.value.__notes__[0]
+    )
     with pytest.raises(ValueError, match="not finished"):
         pp.open_store(tmp_path / "part.zarr")
     with pytest.raises(FileExistsError, match="unfinished build"):
@@ -287,7 +312,7 @@ def test_labels_are_those_of_the_store(dataset, tmp_path, deleted):
 def test_arguments_are_checked(dataset, tmp_path):
     folder, _ = dataset
     for arguments, message in (
-        ({"month": 20}, "none of 5, 20 and 60"),
+        ({"month": 20}, "month=20: give a number of days other than 5, 20 and 60"),
         ({"layout": "png"}, "png"),
         ({"mode": "x"}, "x"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import pricepix as pp
 from pricepix.bars import write_market_cache
-from pricepix.build import build_market_store
+from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 from pricepix.build import market as market_store
 from pricepix.samples import simulate_market
 from pricepix.samples.ashare import simulate_arrays
@@ -30,12 +31,26 @@ def tree(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def build(cache, spec, path, **given):
+    """``build_market_store``, with the fields of its option objects as keywords."""
+
+    def taken(kind):
+        return kind(**{f.name: given.pop(f.name) for f in dataclasses.fields(kind) if f.name in given})
+
+    objects = {
+        "windows": taken(WindowChoice),
+        "reading": taken(MarketReading),
+        "options": taken(StoreOptions),
+    }
+    return build_market_store(cache, spec, path, **objects, **given)
+
+
 def both(cache, tmp_path, spec, *, memory, reading=None, days=None, stocks=None, **arguments):
     """Build from the whole panel and streamed; return the two trees of files."""
     reading = reading or {}
     panel = cache.panel(days, stocks, **reading)
     a = pp.render_universe(panel, spec, tmp_path / "whole", mode="overwrite", progress=False, **arguments)
-    b = build_market_store(
+    b = build(
         cache, spec, tmp_path / "streamed", mode="overwrite", memory=memory, progress=False, days=days,
         stocks=stocks, **reading, **arguments,
     )  # fmt: skip
@@ -77,16 +92,16 @@ def test_bytes_are_those_of_the_whole_panel(cache, tmp_path, spec, arguments, me
 
 def test_bytes_do_not_depend_on_threads(cache, tmp_path):
     for n in (1, 2, 5):
-        build_market_store(cache, SPEC, tmp_path / str(n), chunk=33, threads=n, memory=1, progress=False)
+        build(cache, SPEC, tmp_path / str(n), chunk=33, threads=n, memory=1, progress=False)
     assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "5")
 
 
 def test_a_streamed_store_is_verified_and_appended_to_like_any(cache, tmp_path):
-    build_market_store(cache, SPEC, tmp_path / "store", days=slice(0, 10), memory=1, progress=False)
+    build(cache, SPEC, tmp_path / "store", days=slice(0, 10), memory=1, progress=False)
     store = pp.open_store(tmp_path / "store")
     assert store.verify(cache.panel(slice(0, 10)), sample=None).ok
     pp.append(store, cache.panel(), progress=False)
-    build_market_store(cache, SPEC, tmp_path / "whole", progress=False)
+    build(cache, SPEC, tmp_path / "whole", progress=False)
     a, b = pp.open_store(tmp_path / "store"), pp.open_store(tmp_path / "whole")
     np.testing.assert_array_equal(a.read(), b.read())
     for h in a.horizons:
@@ -132,14 +147,14 @@ def test_later_days_add_no_window_to_earlier_ones(growing, reading):
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("every", ["bar", "day"])
 def test_a_store_of_a_cache_that_grew_is_the_one_built_anew(growing, tmp_path, reading, every):
-    """And its scores go on where they stopped."""
+    """And its scores resume where they stopped."""
     from pricepix import factor
 
     before, after = growing
     spec = SPEC.replace(ma=(20,), ma_warmup="omit")
     arguments = {"every": every, "progress": False, **reading}
-    build_market_store(before, spec, tmp_path / "store", memory=1, **arguments)
-    fresh = build_market_store(after, spec, tmp_path / "fresh", **arguments)
+    build(before, spec, tmp_path / "store", memory=1, **arguments)
+    fresh = build(after, spec, tmp_path / "fresh", **arguments)
 
     def ink(images):
         return images.reshape(len(images), -1).mean(axis=1, dtype=np.float32)
@@ -163,7 +178,7 @@ def test_days_are_read_together_whatever_the_threads(cache, tmp_path, monkeypatc
     write = market_store._Market.write
     parts = []
     monkeypatch.setattr(market_store._Market, "write", lambda *a: (parts.append(a[2]), write(*a))[1])
-    build_market_store(cache, SPEC, tmp_path / "store", threads=threads, progress=False)
+    build(cache, SPEC, tmp_path / "store", threads=threads, progress=False)
     assert parts == [slice(0, 14)]
 
 
@@ -177,16 +192,14 @@ def test_what_is_drawn_at_a_time_follows_the_memory(cache, tmp_path, monkeypatch
         return render(panel, row, spec, out, **options)
 
     monkeypatch.setattr(market_store, "render_rows", noted)
-    build_market_store(
-        cache, "it49", tmp_path / "store", chunk=16, memory=3_000_000, threads=threads, progress=False
-    )
+    build(cache, "it49", tmp_path / "store", chunk=16, memory=3_000_000, threads=threads, progress=False)
     chunk = 16 * 147 * 19
     assert chunk < max(drawn) <= 3_000_000 // (4 * threads) < sum(drawn)
 
 
-def test_a_stopped_build_goes_on_with_other_threads_and_memory(cache, tmp_path, monkeypatch):
+def test_a_build_resumes_with_different_threads_and_memory(cache, tmp_path, monkeypatch):
     arguments = {"chunk": 64, "progress": False}
-    build_market_store(cache, SPEC, tmp_path / "whole", **arguments)
+    build(cache, SPEC, tmp_path / "whole", **arguments)
     write = market_store._Market.write
     parts = []
 
@@ -199,18 +212,18 @@ def test_a_stopped_build_goes_on_with_other_threads_and_memory(cache, tmp_path, 
     monkeypatch.setattr(market_store._Market, "write", stops)
     small = 2 * 12 * 49 * (180 * 4 + 80 * 3)
     with pytest.raises(KeyboardInterrupt):
-        build_market_store(cache, SPEC, tmp_path / "part", memory=small, threads=3, **arguments)
+        build(cache, SPEC, tmp_path / "part", memory=small, threads=3, **arguments)
     assert parts == [(0, 4), (4, 8)]
     monkeypatch.setattr(market_store._Market, "write", lambda *a: (parts.append(a[2]), write(*a))[1])
-    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", memory=1, threads=5, **arguments)
+    build(cache, SPEC, tmp_path / "part", mode="resume", memory=1, threads=5, **arguments)
     assert parts[2:] == [slice(day, day + 1) for day in range(8, 14)]
     assert tree(tmp_path / "part") == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
-def test_a_stopped_build_goes_on(cache, tmp_path, monkeypatch, after):
+def test_a_stopped_build_resumes(cache, tmp_path, monkeypatch, after):
     arguments = {"chunk": 64, "shard": 128, "memory": 1, "progress": False}
-    build_market_store(cache, SPEC, tmp_path / "whole", **arguments)
+    build(cache, SPEC, tmp_path / "whole", **arguments)
     write = market_store._Market.write
     calls = []
 
@@ -221,29 +234,33 @@ def test_a_stopped_build_goes_on(cache, tmp_path, monkeypatch, after):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(market_store._Market, "write", stops)
-    with pytest.raises(KeyboardInterrupt):
-        build_market_store(cache, SPEC, tmp_path / "part", **arguments)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        build(cache, SPEC, tmp_path / "part", **arguments)
+    assert (
+        f"stopped with {after} of 14 days done; the same call with mode='resume'"
+        in stopped.value.__notes__[0]
+    )
     with pytest.raises(ValueError, match="not finished"):
         pp.open_store(tmp_path / "part")
-    with pytest.raises(FileExistsError, match="mode='resume' goes on"):
-        build_market_store(cache, SPEC, tmp_path / "part", **arguments)
+    with pytest.raises(FileExistsError, match="mode='resume' continues it"):
+        build(cache, SPEC, tmp_path / "part", **arguments)
     with pytest.raises(ValueError, match="delay is 1, the store's 0"):
-        build_market_store(cache, SPEC, tmp_path / "part", mode="resume", delay=1, **arguments)
+        build(cache, SPEC, tmp_path / "part", mode="resume", delay=1, **arguments)
     calls.clear()
     monkeypatch.setattr(market_store._Market, "write", lambda *a: (calls.append(a), write(*a))[1])
-    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
+    build(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
     assert len(calls) == 14 - after
     assert tree(tmp_path / "part") == tree(tmp_path / "whole")
     # A finished one is left alone.
     calls.clear()
-    build_market_store(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
+    build(cache, SPEC, tmp_path / "part", mode="resume", **arguments)
     assert not calls
 
 
 def test_stretches_follow_the_memory(cache):
-    def stretches(memory, spec=SPEC, ahead=50):
+    def stretches(memory):
         return market_store._Market(
-            cache, slice(0, 14), slice(0, 12), spec, ahead, memory, {}, None, None, {}
+            cache, slice(0, 14), slice(0, 12), SPEC, 50, memory, {}, None, None, {}
         ).stretches()
 
     assert len(stretches(1)) == 14
@@ -259,7 +276,7 @@ def test_stretches_follow_the_memory(cache):
         ({"layout": "png"}, "layout='png'"),
         ({"mode": "append"}, "mode='append'"),
         ({"start": "2021-03-01", "end": "2021-02-01"}, "swap them"),
-        ({"shard": 100, "chunk": 64}, "no multiple of the 64"),
+        ({"shard": 100, "chunk": 64}, "shard=100 is not a multiple of the 64 windows of a chunk"),
         ({"no_trade": "x"}, "no_trade='x'"),
         ({"sample": 0.0}, "sample=0.0"),
         ({"max_gap": "long"}, "not a duration"),
@@ -270,7 +287,7 @@ def test_stretches_follow_the_memory(cache):
 )
 def test_what_cannot_be_built_is_refused_before_anything_is_written(cache, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        build_market_store(cache, SPEC, tmp_path / "store", progress=False, **arguments)
+        build(cache, SPEC, tmp_path / "store", progress=False, **arguments)
     assert not (tmp_path / "store").exists()
 
 
@@ -278,12 +295,10 @@ def test_a_market_without_a_window_leaves_nothing(cache, tmp_path):
     with pytest.raises(
         ValueError, match=r"none of the \d+ candidate windows can be drawn \(dropped: too_short"
     ):
-        build_market_store(
-            cache, pp.ImageSpec(lookback=700, height=64), tmp_path / "store", progress=False, horizons=()
-        )
+        build(cache, pp.ImageSpec(lookback=700, height=64), tmp_path / "store", progress=False, horizons=())
     with pytest.raises((FileNotFoundError, ValueError)):
         pp.open_store(tmp_path / "store")
-    build_market_store(cache, SPEC, tmp_path / "store", progress=False)
+    build(cache, SPEC, tmp_path / "store", progress=False)
 
 
 def test_scores_of_five_minute_bars_stand_one_bar_later(tmp_path):
@@ -294,7 +309,7 @@ def test_scores_of_five_minute_bars_stand_one_bar_later(tmp_path):
         tmp_path / "cache", 3, 12, start="2021-02-01", halt_rate=0, suspension_rate=0, list_late=0
     )
     assert cache.days.astype(str).tolist()[4:8] == ["2021-02-05", "2021-02-08", "2021-02-09", "2021-02-17"]
-    store = build_market_store(cache, "it49", tmp_path / "store", progress=False)
+    store = build(cache, "it49", tmp_path / "store", progress=False)
     panel = cache.panel()
     # A score that says which image it is of: unlike for any two.
     place = iter(range(10**6))

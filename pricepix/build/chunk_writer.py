@@ -1,25 +1,27 @@
-"""Drawing, labelling, encoding and writing the chunks of a store."""
+"""Drawing, labelling, encoding and writing the chunks of a store, in any order."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.build.chunk_objects import ImageObjects, write_column
 from pricepix.build.plan import PARTITION_BYTES, Task
+from pricepix.build.threads import map_unordered
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import Location
 from pricepix.render.draw import render_rows
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
-from pricepix.store.chunks import Content, checksum
-from pricepix.store.format import Geometry, chunk_key, encode_column
+from pricepix.store.chunks import Content
+from pricepix.store.format import Geometry, encode_column
 from pricepix.windows.index import WindowIndex
 from pricepix.windows.labels import forward_returns
 
@@ -34,10 +36,10 @@ def _same(key: str) -> str:
 
 
 @dataclass
-class Painter:
-    """Writes chunks of a store, in any order and from any number of threads.
+class ChunkWriter:
+    """Writes chunks of a store whose windows are all known, in any order and from any number of threads.
 
-    Its bytes depend on the panel and the windows alone.
+    The bytes depend only on the panel and the windows.
     """
 
     where: Location
@@ -53,40 +55,27 @@ class Painter:
     """Threads that write while the next chunk is drawn."""
     _local: threading.local = field(default_factory=threading.local)
 
-    def images(self, first: int, last: int) -> NDArray[np.uint32]:
+    def write_images(self, first: int, last: int) -> NDArray[np.uint32]:
         """Draw and write the image chunks `first` to `last`, whole shards; return their checksums."""
         form = self.geometry.form
-        per_object = form.object_windows // form.windows
         # A shard may be larger than what is drawn at once.
         at_once = max(1, PARTITION_BYTES // (form.windows * form.packed_bytes))
-        checks: list[int] = []
-        shard: list[bytes] = []
         writes: deque[Future[None]] = deque()
+        objects = ImageObjects(form, lambda key, content: self._write(key, content, writes), first)
         try:
-            for chunk, bits in (
-                (chunk, bits)
-                for begin in range(first, last, at_once)
-                for chunk, bits in self._drawn(begin, min(last, begin + at_once))
-            ):
-                stored = form.encode(bits)
-                checks.append(checksum(stored))
-                if not form.shard:
-                    self._write(chunk_key("images", chunk), stored, writes)
-                    continue
-                shard.append(stored)
-                if (chunk + 1) % per_object == 0 or chunk + 1 == form.chunks(self.geometry.windows):
-                    self._write(
-                        chunk_key("images", chunk // per_object), [*shard, form.shard_index(shard)], writes
-                    )
-                    shard = []
+            for start in range(first, last, at_once):
+                for bits in self._drawn(start, min(last, start + at_once)):
+                    objects.add(form.encode(bits))
+            objects.flush()
             while writes:
                 writes.popleft().result()
         finally:
             for future in writes:
                 future.cancel()
-        return np.array(checks, np.uint32)
+        return np.array(objects.checksums, np.uint32)
 
-    def _drawn(self, first: int, last: int) -> list[tuple[int, NDArray[np.uint8]]]:
+    def _drawn(self, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
+        """Draw the chunks `first` to `last` and yield the column bits of each."""
         form = self.geometry.form
         a, b = first * form.windows, min(self.geometry.windows, last * form.windows)
         # Fresh memory costs a page fault every 4 kB, so a thread keeps its buffer.
@@ -102,21 +91,25 @@ class Painter:
         if reason.any():
             bad = int(np.flatnonzero(reason)[0])
             raise ValueError(
-                f"window {a + bad} can not be drawn from this panel ({REASONS[int(reason[bad])]}): it is not "
+                f"window {a + bad} cannot be drawn from this panel ({REASONS[int(reason[bad])]}): it is not "
                 "the panel that the windows were found in"
             )
-        return [(first + i, bits[i * form.windows : (i + 1) * form.windows]) for i in range(last - first)]
+        for i in range(last - first):
+            yield bits[i * form.windows : (i + 1) * form.windows]
 
     def _write(self, key: str, content: Content | list[bytes], writes: deque[Future[None]]) -> None:
         if self.writers is None:
-            self.where.put(self.key(key), content)
+            self._put(key, content)
             return
         ahead = _WRITES_AHEAD["elsewhere" if self.where.path is None else "folder"]
         while len(writes) >= ahead:
             writes.popleft().result()
-        writes.append(self.writers.submit(self.where.put, self.key(key), content))
+        writes.append(self.writers.submit(self._put, key, content))
 
-    def index(self, chunk: int) -> list[bytes]:
+    def _put(self, key: str, content: Content | list[bytes]) -> None:
+        self.where.put(self.key(key), content)
+
+    def encoded_index(self, chunk: int) -> list[bytes]:
         """Return the stored bytes of a chunk of every array along ``window``, in the order of ``columns``."""
         a = chunk * INDEX_CHUNK
         part = self.windows[a - self.base : min(self.geometry.windows, a + INDEX_CHUNK) - self.base]
@@ -137,53 +130,28 @@ class Painter:
 
     def write_index(self, chunk: int) -> NDArray[np.uint32]:
         """Write one chunk of every array along ``window``; return their checksums."""
-        stored = self.index(chunk)
-        for column, content in zip(self.geometry.columns, stored, strict=True):
-            self.where.put(self.key(chunk_key(column.name, chunk)), content)
-        return np.array([checksum(content) for content in stored], np.uint32)
+        encoded = zip(self.geometry.columns, self.encoded_index(chunk), strict=True)
+        checks = [write_column(self._put, column, chunk, stored) for column, stored in encoded]
+        return np.array(checks, np.uint32)
 
 
-T = TypeVar("T")
-
-R = TypeVar("R")
-
-
-def perform(painter: Painter, task: Task) -> Task:
-    """Do one piece of work and note that it is done."""
-    checks = (
-        painter.write_index(task.first) if task.kind == "index" else painter.images(task.first, task.last)
-    )
-    painter.where.put(task.key, checks.astype("<u4").tobytes())
+def run_task(writer: ChunkWriter, task: Task) -> Task:
+    """Do one piece of work and record that it is done."""
+    is_index = task.kind == "index"
+    checks = writer.write_index(task.first) if is_index else writer.write_images(task.first, task.last)
+    writer.where.put(task.key, checks.astype("<u4").tobytes())
     return task
 
 
-def run_here(painter: Painter, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
-    """Do work on threads of this process, or in the calling one for no `workers`; yield what is done."""
+def run_local(writer: ChunkWriter, tasks: Sequence[Task], workers: int) -> Iterator[Task]:
+    """Do work on threads of this process, or in the calling thread if `workers` is 0; yield what is done."""
     if workers == 0:
         for task in tasks:
-            yield perform(painter, task)
+            yield run_task(writer, task)
         return
     with ThreadPoolExecutor(workers, "pricepix-write") as writers:
-        painter.writers = writers
+        writer.writers = writers
         try:
-            yield from in_threads(lambda task: perform(painter, task), tasks, workers)
+            yield from map_unordered(lambda task: run_task(writer, task), tasks, workers)
         finally:
-            painter.writers = None
-
-
-def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """Yield ``work(item)`` as they end, at most `workers` at a time; after an error no more are begun."""
-    with ThreadPoolExecutor(workers, "pricepix-draw") as pool:
-        pending: set[Future[R]] = set()
-        try:
-            for item in items:
-                if len(pending) >= workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-                pending.add(pool.submit(work, item))
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            for future in pending:
-                future.cancel()
+            writer.writers = None

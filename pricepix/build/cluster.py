@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
-from pricepix.build.chunk_writer import Painter, perform
+from pricepix.build.chunk_writer import ChunkWriter, run_task
 from pricepix.build.plan import Plan, Task
 from pricepix.location import BUILD, Folder, Location
 from pricepix.spec import ImageSpec
@@ -28,32 +28,39 @@ PANEL: Final = f"{BUILD}/panel"
 # How often a partition may raise, or its worker die, before the build stops.
 RETRIES: Final = 3
 
-_loaded: dict[str, Painter] = {}
+_loaded: dict[str, ChunkWriter] = {}
 _loading = threading.Lock()
 
 
-def run_on(
-    client: Client, where: Location, plan: Plan, panel: Panel, windows: WindowIndex, tasks: Sequence[Task]
+def run_on_cluster(
+    client: Client, where: Location, plan: Plan, windows: WindowIndex, tasks: Sequence[Task]
 ) -> Iterator[Task]:
     """Do work on the workers of a cluster; yield what is done.
 
-    The panel and the windows are laid down below ``_build/panel`` of the store once. Workers map those files,
-    so that the processes of a machine share one copy; from an object store each process reads them once.
+    The panel and the windows are written below ``_build/panel`` of the store once. Workers map those files, so
+    that the processes of a machine share one copy; from an object store each process reads them once.
     """
     from distributed import as_completed
     from distributed.comm import CommClosedError
 
     if not tasks:
         return
-    token = share(where, plan, panel, windows)
+    token = write_panel(where, plan, windows)
     run = uuid.uuid4().hex[:8]
     futures = [
         client.submit(
-            work, where, plan, windows.spec, token, task, key=f"pricepix-{run}-{task.kind}-{task.first}",
-            pure=False, retries=RETRIES,
+            run_remote_task,
+            where,
+            plan,
+            windows.spec,
+            token,
+            task,
+            key=f"pricepix-{run}-{task.kind}-{task.first}",
+            pure=False,
+            retries=RETRIES,
         )
         for task in tasks
-    ]  # fmt: skip
+    ]
     try:
         for future in as_completed(futures):
             yield Task(*future.result())
@@ -67,11 +74,12 @@ def run_on(
             client.cancel(futures, asynchronous=False, force=True)
 
 
-def share(where: Location, plan: Plan, panel: Panel, windows: WindowIndex) -> str:
-    """Lay down the arrays of a panel and its windows below a store, if not there; return their digest."""
+def write_panel(where: Location, plan: Plan, windows: WindowIndex) -> str:
+    """Write the arrays of a panel and its windows below a store, unless they are there; return their digest."""
+    panel = windows.panel
     token = f"{plan.panel_digest}-{plan.windows_digest}"
-    held = where.get(f"{PANEL}/panel.json")
-    if held is not None and json.loads(bytes(held)).get("token") == token:
+    stored = where.get(f"{PANEL}/panel.json")
+    if stored is not None and json.loads(bytes(stored)).get("token") == token:
         return token
     arrays: dict[str, NDArray[Any]] = {
         "bars": panel.bars,
@@ -96,31 +104,33 @@ def share(where: Location, plan: Plan, panel: Panel, windows: WindowIndex) -> st
     return token
 
 
-def work(where: Location, plan: Plan, spec: ImageSpec, token: str, task: Task) -> tuple[str, int, int]:
-    """Do one piece of work, on whatever machine this is."""
-    done = perform(_painter(where, plan, spec, token), Task(*task))
+def run_remote_task(
+    where: Location, plan: Plan, spec: ImageSpec, token: str, task: Task
+) -> tuple[str, int, int]:
+    """Do one piece of work, on the worker that this runs on."""
+    done = run_task(_chunk_writer(where, plan, spec, token), Task(*task))
     return (done.kind, done.first, done.last)
 
 
-def _painter(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Painter:
-    """This process's painter of a plan. Only the last one is kept: a panel may fill half the memory."""
+def _chunk_writer(where: Location, plan: Plan, spec: ImageSpec, token: str) -> ChunkWriter:
+    """This process's writer for a plan. Only the last one is kept: a panel may fill half the memory."""
     name = f"{where.name} {token} {plan!r}"
     with _loading:
         if name not in _loaded:
             _loaded.clear()
-            _loaded[name] = _open(where, plan, spec, token)
+            _loaded[name] = _open_writer(where, plan, spec, token)
         return _loaded[name]
 
 
-def _open(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Painter:
-    held = where.get(f"{PANEL}/panel.json")
-    if held is None:
+def _open_writer(where: Location, plan: Plan, spec: ImageSpec, token: str) -> ChunkWriter:
+    stored = where.get(f"{PANEL}/panel.json")
+    if stored is None:
         raise FileNotFoundError(
             f"this worker finds no {PANEL} in {where.name}: the path must be the same folder on every machine"
         )
-    described = json.loads(bytes(held))
+    described = json.loads(bytes(stored))
     if described["token"] != token:
-        raise ValueError(f"store {where.name} is being built from another panel by now")
+        raise ValueError(f"store {where.name} is now being built from a different panel")
 
     def read(name: str) -> NDArray[Any]:
         if isinstance(where, Folder):
@@ -143,4 +153,4 @@ def _open(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Painter:
         {name.removeprefix("field-"): values for name, values in fields.items()},
     )
     windows = WindowIndex(panel, spec, read("row"), read("instrument"), {}, {})
-    return Painter(where, plan.geometry, windows, plan.delay, plan.label_price)
+    return ChunkWriter(where, plan.geometry, windows, plan.delay, plan.label_price)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,25 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pricepix._checks import bars, choice, fraction, whole_number_or_none
-from pricepix._checks import horizons as checked_horizons
-from pricepix._version import __version__
+from pricepix._checks import fraction, is_whole
 from pricepix.bars import hashing
 from pricepix.bars.columns import FIELDS
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
-from pricepix.bars.panel import Panel, panel_digest
-from pricepix.bars.times import as_time, duration_ns, format_time
-from pricepix.build.stream import DRAW_BYTES, PanelFacts, StoreWriter
-from pricepix.build.target import MODES, _check_location, _state
-from pricepix.images.chunking import default_chunk
+from pricepix.bars.panel import FIELDS, Panel
+from pricepix.bars.times import as_time, duration_ns, stamp
+from pricepix.build.finish import PanelFacts, store_attributes
+from pricepix.build.request import BuildRequest, StoreOptions, WindowChoice
+from pricepix.build.stream import DRAW_BYTES, StreamWriter
+from pricepix.build.target import (
+    check_finished,
+    check_location,
+    clear_location,
+    location_state,
+    with_resume_hint,
+)
+from pricepix.images.lineage import Lineage
 from pricepix.location import Location, StoreLike
 from pricepix.render.draw import render_rows
 from pricepix.spec import ImageSpec
-from pricepix.store.chunks import LAYOUTS, ChunkFormat, parse_size
+from pricepix.store.chunks import parse_size
 from pricepix.store.image_store import ImageStore, open_store
-from pricepix.store.lock import KEY as LOCK
 from pricepix.store.lock import WriteLock
-from pricepix.store.objects import FORMAT_VERSION
 from pricepix.windows.index import DROP_REASONS, WindowIndex, nothing_to_draw
 from pricepix.windows.labels import forward_returns
 from pricepix.windows.schedule import SCHEDULES, scheduled_times
@@ -37,8 +41,37 @@ from pricepix.windows.schedule import SCHEDULES, scheduled_times
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80
 _WINDOW_BYTES: Final = 100
-# Rises when a build that was stopped before must not be gone on with: its windows or its state are others.
+# Rises when builds that were interrupted before must not be resumed: their windows or their state are different.
 _CHECKPOINT: Final = 2
+
+
+@dataclass(frozen=True)
+class MarketReading:
+    """Which bars of a market cache to read, and how.
+
+    Parameters
+    ----------
+    days, stocks, adjust, no_trade, filtered, decimals, on_bad
+        As in ``MarketCache.panel``.
+    """
+
+    days: Range = None
+    stocks: slice | Sequence[str] | str | None = None
+    adjust: bool = True
+    no_trade: NoTrade = "missing"
+    filtered: bool = True
+    decimals: int | None = None
+    on_bad: str = "raise"
+
+    def how(self) -> dict[str, Any]:
+        """Return the arguments of ``MarketCache.panel`` other than days and stocks."""
+        return {
+            "adjust": self.adjust,
+            "no_trade": self.no_trade,
+            "decimals": self.decimals,
+            "on_bad": self.on_bad,
+            "filtered": self.filtered,
+        }
 
 
 def build_market_store(
@@ -47,27 +80,13 @@ def build_market_store(
     store: StoreLike,
     horizons: Sequence[int] = (1, 50),
     delay: int = 0,
-    every: str = "bar",
-    layout: str = "bits",
     mode: str = "create",
     *,
-    days: Range = None,
-    stocks: slice | Sequence[str] | str | None = None,
-    adjust: bool = True,
-    no_trade: NoTrade = "missing",
-    filtered: bool = True,
-    decimals: int | None = None,
-    on_bad: str = "raise",
-    start: Any = None,
-    end: Any = None,
-    sample: float | None = None,
-    seed: int = 0,
-    max_gap: Any = None,
-    chunk: int | None = None,
-    shard: int | None = None,
+    windows: WindowChoice = WindowChoice(),
+    reading: MarketReading = MarketReading(),
+    options: StoreOptions = StoreOptions(),
     memory: int | str = "1GiB",
     threads: int | None = None,
-    storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ImageStore:
     """Draw every window of a market cache into a store, without ever holding the market in memory.
@@ -80,20 +99,23 @@ def build_market_store(
     Parameters
     ----------
     cache : MarketCache, str or path
-    spec, horizons, delay, every, layout, start, end, sample, seed, max_gap, chunk, storage_options, progress
-        As in ``render_universe``; `every` is ``"bar"``, ``"day"``, ``"week"``, ``"month"`` or ``"quarter"``.
+    spec, horizons, delay, progress
+        As in ``render_universe``.
     store : str, path or zarr store
         Where to write.
     mode : {"create", "resume", "overwrite"}
-        ``resume`` goes on with a build that was stopped, after the last stretch of days that was done;
-        `memory` and `threads` may be others than before. A finished store is left as it is, if it was made
-        from the same bars and arguments: the bars are read to tell.
-    days, stocks, adjust, no_trade, filtered, decimals, on_bad
-        What to read, and how: see `MarketCache.panel`.
-    shard : int, optional
-        Windows a shard, a multiple of `chunk`.
+        ``resume`` continues an interrupted build after the last stretch of days that was done; `memory` and
+        `threads` may differ from before. A finished store is left as it is, if it was made from the same bars
+        and arguments: the bars are read to tell.
+    windows : WindowChoice
+        Which windows to draw: all by default. `every` is ``"bar"``, ``"day"``, ``"week"``, ``"month"`` or
+        ``"quarter"``.
+    reading : MarketReading
+        Which days and stocks to read, and how: by default all, adjusted and filtered.
+    options : StoreOptions
+        Layout (``bits`` by default), chunk, shard (a multiple of the chunk) and storage options.
     memory : int or str
-        About how much memory to use, in bytes or as ``"1GiB"``. At least one day, its history and what
+        About how much memory to use, in bytes or as ``"1GiB"``; at least one day, its history and what
         follows. Up to half of it, 128 MiB a thread, is for drawing; the rest decides how many days are read at
         a time.
     threads : int, optional
@@ -110,145 +132,127 @@ def build_market_store(
         that was made from something else.
     FileExistsError
         The location exists and `mode` is ``create``, or it holds something else.
+
+    Examples
+    --------
+    ::
+
+        build_market_store(
+            "commoncache",
+            "it49",
+            "it49.zarr",
+            horizons=(1, 50),
+            reading=MarketReading(days=("2020-01-01", None), decimals=2),
+            windows=WindowChoice(every="day"),
+        )
     """
     cache = cache if isinstance(cache, MarketCache) else MarketCache(cache)
-    spec = ImageSpec.of(spec)
-    choice(layout, "layout", LAYOUTS)
-    choice(mode, "mode", MODES)
+    request = BuildRequest.checked(spec, horizons, delay, mode, options, threads)
+    _check_schedule(windows.every)
+    shard = _shard(options, request)
+    # What is drawn and what waits to be written take half of it at most: days are few where they take more, and
+    # the history before each stretch is read again and again.
+    budget = max(0, parse_size(memory) if isinstance(memory, str) else int(memory))
+    draw_bytes = min(DRAW_BYTES, budget // (4 * request.thread_count))
+    budget -= 2 * request.thread_count * draw_bytes
+    market = _Market.of(cache, request, reading, windows, budget)
+    where = Location.of(store, options.storage_options)
+    identity = market.identity(request, shard)
+    form = request.form(shard)
+    writer = StreamWriter(where, form, request.horizons, identity, request.thread_count, draw_bytes)
+    check_location(where, mode)
+    if mode == "resume" and location_state(where) == "finished":
+        finished = open_store(where)
+        _check_finished(finished, market, identity, progress)
+        return finished
+    with WriteLock(where) as lock:
+        writer.state = {"counts": {}, "candidates": 0, "day": market.day.start, "lanes": market.lanes()}
+        writer.start(mode, request.spec)
+        day = writer.state["day"]
+        with with_resume_hint(where, lambda: market.days_until(day)):
+            for part in _with_progress(market.stretches(day), market.day, where, progress):
+                market.write(writer, part, request.delay)
+                lock.check()
+                # Not a number of stretches: how long they are depends on memory and threads.
+                writer.state["day"] = part.stop
+                writer.end_block()
+                day = part.stop
+        counts = market.counts(writer)
+        if writer.windows == 0:
+            clear_location(where)
+            raise nothing_to_draw(writer.state["candidates"], counts, windows.max_gap, "filtered=False")
+        facts = market.facts(writer.state["lanes"])
+        made = Lineage(
+            spec=request.spec,
+            panel_fields=facts.fields,
+            tz=facts.tz,
+            windows=writer.windows,
+            instruments=facts.n_instruments,
+            candidates=writer.state["candidates"],
+            drop_counts=counts,
+            schedule=identity["schedule"],
+            horizons=request.horizons,
+            delay=request.delay,
+            label_price="close",
+            layout=request.layout,
+            chunk=request.chunk,
+        )
+        writer.finish(store_attributes(made.attributes(), shard), facts)
+    return open_store(where)
+
+
+def _check_schedule(every: str | int) -> None:
     if every not in SCHEDULES:
         raise ValueError(
             f"every={every!r}: a market that is read in stretches of days takes one of "
             f"{', '.join(map(repr, SCHEDULES))}; a number of bars needs render_universe(cache.panel(), ...)"
         )
-    threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all") or os.cpu_count() or 1
-    chunk = whole_number_or_none(chunk, "chunk", 1, unit="windows", otherwise="None for the usual size")
-    chunk = chunk or default_chunk(*spec.shape, layout)
-    if shard is not None and (not isinstance(shard, int) or shard < chunk or shard % chunk):
-        raise ValueError(
-            f"shard={shard!r} is no multiple of the {chunk} windows of a chunk: give such a number"
-        )
-    horizons, delay = checked_horizons(horizons), bars(delay, "delay", 0)
-    budget = max(0, parse_size(memory) if isinstance(memory, str) else int(memory))
-    # What is drawn and what waits to be written take half of it at most: days are few where they take more, and
-    # the history before each stretch is read again and again.
-    draw_bytes = min(DRAW_BYTES, budget // (4 * threads))
-    budget -= 2 * threads * draw_bytes
-    reading: dict[str, Any] = {"adjust": adjust, "no_trade": no_trade, "decimals": decimals, "on_bad": on_bad}
-    cache.check_reading(**reading)
-    reading["filtered"] = filtered
-    day, stock = cache.day_range(days), cache.stock_range(stocks)
-    tz = cache.session.tz
-    first = None if start is None else as_time(start, tz)
-    last = None if end is None else as_time(end, tz, end=True)
-    if first is not None and last is not None and first > last:
-        raise ValueError(f"start={start!r} lies after end={end!r}: swap them")
-    selection = {"every": every, "sample": sample, "seed": seed, "max_gap": max_gap, "threads": threads}
-    ahead = max(horizons, default=0) + delay
-    market = _Market(cache, day, stock, spec, ahead, budget, reading, first, last, selection)
-    schedule = market.schedule(start is not None, end is not None)
-    where = Location.of(store, storage_options)
-    identity = {
-        "checkpoint": _CHECKPOINT,
-        "files": {key: [path.name, path.stat().st_size] for key, path in cache.files.items()},
-        "days": [str(cache.days[day.start]), str(cache.days[day.stop - 1])],
-        "stocks": [stock.start, stock.stop],
-        "reading": reading,
-        "spec_digest": spec.digest,
-        "horizons": list(horizons),
-        "delay": delay,
-        "layout": layout,
-        "chunk": chunk,
-        "shard": shard or 0,
-        "schedule": schedule,
-    }
-    form = ChunkFormat(layout, *spec.shape, chunk, shard=shard or 0)
-    writer = StoreWriter(where, form, horizons, identity, threads, draw_bytes)
-    _check_location(where, mode)
-    if mode == "resume" and _state(where) == "finished":
-        there = open_store(where)
-        _check_finished(
-            there,
-            {
-                "spec_digest": spec.digest, "layout": layout, "chunk": chunk, "shard": shard or 0,
-                "horizons": list(horizons), "delay": delay, "schedule": schedule,
-            },
-            market,
-            progress,
-        )  # fmt: skip
-        return there
-    with WriteLock(where) as lock:
-        writer.state = {"counts": {}, "candidates": 0, "day": day.start, "lanes": market.lanes()}
-        writer.begin(mode, {"format_version": FORMAT_VERSION, "spec": spec.to_dict()})
-        begin = writer.state["day"]
-        with tqdm(
-            total=day.stop - day.start, initial=begin - day.start,
-            desc=f"render {os.path.basename(where.name)}", unit="day", disable=not progress,
-        ) as bar:  # fmt: skip
-            for part in market.stretches(begin):
-                market.write(writer, part, delay)
-                lock.check()
-                # Not a number of stretches: how long they are depends on memory and threads.
-                writer.state["day"] = part.stop
-                writer.end_block()
-                bar.update(part.stop - part.start)
-        counts = {
-            name: writer.state["counts"][name]
-            for name in DROP_REASONS.values()
-            if name in writer.state["counts"]
-        }
-        if writer.windows == 0:
-            where.delete_all(keep=LOCK)
-            raise nothing_to_draw(writer.state["candidates"], counts, max_gap, "filtered=False")
-        facts = market.facts(writer.state["lanes"])
-        attributes: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "created_by": f"pricepix {__version__}",
-            "complete": False,
-            "spec": spec.to_dict(),
-            "spec_digest": spec.digest,
-            "panel_digest": None,
-            "panel_fields": list(facts.fields),
-            "windows": writer.windows,
-            "instruments": facts.n_instruments,
-            "candidates": writer.state["candidates"],
-            "drop_counts": counts,
-            "schedule": schedule,
-            "horizons": list(horizons),
-            "delay": delay,
-            "label_price": "close",
-            "layout": layout,
-            "chunk": chunk,
-            "tz": facts.tz,
-        }
-        if shard:
-            attributes["shard"] = shard
-        writer.finish(attributes, facts)
-    return open_store(where)
 
 
-def _check_finished(store: ImageStore, asked: Mapping[str, Any], market: _Market, progress: bool) -> None:
-    """Refuse to take another store for the one that this build would give."""
-    attrs = store.attrs
-    differences = [
-        f"{name} is {mine} here, {theirs} there"
-        for name, mine in asked.items()
-        if (theirs := attrs.get(name, 0 if name == "shard" else None)) != mine
-    ]
-    if not differences:
-        digest = market.digest(progress)
-        if digest != attrs["panel_digest"]:
-            differences = [f"the bars have the digest {digest} here, {attrs['panel_digest']} there"]
-    if differences:
+def _shard(options: StoreOptions, request: BuildRequest) -> int:
+    """Windows a shard; 0 for no shards."""
+    shard = options.shard
+    if shard is None:
+        return 0
+    if not is_whole(shard) or int(shard) < request.chunk or int(shard) % request.chunk:
         raise ValueError(
-            f"store {store.location} is finished, and was not made from this: {'; '.join(differences)}. Give "
-            "another path; pricepix.append(store, cache.panel(...)) adds later bars; mode='overwrite' builds "
-            "it anew"
+            f"shard={shard!r} is not a multiple of the {request.chunk} windows of a chunk: give a number of "
+            "windows that is one"
         )
+    return int(shard)
+
+
+def _check_finished(store: ImageStore, market: _Market, identity: Mapping[str, Any], progress: bool) -> None:
+    advice = (
+        "Give another path; pricepix.append(store, cache.panel(...)) adds later bars; mode='overwrite' builds "
+        "it anew"
+    )
+    decisive = ("spec_digest", "layout", "chunk", "shard", "horizons", "delay", "schedule")
+    check_finished(store.location, store.attrs, {name: identity[name] for name in decisive}, advice)
+    # The bars come last: to tell their digest, all of them are read.
+    check_finished(store.location, store.attrs, {"panel_digest": market.digest(progress)}, advice)
+
+
+def _with_progress(
+    stretches: Sequence[slice], day: slice, where: Location, progress: bool
+) -> Iterator[slice]:
+    """Yield stretches of days under a progress bar."""
+    first = stretches[0].start if stretches else day.stop
+    with tqdm(
+        total=day.stop - day.start,
+        initial=first - day.start,
+        desc=f"render {os.path.basename(where.name)}",
+        unit="day",
+        disable=not progress,
+    ) as bar:
+        for part in stretches:
+            yield part
+            bar.update(part.stop - part.start)
 
 
 @dataclass
 class _Market:
-    """A cache in stretches of days: what is read for each, which windows end in it, what its digest is."""
+    """A market cache in stretches of days: the bars to read for each, its windows, and the digest of all bars."""
 
     cache: MarketCache
     day: slice
@@ -262,6 +266,69 @@ class _Market:
     """First and last time at which a window may end."""
     last: int | None
     selection: dict[str, Any]
+    """Arguments of ``WindowIndex.from_panel``."""
+
+    @classmethod
+    def of(
+        cls,
+        cache: MarketCache,
+        request: BuildRequest,
+        reading: MarketReading,
+        windows: WindowChoice,
+        budget: int,
+    ) -> _Market:
+        """Return the market of a request, whose arguments are checked here."""
+        how = reading.how()
+        cache.check_reading(**{name: value for name, value in how.items() if name != "filtered"})
+        tz = cache.session.tz
+        first = None if windows.start is None else as_time(windows.start, tz)
+        last = None if windows.end is None else as_time(windows.end, tz, end=True)
+        if first is not None and last is not None and first > last:
+            raise ValueError(f"start={windows.start!r} lies after end={windows.end!r}: swap them")
+        return cls(
+            cache,
+            cache.day_range(reading.days),
+            cache.stock_range(reading.stocks),
+            request.spec,
+            max(request.horizons, default=0) + request.delay,
+            budget,
+            how,
+            first,
+            last,
+            {
+                "every": windows.every,
+                "sample": windows.sample,
+                "seed": windows.seed,
+                "max_gap": windows.max_gap,
+                "threads": request.thread_count,
+            },
+        )
+
+    def identity(self, request: BuildRequest, shard: int) -> dict[str, Any]:
+        """Return what decides the bytes of the store, as JSON values."""
+        return {
+            "checkpoint": _CHECKPOINT,
+            "files": {key: [path.name, path.stat().st_size] for key, path in self.cache.files.items()},
+            "days": [str(self.cache.days[self.day.start]), str(self.cache.days[self.day.stop - 1])],
+            "stocks": [self.stock.start, self.stock.stop],
+            "reading": self.reading,
+            "spec_digest": request.spec.digest,
+            "horizons": list(request.horizons),
+            "delay": request.delay,
+            "layout": request.layout,
+            "chunk": request.chunk,
+            "shard": shard,
+            "schedule": self.schedule(),
+        }
+
+    def days_until(self, day: int) -> str:
+        """Say how many of all days lie before one."""
+        return f"{day - self.day.start} of {self.day.stop - self.day.start} days"
+
+    def counts(self, writer: StreamWriter) -> dict[str, int]:
+        """Return how many candidate windows were dropped, by reason, in the order in which panels count them."""
+        found = writer.state["counts"]
+        return {name: found[name] for name in DROP_REASONS.values() if name in found}
 
     @property
     def lead(self) -> int:
@@ -285,7 +352,7 @@ class _Market:
         days = range(self.day.start if begin is None else begin, self.day.stop, self.step)
         return [slice(a, min(self.day.stop, a + self.step)) for a in days]
 
-    def write(self, writer: StoreWriter, part: slice, delay: int) -> None:
+    def write(self, writer: StreamWriter, part: slice, delay: int) -> None:
         """Draw and label the windows that end in a stretch of days."""
         wide = slice(max(self.day.start, part.start - self.lead), min(self.day.stop, part.stop + self.tail))
         first, stop = self.cache.bar_range(wide, self.stock, self.reading["no_trade"])
@@ -384,15 +451,15 @@ class _Market:
         digest = panel_digest(names, offsets, digests, fields, tz)
         return PanelFacts(names, offsets, digests, digest, fields, tz)
 
-    def schedule(self, starts: bool, ends: bool) -> dict[str, Any]:
-        """Return what a store says of the choice of its windows; refuses one that cannot be followed."""
+    def schedule(self) -> dict[str, Any]:
+        """Return what a store says about the choice of its windows; refuse one that cannot be followed."""
         share, gap = self.selection["sample"], self.selection["max_gap"]
         share = 1.0 if share is None else fraction(share, "sample")
         tz = self.cache.session.tz
         return {
             "every": self.selection["every"],
-            "start": format_time(self.first, tz) if starts and self.first is not None else None,
-            "end": format_time(self.last, tz) if ends and self.last is not None else None,
+            "start": stamp(self.first, tz) if self.first is not None else None,
+            "end": stamp(self.last, tz) if self.last is not None else None,
             "mask": None,
             "sample": None if self.selection["sample"] is None else share,
             "seed": self.selection["seed"] if share < 1.0 else None,

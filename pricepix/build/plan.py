@@ -1,15 +1,16 @@
-"""What a build is going to do, frozen: the digests of what goes in, and how the work is cut."""
+"""The plan of a build, frozen: the digests of its input, and how the work is cut."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.build.target import check_resumable
 from pricepix.location import BUILD, Location
 from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import Geometry
@@ -69,6 +70,11 @@ class Plan:
         for first in range(0, chunks, self.partition):
             yield Task("images", first, min(chunks, first + self.partition))
 
+    @property
+    def task_count(self) -> int:
+        """Pieces of work."""
+        return sum(1 for _ in self.tasks())
+
     def write(self, where: Location) -> None:
         """Freeze the plan into the store."""
         where.put(KEY, json.dumps(asdict(self), indent=2).encode())
@@ -84,21 +90,15 @@ class Plan:
             return cls(**{**values, "horizons": tuple(values["horizons"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"the plan of the unfinished store {where.name} is of another release or damaged ({error}): "
+                f"the plan of the unfinished store {where.name} is damaged or from a different release ({error}): "
                 "build it again with mode='overwrite'"
             ) from error
 
     def check_same(self, other: Plan, where: Location) -> None:
-        """Refuse to go on with `other`, the plan in the store, if this one would give other bytes."""
-        mine, theirs = asdict(self), asdict(other)
-        different = [f.name for f in fields(self) if f.name != "partition" and mine[f.name] != theirs[f.name]]
-        if different:
-            listed = "; ".join(f"{name} is {mine[name]}, the store's {theirs[name]}" for name in different)
-            raise ValueError(
-                f"the build of store {where.name} can not be resumed with another panel, spec, choice of "
-                f"windows or layout: {listed}. Give what it was begun with, or start again with "
-                "mode='overwrite'"
-            )
+        """Refuse to resume `other`, the plan in the store, if this one would give different bytes."""
+        expected, found = asdict(self), asdict(other)
+        expected.pop("partition")
+        check_resumable(where, expected, found)
 
     def done(self, where: Location) -> dict[Task, NDArray[np.uint32]]:
         """Return the finished work, with the checksums of what it wrote."""

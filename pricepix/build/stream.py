@@ -1,26 +1,35 @@
-"""Writing a store from front to back, when nobody knows yet how many windows will come."""
+"""Writing a store from front to back, when nobody knows yet how many windows will come.
+
+There are two writers of stores, and two ways to resume. ``ChunkWriter`` knows all windows in advance: it cuts
+them into partitions that any thread or machine can draw in any order, and each that is done leaves its checksums
+behind. Here the number of windows is known only at the end, they come in blocks that do not end where chunks do,
+and the source has a state of its own (digests of instruments, counts of dropped windows). So what a resumed
+build needs is one position: a checkpoint after each block, with the windows that do not fill a chunk yet. Chunks,
+shards, columns, checksums and the last objects of a store are written by the same code in both.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
 import json
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.build.finish import finish
-from pricepix.build.target import _check_location, _state
+from pricepix.build.chunk_objects import ImageObjects, write_column
+from pricepix.build.finish import PanelFacts, empty_checksums, finish
+from pricepix.build.target import check_location, check_resumable, clear_location, location_state
+from pricepix.build.threads import map_ordered
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.location import BUILD, Location
-from pricepix.store.chunks import ChunkFormat, checksum
-from pricepix.store.format import ROOT, Geometry, chunk_key, columns, encode_column
-from pricepix.store.lock import KEY as LOCK
+from pricepix.spec import ImageSpec
+from pricepix.store.chunks import ChunkFormat
+from pricepix.store.format import ROOT, Geometry, columns, encode_column
+from pricepix.store.objects import FORMAT_VERSION
 
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
 # Column bits that a thread draws at a time, at most. Windows come by time, and the renderer is fast at windows
@@ -29,66 +38,48 @@ DRAW_BYTES: Final = 64 << 20
 Draw = Callable[[int, int], NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
-class PanelFacts:
-    """What a store says of the bars it was made from, where no one panel holds them all."""
-
-    instruments: NDArray[np.str_]
-    offsets: NDArray[np.int64]
-    instrument_digests: NDArray[np.uint64]
-    digest: str
-    fields: tuple[str, ...]
-    tz: str | None
-
-    @property
-    def n_instruments(self) -> int:
-        """Number of instruments."""
-        return len(self.instruments)
-
-
 @dataclass
-class StoreWriter:
-    """Writes windows in their order, a block at a time, and can go on after the last block that was finished.
+class StreamWriter:
+    """Writes windows in their order, a block at a time, and can resume after the last block that was finished.
 
-    Chunks are whole whatever the blocks are: what does not fill one waits in memory for the next block.
+    Chunks are full whatever the blocks are: windows that do not fill one wait in memory for the next block.
     """
 
     where: Location
     form: ChunkFormat
     horizons: tuple[int, ...]
     identity: Mapping[str, Any]
-    """JSON values that decide the store's bytes: another build with the same ones may go on with this one."""
+    """JSON values that decide the store's bytes: a build with the same ones may resume this one."""
     threads: int
     draw_bytes: int = DRAW_BYTES
     """Column bits that a thread draws at a time; about as much again waits to be written. At least a chunk."""
     windows: int = 0
-    """Windows written so far, those that wait included."""
+    """Windows written so far, including those that wait."""
     blocks: int = 0
     """Blocks finished so far."""
     state: dict[str, Any] = field(default_factory=dict)
-    """What the caller wants back when a stopped build goes on: JSON values and numpy arrays."""
+    """What the caller needs back when the build is resumed: JSON values and numpy arrays."""
 
     def __post_init__(self) -> None:
         self._columns = columns(self.horizons)
-        self._image_checks: list[int] = []
+        self._images = ImageObjects(self.form, self.where.put)
         self._column_checks: list[list[int]] = [[] for _ in self._columns]
         self._bits = np.empty((0, self.form.packed_bytes), np.uint8)
         self._values: list[NDArray[Any]] = [np.empty(0, column.dtype) for column in self._columns]
-        self._shard: list[bytes] = []
 
-    def begin(self, mode: str, attributes: Mapping[str, Any]) -> None:
-        """Prepare the location, or take up a build that was stopped there, with its state.
+    def start(self, mode: str, spec: ImageSpec) -> None:
+        """Prepare the location, or take over an interrupted build there, with its state.
 
         The caller holds the lock, and has set the state that a new build starts from.
         """
-        _check_location(self.where, mode)
-        state = _state(self.where)
+        check_location(self.where, mode)
+        state = location_state(self.where)
         if mode == "resume" and state == "unfinished" and self._restored():
             return
         if state != "absent":
-            self.where.delete(ROOT)
-            self.where.delete_all(keep=LOCK)
-        documents = Geometry(self.form, 0, 1, self.horizons).metadata({**attributes, "complete": False})
+            clear_location(self.where)
+        attributes = {"format_version": FORMAT_VERSION, "spec": spec.to_dict(), "complete": False}
+        documents = Geometry(self.form, 0, 1, self.horizons).documents(attributes)
         self.where.put(CHECKPOINT, self._checkpoint())
         self.where.put(ROOT, documents[ROOT])
 
@@ -104,86 +95,55 @@ class StoreWriter:
         values : sequence of arrays, (n,)
             The arrays along ``window``: instrument_index, time, and ret and exit_time for each horizon.
         """
-        size, held = self.form.windows, len(self._bits)
-        whole = (held + n) // size
-        group = max(1, min(self.draw_bytes // (size * self.form.packed_bytes), -(-whole // self.threads)))
-        done: deque[Future[list[bytes]]] = deque()
+        size, waiting = self.form.windows, len(self._bits)
+        full = (waiting + n) // size
+        group = max(1, min(self.draw_bytes // (size * self.form.packed_bytes), -(-full // self.threads)))
 
         def encoded(first: int) -> list[bytes]:
-            last = min(first + group, whole)
-            bits = draw(max(first * size - held, 0), last * size - held)
-            if first == 0 and held:
+            last = min(first + group, full)
+            bits = draw(max(first * size - waiting, 0), last * size - waiting)
+            if first == 0 and waiting:
                 bits = np.concatenate([self._bits, bits])
             return [self.form.encode(bits[k : k + size]) for k in range(0, len(bits), size)]
 
-        with ThreadPoolExecutor(self.threads, "pricepix-stream") as pool:
-            try:
-                for first in range(0, whole, group):
-                    if len(done) > self.threads:
-                        self._put_all(done.popleft().result())
-                    done.append(pool.submit(encoded, first))
-                while done:
-                    self._put_all(done.popleft().result())
-            finally:
-                for future in done:
-                    future.cancel()
-        rest = draw(max(whole * size - held, 0), n) if whole * size < held + n else self._bits[:0]
-        self._bits = np.concatenate([self._bits, rest]) if whole == 0 else np.array(rest)
+        for chunks in map_ordered(encoded, range(0, full, group), self.threads):
+            for stored in chunks:
+                self._images.add(stored)
+        rest = draw(max(full * size - waiting, 0), n) if full * size < waiting + n else self._bits[:0]
+        self._bits = np.concatenate([self._bits, rest]) if full == 0 else np.array(rest)
         self._add_columns(values)
         self.windows += n
-
-    def _put_all(self, chunks: list[bytes]) -> None:
-        for stored in chunks:
-            self._put(stored)
-
-    def _put(self, stored: bytes) -> None:
-        """Write the next image chunk, or shard if it is full."""
-        chunk = len(self._image_checks)
-        self._image_checks.append(checksum(stored))
-        if not self.form.shard:
-            self.where.put(chunk_key("images", chunk), stored)
-            return
-        self._shard.append(stored)
-        if len(self._shard) * self.form.windows == self.form.shard:
-            self._put_shard()
-
-    def _put_shard(self) -> None:
-        shard = (len(self._image_checks) - 1) * self.form.windows // self.form.shard
-        self.where.put(chunk_key("images", shard), [*self._shard, self.form.shard_index(self._shard)])
-        self._shard = []
 
     def _add_columns(self, values: Sequence[NDArray[Any]]) -> None:
         for i, (column, new) in enumerate(zip(self._columns, values, strict=True)):
             joined = np.concatenate([self._values[i], np.asarray(new, column.dtype)])
             while len(joined) >= INDEX_CHUNK:
-                self._put_column(i, joined[:INDEX_CHUNK])
+                self._write_column(i, joined[:INDEX_CHUNK])
                 joined = joined[INDEX_CHUNK:]
             self._values[i] = joined
 
-    def _put_column(self, i: int, values: NDArray[Any]) -> None:
-        stored = encode_column(self._columns[i], values)
-        self.where.put(chunk_key(self._columns[i].name, len(self._column_checks[i])), stored)
-        self._column_checks[i].append(checksum(stored))
+    def _write_column(self, i: int, values: NDArray[Any]) -> None:
+        column, checks = self._columns[i], self._column_checks[i]
+        checks.append(write_column(self.where.put, column, len(checks), encode_column(column, values)))
 
     def end_block(self) -> None:
-        """Note that a block is done: a build that is stopped later goes on after it."""
+        """Record that a block is done: a build that is interrupted later resumes after it."""
         self.blocks += 1
         self.where.put(CHECKPOINT, self._checkpoint())
 
     def finish(self, attributes: Mapping[str, Any], facts: PanelFacts) -> None:
-        """Write what waits and what makes a store of it; the last write declares it complete."""
+        """Write what waits and what makes it a store; the last write declares it complete."""
         if len(self._bits):
-            self._put(self.form.encode(self._bits))
+            self._images.add(self.form.encode(self._bits))
             self._bits = self._bits[:0]
-        if self._shard:
-            self._put_shard()
+        self._images.flush()
         for i, waiting in enumerate(self._values):
             if len(waiting):
-                self._put_column(i, waiting)
+                self._write_column(i, waiting)
         geometry = Geometry(self.form, self.windows, facts.n_instruments, self.horizons)
         slices = geometry.checksum_slices()
-        checks = np.zeros(sum(count for _, count in geometry.arrays()), np.uint32)
-        checks[slices["images"]] = self._image_checks
+        checks = empty_checksums(geometry)
+        checks[slices["images"]] = self._images.checksums
         for column, found in zip(self._columns, self._column_checks, strict=True):
             checks[slices[column.name]] = found
         finish(self.where, geometry, attributes, facts, checks)
@@ -196,7 +156,7 @@ class StoreWriter:
             "windows": self.windows,
             "blocks": self.blocks,
             "state": plain,
-            "shard": [len(stored) for stored in self._shard],
+            "shard": [len(stored) for stored in self._images.waiting],
         }
         content = io.BytesIO()
         np.savez(
@@ -204,8 +164,8 @@ class StoreWriter:
             allow_pickle=False,
             head=np.frombuffer(json.dumps(head).encode(), np.uint8),
             bits=self._bits,
-            image_checks=np.array(self._image_checks, np.uint32),
-            shard=np.frombuffer(b"".join(self._shard), np.uint8),
+            image_checks=np.array(self._images.checksums, np.uint32),
+            shard=np.frombuffer(b"".join(self._images.waiting), np.uint8),
             **{f"values_{i}": waiting for i, waiting in enumerate(self._values)},
             **{f"checks_{i}": np.array(found, np.uint32) for i, found in enumerate(self._column_checks)},
             **{f"state_{key}": value for key, value in arrays.items()},
@@ -213,7 +173,7 @@ class StoreWriter:
         return content.getvalue()
 
     def _restored(self) -> bool:
-        """Read the checkpoint of a stopped build; False if there is none."""
+        """Read the checkpoint of an interrupted build; False if there is none."""
         content = self.where.get(CHECKPOINT)
         if content is None:
             return False
@@ -226,21 +186,13 @@ class StoreWriter:
                 f"the checkpoint of the unfinished store {self.where.name} is damaged ({error}): build it "
                 "again with mode='overwrite'"
             ) from error
-        mine = json.loads(json.dumps(dict(self.identity)))
-        different = [key for key in mine if head["identity"].get(key) != mine[key]]
-        if different:
-            listed = "; ".join(
-                f"{key} is {mine[key]}, the store's {head['identity'].get(key)}" for key in different
-            )
-            raise ValueError(
-                f"the build of store {self.where.name} can not be resumed with other data or arguments: "
-                f"{listed}. Give what it was begun with, or start again with mode='overwrite'"
-            )
+        check_resumable(self.where, json.loads(json.dumps(dict(self.identity))), head["identity"])
         self.windows, self.blocks = head["windows"], head["blocks"]
-        self._bits, self._image_checks = loaded["bits"], loaded["image_checks"].tolist()
+        self._bits = loaded["bits"]
+        self._images.checksums = loaded["image_checks"].tolist()
         cuts = np.cumsum([0, *head["shard"]])
-        whole = loaded["shard"].tobytes()
-        self._shard = [whole[a:b] for a, b in itertools.pairwise(cuts)]
+        chunks = loaded["shard"].tobytes()
+        self._images.waiting = [chunks[a:b] for a, b in itertools.pairwise(cuts)]
         for i in range(len(self._columns)):
             self._values[i] = loaded[f"values_{i}"]
             self._column_checks[i] = loaded[f"checks_{i}"].tolist()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +13,30 @@ from tqdm import tqdm
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
-from pricepix._checks import bars, choice, whole_number_or_none
-from pricepix._checks import horizons as checked_horizons
+from pricepix._checks import is_whole, optional_module, whole_number_or_none
 from pricepix.bars.panel import Panel
-from pricepix.build.chunk_writer import Painter, run_here
-from pricepix.build.finish import finish
+from pricepix.build.chunk_writer import ChunkWriter, run_local
+from pricepix.build.finish import PanelFacts, empty_checksums, finish, store_attributes
 from pricepix.build.plan import Plan, Task, partition_chunks
-from pricepix.build.target import MODES, _check_location, _state
-from pricepix.images.chunking import default_chunk
+from pricepix.build.request import BuildRequest, StoreOptions
+from pricepix.build.target import (
+    check_finished,
+    check_location,
+    clear_location,
+    location_state,
+    with_resume_hint,
+)
 from pricepix.images.drawing import render_panel
 from pricepix.images.lineage import lineage
 from pricepix.location import Location, StoreLike, ZarrObjects
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
-from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat, parse_size
-from pricepix.store.commit import finish_pending
+from pricepix.store.chunks import ChunkFormat, parse_size
+from pricepix.store.commit import settle
 from pricepix.store.format import ROOT, Geometry, chunk_key, encode_strings
 from pricepix.store.image_store import ImageStore, open_store
-from pricepix.store.lock import KEY as LOCK
 from pricepix.store.lock import WriteLock
-from pricepix.store.objects import FORMAT_VERSION, StoreObjects
+from pricepix.store.objects import StoreObjects
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import label_price
 
@@ -86,23 +89,23 @@ def render_universe(
         One byte a pixel, which every Zarr reader opens as what it is, or one bit a pixel before compression:
         a third of the bytes, and faster to build and to read.
     mode : {"create", "resume", "overwrite"}
-        ``create`` refuses a location that exists. ``resume`` goes on with a build that was stopped, from the
-        same panel, spec, windows and layout; it begins one where there is none, and leaves a finished store
-        as it is. ``overwrite`` replaces a pricepix store.
+        ``create`` refuses a location that exists. ``resume`` continues an interrupted build of the same panel,
+        spec, windows and layout; it starts one where there is none, and leaves a finished store as it is.
+        ``overwrite`` replaces a pricepix store.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
     chunk : int, optional
         Windows a chunk; by default what makes 16 MB before compression in layout ``uint8`` (4096 of 64x60)
         and 8 MB in ``bits`` (16384).
     shard : int or str, optional
-        Put many chunks into one object, for object stores and file systems that dislike many files: so many
-        windows, or objects of about such a size (``"256MB"``). A worker holds a whole shard in memory.
+        Put many chunks into one object, for object stores and file systems that dislike many files: a number
+        of windows, or the approximate size of an object (``"256MB"``). A worker holds a whole shard in memory.
     workers : int, optional
         Partitions drawn, compressed and written at a time, each in a thread of its own; all cores by default.
         ``0`` does everything in the calling thread, for debugging. The bytes do not depend on it.
     client : dask.distributed.Client, optional
-        Draw on the workers of a cluster. They must see the same path or URL; the panel is laid down in the
-        unfinished store once and mapped into their memory from there.
+        Draw on the workers of a cluster. They must see the same path or URL; the panel is written once, into
+        the unfinished store, and mapped into their memory from there.
     threads : int, optional
         Threads to find the windows with, and the default for `workers`.
     storage_options : mapping, optional
@@ -117,192 +120,168 @@ def render_universe(
     Raises
     ------
     ValueError
-        If an argument can not be used, the panel has bad bars, or no window survives; before anything is
+        If an argument cannot be used, the panel has bad bars, or no window survives; before anything is
         written.
     FileExistsError
-        If the location exists and `mode` is ``create``, or holds something that is no pricepix store.
+        If the location exists and `mode` is ``create``, or it holds something that is not a pricepix store.
     BlockingIOError
         If another process writes this store.
     OSError
-        If the store can not be written to, or its disk is full: what is done stays done, for
-        ``mode="resume"``.
+        If the store cannot be written to, or its disk is full: what is done is kept for ``mode="resume"``.
     """
-    spec = ImageSpec.of(spec)
-    choice(layout, "layout", LAYOUTS)
-    choice(mode, "mode", MODES)
-    threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all")
+    options = StoreOptions(layout, chunk, shard, storage_options)
+    request = BuildRequest.checked(spec, horizons, delay, mode, options, threads)
     workers = whole_number_or_none(workers, "workers", 0, otherwise="None for all")
-    chunk = whole_number_or_none(chunk, "chunk", 1, unit="windows", otherwise="None for the usual size")
-    height, width = spec.shape
-    if chunk is not None and chunk * height * width > MAX_CHUNK_BYTES:
-        raise ValueError(
-            f"chunk={chunk} images of {height}x{width} are {chunk * height * width / 1e9:.1f} GB of pixels, more "
-            f"than the codec takes at once: give at most {MAX_CHUNK_BYTES // (height * width)}"
-        )
-    horizons = checked_horizons(horizons)
-    delay = bars(delay, "delay", 0)
     where = None if store is None else Location.of(store, storage_options)
-    if where is None:
-        for name, value in (("client", client), ("shard", shard), ("storage_options", storage_options)):
-            if value:
-                raise ValueError(f"{name}= is for stores that are written: give store=, or leave it out")
-    else:
-        _check_location(where, mode)
-        if client is not None and isinstance(where, ZarrObjects):
-            raise ValueError(
-                f"workers of a cluster can not reach {where.name}: give a path or URL that all of them see"
-            )
+    _check_target(where, mode, options, client)
     panel = Panel.of(panel)
     windows = find_windows(
-        panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,
-        threads=threads,
-    )  # fmt: skip
-    chunk = chunk or default_chunk(*spec.shape, layout)
-    made = lineage(panel, windows, horizons, delay, label_price(panel, price), layout, chunk)
-    # The order of the attributes is part of a store's bytes.
-    first = {"format_version": FORMAT_VERSION, "created_by": made["created_by"], "complete": False}
-    attributes = {**first, **made}
+        panel,
+        request.spec,
+        every,
+        start=start,
+        end=end,
+        mask=mask,
+        sample=sample,
+        seed=seed,
+        max_gap=max_gap,
+        threads=request.threads,
+    )
+    price = label_price(panel, price)
+    made = lineage(panel, windows, request.horizons, request.delay, price, layout, request.chunk)
     if where is None:
-        return _in_memory(panel, windows, attributes, threads)
-    count = (
-        os.cpu_count() or 1
-        if workers is None and threads is None
-        else workers
-        if workers is not None
-        else threads
-    )
-    assert count is not None
-    shard_windows = _shard_windows(shard, panel, windows, ChunkFormat(layout, *spec.shape, chunk))
-    form = ChunkFormat(layout, *spec.shape, chunk, shard=shard_windows)
-    at_once = count if client is None else max(1, sum(client.nthreads().values()))
-    plan = Plan(
-        panel_digest=panel.digest,
-        windows_digest=windows_digest(windows),
-        spec_digest=spec.digest,
-        layout=layout,
-        chunk=chunk,
-        shard=shard_windows,
-        height=spec.shape[0],
-        width=spec.shape[1],
-        windows=len(windows),
-        instruments=panel.n_instruments,
-        horizons=horizons,
-        delay=delay,
-        label_price=attributes["label_price"],
-        partition=partition_chunks(form, len(windows), at_once),
-    )
-    if shard_windows:
-        attributes["shard"] = shard_windows
+        return _in_memory(windows, store_attributes(made), request.threads)
+    workforce = _Workforce(request.thread_count if workers is None else workers, client, progress)
+    shard_windows = _shard_windows(shard, windows, request.form())
+    plan = _plan(request, price, windows, shard_windows, workforce.at_once)
     with WriteLock(where) as lock:
-        _check_location(where, mode)
-        finished = _begin(where, plan, attributes, mode)
-        if finished is not None:
-            return finished
-        frozen = Plan.read(where) or plan
-        done = frozen.done(where)
-        with _told_how_to_go_on(where, frozen):
-            _work(where, frozen, panel, windows, done, count, client, progress)
+        check_location(where, mode)
+        attributes = store_attributes(made, shard_windows)
+        if not _start_build(where, plan, attributes, mode):
+            return open_store(where)
+        # A build that is resumed keeps the partitions it was cut into.
+        plan = Plan.read(where) or plan
+        with with_resume_hint(where, lambda: f"{len(plan.done(where))} of {plan.task_count} partitions"):
+            _run_plan(where, plan, windows, workforce)
             lock.check()
-            finish(where, frozen.geometry, attributes, panel, _checksums(frozen, where))
+            finish(where, plan.geometry, attributes, PanelFacts.of(panel), _checksums(plan, where))
     return open_store(where)
 
 
-def _shard_windows(shard: int | str | None, panel: Panel, windows: WindowIndex, form: ChunkFormat) -> int:
+class _Workforce(NamedTuple):
+    """Who does the work of a plan: threads of this process, or the workers of a cluster."""
+
+    workers: int
+    client: Client | None
+    progress: bool
+
+    @property
+    def at_once(self) -> int:
+        """Partitions drawn at a time."""
+        if self.client is None:
+            return self.workers
+        return max(1, sum(self.client.nthreads().values()))
+
+
+def _check_target(where: Location | None, mode: str, options: StoreOptions, client: Client | None) -> None:
+    """Refuse a location that cannot be written, and arguments that a store in memory has no use for."""
+    if where is None:
+        unused = {"client": client, "shard": options.shard, "storage_options": options.storage_options}
+        for name, value in unused.items():
+            if value:
+                raise ValueError(f"{name}= is for stores that are written: give store=, or leave it out")
+        return
+    check_location(where, mode)
+    if client is None:
+        return
+    optional_module("distributed", "distributed", "client=")
+    if isinstance(where, ZarrObjects):
+        raise ValueError(
+            f"workers of a cluster cannot reach {where.name}: give a path or URL that all of them see"
+        )
+
+
+def _shard_windows(shard: int | str | None, windows: WindowIndex, form: ChunkFormat) -> int:
     """Windows a shard, a multiple of those a chunk; 0 for no shards."""
     if shard is None:
         return 0
     if isinstance(shard, str):
         size = parse_size(shard)
-        # What a chunk from the middle comes to tells how many make such an object.
+        # The encoded size of a chunk from the middle tells how many chunks make an object of that size.
         middle = max(0, (len(windows) - form.windows) // 2)
-        some = windows[middle : middle + form.windows]
-        each = len(form.encode(render_panel(panel, some, bits=True))) / len(some) * form.windows
+        part = windows[middle : middle + form.windows]
+        each = len(form.encode(render_panel(part.panel, part, bits=True))) / len(part) * form.windows
         return max(1, round(size / each)) * form.windows
-    if isinstance(shard, bool) or not isinstance(shard, int) or shard < form.windows:
+    if not is_whole(shard) or shard < form.windows:
         raise ValueError(
-            f"shard={shard!r} is no size of a shard: give a number of windows, at least a chunk's "
+            f"shard={shard!r} is not the size of a shard: give a number of windows, at least a chunk's "
             f"{form.windows}, or a size such as '256MB'"
         )
-    return -(-shard // form.windows) * form.windows
+    return -(-int(shard) // form.windows) * form.windows
 
 
-def _begin(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str) -> ImageStore | None:
-    """Freeze the plan into the store, or check it against the one there; return a finished store."""
-    state = _state(where)
+def _plan(request: BuildRequest, price: str, windows: WindowIndex, shard: int, at_once: int) -> Plan:
+    form = request.form(shard)
+    return Plan(
+        panel_digest=windows.panel.digest,
+        windows_digest=windows_digest(windows),
+        spec_digest=request.spec.digest,
+        layout=request.layout,
+        chunk=request.chunk,
+        shard=shard,
+        height=form.height,
+        width=form.width,
+        windows=len(windows),
+        instruments=windows.panel.n_instruments,
+        horizons=request.horizons,
+        delay=request.delay,
+        label_price=price,
+        partition=partition_chunks(form, len(windows), at_once),
+    )
+
+
+def _start_build(where: Location, plan: Plan, attributes: Mapping[str, Any], mode: str) -> bool:
+    """Write the plan into the store, or check it against the one there; False if the store is finished."""
+    state = location_state(where)
     if mode == "resume" and state == "finished":
-        finish_pending(where)
-        _check_finished(where, plan)
-        return open_store(where)
+        settle(where)
+        attrs = open_store(where).attrs
+        decisive = (
+            "panel_digest",
+            "spec_digest",
+            "layout",
+            "chunk",
+            "shard",
+            "horizons",
+            "delay",
+            "label_price",
+        )
+        expected = {name: getattr(plan, name) for name in (*decisive, "windows")}
+        expected["horizons"] = list(plan.horizons)
+        check_finished(
+            where.name,
+            attrs,
+            expected,
+            "pricepix.append(store, panel) adds later bars; mode='overwrite' builds it anew",
+        )
+        return False
     if mode == "resume" and state == "unfinished":
-        theirs = Plan.read(where)
-        if theirs is not None:
-            plan.check_same(theirs, where)
+        stored = Plan.read(where)
+        if stored is not None:
+            plan.check_same(stored, where)
             if where.get(ROOT) is not None:
-                return None
+                return True
     if state != "absent":
-        # The group's metadata go first: nothing is taken for a store without them.
-        where.delete(ROOT)
-        where.delete_all(keep=LOCK)
-    for key, content in plan.geometry.metadata({**attributes, "complete": False}).items():
+        clear_location(where)
+    for key, content in plan.geometry.documents({**attributes, "complete": False}).items():
         where.put(key, content)
     plan.write(where)
-    return None
+    return True
 
 
-def _check_finished(where: Location, plan: Plan) -> None:
-    """Refuse to take another store for the one that this build would give."""
-    attrs = open_store(where).attrs
-    for name, mine in (
-        ("panel_digest", plan.panel_digest),
-        ("spec_digest", plan.spec_digest),
-        ("layout", plan.layout),
-        ("chunk", plan.chunk),
-        ("shard", plan.shard),
-        ("horizons", list(plan.horizons)),
-        ("delay", plan.delay),
-        ("label_price", plan.label_price),
-        ("windows", plan.windows),
-    ):
-        theirs = attrs.get(name, 0 if name == "shard" else None)
-        if theirs != mine:
-            raise ValueError(
-                f"store {where.name} is finished, and was not made from this: {name} is {mine} here, "
-                f"{theirs} there. pricepix.append(store, panel) adds later bars; mode='overwrite' builds it "
-                "anew"
-            )
-
-
-@contextmanager
-def _told_how_to_go_on(where: Location, plan: Plan) -> Iterator[None]:
-    """Say in every error, and in an interruption, what is done and how to go on."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            done, of = len(plan.done(where)), sum(1 for _ in plan.tasks())
-        except Exception:
-            raise error from None
-        advice = (
-            f"the build of store {where.name} stopped with {done} of {of} partitions done; the same call "
-            "with mode='resume' goes on from there"
-        )
-        if isinstance(error, OSError) and error.errno is not None:
-            raise type(error)(error.errno, f"{error.strerror}: {advice}", error.filename) from error
-        error.add_note(advice)
-        raise
-
-
-def _work(
-    where: Location,
-    plan: Plan,
-    panel: Panel,
-    windows: WindowIndex,
-    done: Mapping[Task, Any],
-    workers: int,
-    client: Client | None,
-    progress: bool,
-) -> None:
+def _run_plan(where: Location, plan: Plan, windows: WindowIndex, workforce: _Workforce) -> None:
     """Do what is left of a plan."""
+    done = plan.done(where)
     left = [task for task in plan.tasks() if task not in done]
     chunk, n = plan.chunk, plan.windows
 
@@ -311,16 +290,20 @@ def _work(
 
     total = sum(map(windows_of, left))
     with tqdm(
-        total=n, initial=n - total, desc=f"render {os.path.basename(where.name)}", unit="img",
-        unit_scale=True,        disable=not progress,
-    ) as bar:  # fmt: skip
-        if client is not None:
-            from pricepix.build.cluster import run_on
+        total=n,
+        initial=n - total,
+        desc=f"render {os.path.basename(where.name)}",
+        unit="img",
+        unit_scale=True,
+        disable=not workforce.progress,
+    ) as bar:
+        if workforce.client is not None:
+            from pricepix.build.cluster import run_on_cluster
 
-            finished: Iterable[Task] = run_on(client, where, plan, panel, windows, left)
+            finished: Iterable[Task] = run_on_cluster(workforce.client, where, plan, windows, left)
         else:
-            painter = Painter(where, plan.geometry, windows, plan.delay, plan.label_price)
-            finished = run_here(painter, left, workers)
+            writer = ChunkWriter(where, plan.geometry, windows, plan.delay, plan.label_price)
+            finished = run_local(writer, left, workforce.workers)
         for task in finished:
             bar.update(windows_of(task))
 
@@ -337,7 +320,7 @@ def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
         )
     geometry = plan.geometry
     slices = geometry.checksum_slices()
-    found = np.zeros(sum(count for _, count in geometry.arrays()), np.uint32)
+    found = empty_checksums(geometry)
     for task, checks in done.items():
         if task.kind == "images":
             found[slices["images"]][task.first : task.last] = checks
@@ -347,11 +330,9 @@ def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
     return found
 
 
-def _in_memory(
-    panel: Panel, windows: WindowIndex, attributes: dict[str, Any], threads: int | None
-) -> ImageStore:
+def _in_memory(windows: WindowIndex, attributes: dict[str, Any], threads: int | None) -> ImageStore:
     """Render into one array whose slices are the chunks of a Zarr group in memory."""
-    n = len(windows)
+    panel, n = windows.panel, len(windows)
     form = ChunkFormat(attributes["layout"], *windows.spec.shape, attributes["chunk"], compressed=False)
     geometry = Geometry(form, n, panel.n_instruments, tuple(attributes["horizons"]))
     # Hashing the panel costs as much as drawing it; nobody needs to recognise the bars of a store in memory.
@@ -376,8 +357,8 @@ def _in_memory(
             parts[i] = form.pack(bits[i * form.windows : (i + 1) * form.windows])
     for i in range(count):
         keys[chunk_key("images", i)] = cpu.Buffer.from_array_like(parts[i])
-    painter = Painter(where, geometry, windows, attributes["delay"], attributes["label_price"])
+    writer = ChunkWriter(where, geometry, windows, attributes["delay"], attributes["label_price"])
     for i in range(geometry.index_chunks):
-        painter.write_index(i)
+        writer.write_index(i)
     where.put(chunk_key("instruments", 0), encode_strings(panel.instruments, compressed=False))
     return ImageStore(StoreObjects(where, json.loads(documents[ROOT])))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from pricepix._checks import optional_module
 from pricepix.bars.times import as_time, to_series
 from pricepix.factor import exports
 from pricepix.spec import ImageSpec
@@ -187,8 +188,7 @@ class FactorCache:
 
     def to_xarray(self) -> xarray.Dataset:
         """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location."""
-        import xarray as xr
-
+        xr = optional_module("xarray", "xarray", "to_xarray")
         return xr.open_zarr(self._group.store, consolidated=False)
 
     def to_polars(self) -> polars.DataFrame:

@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import nearest, nearest_or_all
-from pricepix.bars.times import as_time, period_ends, time_range, to_series
-from pricepix.images.batches import EpochReader, selection_mask
+from pricepix._checks import nearest, nearest_or_all, optional_module
+from pricepix.bars.times import as_time, to_series
+from pricepix.images.batches import EpochReader, _as_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -321,8 +321,7 @@ class ImageSet(ABC):
 
     def to_dask(self) -> dask.array.Array:
         """Return the images as a lazy dask array, uint8 (n, height, width) of 0 and 255, a block a chunk."""
-        import dask.array as da
-
+        da = optional_module("dask.array", "dask", "to_dask")
         n, size = len(self), self.chunk
         height, width = self.spec.shape
         windows = tuple(min(size, n - first) for first in range(0, n, size)) or (0,)
@@ -339,8 +338,7 @@ class ImageSet(ABC):
         what is None is left out. ``to_netcdf`` needs netCDF4, of h5netcdf for instance: older files hold no
         unsigned bytes.
         """
-        import xarray as xr
-
+        xr = optional_module("xarray", "xarray", "to_xarray")
         utc_or_local = {"time_zone": self.tz} if self.tz else {}
         variables: dict[str, Any] = {
             "images": (("window", "y", "x"), self.to_dask()),

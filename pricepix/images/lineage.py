@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
+from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a set of images was made from, and how; ``attributes`` returns it as the set carries it."""
+
+    spec: ImageSpec
+    panel_fields: Sequence[str]
+    tz: str | None
+    windows: int
+    instruments: int
+    candidates: int
+    drop_counts: Mapping[str, int]
+    schedule: Mapping[str, Any]
+    horizons: Sequence[int]
+    delay: int
+    label_price: str
+    layout: str
+    chunk: int
+    label_source: Mapping[str, Any] = field(default_factory=dict)
+    """More attributes, for labels that were not computed from the panel."""
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes as JSON values; their order is part of a store's bytes."""
+        return {
+            "created_by": f"pricepix {__version__}",
+            "spec": self.spec.to_dict(),
+            "spec_digest": self.spec.digest,
+            "panel_digest": None,
+            "panel_fields": list(self.panel_fields),
+            "windows": self.windows,
+            "instruments": self.instruments,
+            "candidates": self.candidates,
+            "drop_counts": dict(self.drop_counts),
+            "schedule": dict(self.schedule),
+            "horizons": list(self.horizons),
+            **self.label_source,
+            "delay": self.delay,
+            "label_price": self.label_price,
+            "layout": self.layout,
+            "chunk": self.chunk,
+            "tz": self.tz,
+        }
 
 
 def lineage(
@@ -18,22 +64,20 @@ def lineage(
     layout: str,
     chunk: int,
 ) -> dict[str, Any]:
-    """Return the attributes of a set of images: what it was made from, and how."""
-    return {
-        "created_by": f"pricepix {__version__}",
-        "spec": windows.spec.to_dict(),
-        "spec_digest": windows.spec.digest,
-        "panel_digest": None,
-        "panel_fields": list(panel.fields),
-        "windows": len(windows),
-        "instruments": panel.n_instruments,
-        "candidates": windows.candidates,
-        "drop_counts": dict(windows.counts),
-        "schedule": dict(windows.schedule),
-        "horizons": list(horizons),
-        "delay": delay,
-        "label_price": price,
-        "layout": layout,
-        "chunk": chunk,
-        "tz": panel.tz,
-    }
+    """Return the attributes of images of a panel's windows: what they were made from, and how."""
+    made = Lineage(
+        spec=windows.spec,
+        panel_fields=tuple(panel.fields),
+        tz=panel.tz,
+        windows=len(windows),
+        instruments=panel.n_instruments,
+        candidates=windows.candidates,
+        drop_counts=windows.counts,
+        schedule=windows.schedule,
+        horizons=horizons,
+        delay=delay,
+        label_price=price,
+        layout=layout,
+        chunk=chunk,
+    )
+    return made.attributes()

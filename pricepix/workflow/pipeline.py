@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -227,13 +228,25 @@ class _MarketCache:
         self.name = repr(self._cache)
 
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
-        from pricepix.build import build_market_store
+        from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 
-        threads = 1 if store.workers == 0 else store.workers
+        given = store.arguments("path", "workers", "price")
+
+        def taken(kind: type) -> Any:
+            """Return an option object of the keys that belong to it."""
+            return kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+
         return build_market_store(
-            self._cache, spec, path, days=self._day, threads=threads, **self._reading,
-            **store.arguments("path", "workers", "price"), **options,
-        )  # fmt: skip
+            self._cache,
+            spec,
+            path,
+            windows=taken(WindowChoice),
+            reading=MarketReading(days=self._day, **self._reading),
+            options=taken(StoreOptions),
+            threads=1 if store.workers == 0 else store.workers,
+            **given,
+            **options,
+        )
 
     def of_training(self) -> Panel | None:
         return self._cache.panel(self._day, **self._reading) if self._learns_series else None
