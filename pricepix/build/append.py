@@ -89,7 +89,7 @@ def append(
     choice(on_revision, "on_revision", ON_REVISION)
     workers = whole_number_or_none(workers, "workers", 0, otherwise="None for all")
     threads = os.cpu_count() or 1 if workers is None else max(1, workers)
-    where = store.objects.where if isinstance(store, ImageStore) else Location.of(store, storage_options)
+    where = store.objects.location if isinstance(store, ImageStore) else Location.of(store, storage_options)
     if not open_store(where).objects.checked:
         raise ValueError(f"store {where.name} lives in memory: append to one on disk, or render it anew")
     panel = Panel.of(panel)

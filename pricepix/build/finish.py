@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
 from pricepix.location import BUILD, Location
 from pricepix.store.chunks import seal
 from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
@@ -49,19 +50,6 @@ def store_attributes(lineage: Mapping[str, Any], shard: int = 0) -> dict[str, An
 def empty_checksums(geometry: Geometry) -> NDArray[np.uint32]:
     """Return room for the checksums of all chunks, in the order of ``Geometry.arrays``."""
     return np.zeros(sum(count for _, count in geometry.arrays()), np.uint32)
-
-
-class BarFacts(Protocol):
-    """What a store says of the bars that it was made from: a panel, or the facts of one that was read in parts."""
-
-    @property
-    def instruments(self) -> NDArray[np.str_]: ...
-    @property
-    def offsets(self) -> NDArray[np.int64]: ...
-    @property
-    def instrument_digests(self) -> NDArray[np.uint64]: ...
-    @property
-    def digest(self) -> str: ...
 
 
 def last_objects(

@@ -15,8 +15,8 @@ from pricepix._checks import fraction, is_whole
 from pricepix.bars import hashing
 from pricepix.bars.columns import FIELDS
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
-from pricepix.bars.panel import FIELDS, Panel
-from pricepix.bars.times import as_time, duration_ns, stamp
+from pricepix.bars.panel import Panel, panel_digest
+from pricepix.bars.times import as_time, duration_ns, format_time
 from pricepix.build.finish import PanelFacts, store_attributes
 from pricepix.build.request import BuildRequest, StoreOptions, WindowChoice
 from pricepix.build.stream import DRAW_BYTES, StreamWriter
@@ -458,8 +458,8 @@ class _Market:
         tz = self.cache.session.tz
         return {
             "every": self.selection["every"],
-            "start": stamp(self.first, tz) if self.first is not None else None,
-            "end": stamp(self.last, tz) if self.last is not None else None,
+            "start": format_time(self.first, tz) if self.first is not None else None,
+            "end": format_time(self.last, tz) if self.last is not None else None,
             "mask": None,
             "sample": None if self.selection["sample"] is None else share,
             "seed": self.selection["seed"] if share < 1.0 else None,

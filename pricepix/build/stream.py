@@ -79,9 +79,9 @@ class StreamWriter:
         if state != "absent":
             clear_location(self.where)
         attributes = {"format_version": FORMAT_VERSION, "spec": spec.to_dict(), "complete": False}
-        documents = Geometry(self.form, 0, 1, self.horizons).documents(attributes)
+        metadata = Geometry(self.form, 0, 1, self.horizons).metadata(attributes)
         self.where.put(CHECKPOINT, self._checkpoint())
-        self.where.put(ROOT, documents[ROOT])
+        self.where.put(ROOT, metadata[ROOT])
 
     def add(self, n: int, draw: Draw, values: Sequence[NDArray[Any]]) -> None:
         """Write a block of `n` windows.

@@ -32,7 +32,7 @@ from pricepix.location import Location, StoreLike, ZarrObjects
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import ChunkFormat, parse_size
-from pricepix.store.commit import settle
+from pricepix.store.commit import finish_pending
 from pricepix.store.format import ROOT, Geometry, chunk_key, encode_strings
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
@@ -244,7 +244,7 @@ def _start_build(where: Location, plan: Plan, attributes: Mapping[str, Any], mod
     """Write the plan into the store, or check it against the one there; False if the store is finished."""
     state = location_state(where)
     if mode == "resume" and state == "finished":
-        settle(where)
+        finish_pending(where)
         attrs = open_store(where).attrs
         decisive = (
             "panel_digest",
@@ -273,7 +273,7 @@ def _start_build(where: Location, plan: Plan, attributes: Mapping[str, Any], mod
                 return True
     if state != "absent":
         clear_location(where)
-    for key, content in plan.geometry.documents({**attributes, "complete": False}).items():
+    for key, content in plan.geometry.metadata({**attributes, "complete": False}).items():
         where.put(key, content)
     plan.write(where)
     return True

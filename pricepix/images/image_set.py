@@ -15,8 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix._checks import nearest, nearest_or_all, optional_module
-from pricepix.bars.times import as_time, to_series
-from pricepix.images.batches import EpochReader, _as_mask
+from pricepix.bars.times import as_time, period_ends, time_range, to_series
+from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
