@@ -9,13 +9,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.bars.times import to_series
+from pricepix.bars.times import format_times
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
 from pricepix.store.image_store import open_images
@@ -37,7 +37,6 @@ _DARK: Final = "#1a1a1a"
 _GREY: Final = "#7a7a7a"
 _RED: Final = "#b5402b"
 _TABLE_BARS: Final = 20
-_DAY: Final = 86_400_000_000_000
 
 
 def contact_sheet(
@@ -108,7 +107,8 @@ def contact_sheet(
     title = f"{_name(store)}: {len(chosen):,} of {len(store):,} images {_size(store.spec.shape)}"
     if horizons:
         title += f"; last bar, and forward return over {', '.join(map(str, horizons))} bars"
-    return _save(_grid(store.read(chosen), captions, title, columns), target)
+    save_figure(image_grid(store.read(chosen), captions, title, columns), target)
+    return target
 
 
 def enlarge(
@@ -167,7 +167,7 @@ def enlarge(
         time = int(store.time[position])
         image = store.read([position])[0]
         spec, lookback = store.spec, store.spec.lookback
-        stamp = _stamps(store.time[[position]], store.tz)[0]
+        stamp = format_times(store.time[[position]], store.tz)[0]
         caption = f"{instrument}  {stamp}  {spec.style} {_size(spec.shape)}"
         for h in store.horizons:
             caption += f"   {h} bars: {_percent(store.returns(h)[position])}"
@@ -182,7 +182,8 @@ def enlarge(
                 f"the panel's bars of {instrument!r} do not give the image of {store.kind} {store.location}, which "
                 "was made from other bars: give the panel that it was made from, or none"
             )
-    return _save(_enlarged(image, caption, window), target)
+    save_figure(_enlarged(image, caption, window), target)
+    return target
 
 
 # ---- what to show
@@ -257,7 +258,7 @@ def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[n
 
 def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
     """Lines to print under images: instrument, time of the last bar, a forward return a line."""
-    times = _stamps(store.time[positions], store.tz)
+    times = format_times(store.time[positions], store.tz)
     names = store.instruments[store.instrument_index[positions]]
     captions = [[str(name), time] for name, time in zip(names, times, strict=True)]
     width = max((len(str(h)) for h in horizons), default=0)
@@ -265,15 +266,6 @@ def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int
         for caption, value in zip(captions, store.returns(h)[positions], strict=True):
             caption.append(f"{h:>{width}} {_percent(value):>8}")
     return captions
-
-
-def _stamps(time: NDArray[np.int64], tz: str | None) -> list[str]:
-    """Times as text: days alone where no bar has a time of day."""
-    local = to_series(time, tz)
-    if tz is not None:
-        local = local.dt.replace_time_zone(None)
-    daily = not (local.to_physical().to_numpy() % _DAY).any()
-    return local.dt.strftime("%Y-%m-%d" if daily else "%Y-%m-%d %H:%M").to_list()
 
 
 def _percent(value: float) -> str:
@@ -329,7 +321,7 @@ def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: Imag
             lines = [_average(close, m, lookback, spec.style) for m in spec.ma]
             averages = np.array(lines).reshape(-1, lookback)
     volume = bool(store.spec.volume if store is not None else not np.isnan(bars[:, 4]).all())
-    return _Window(bars, averages, _stamps(panel.time[start : row + 1], panel.tz), volume, image)
+    return _Window(bars, averages, format_times(panel.time[start : row + 1], panel.tz), volume, image)
 
 
 def _average(close: NDArray[np.float64], window: int, lookback: int, style: str) -> NDArray[np.float64]:
@@ -372,33 +364,66 @@ def _paste(figure: Figure, image: NDArray[np.uint8], scale: int, x: int, top: in
     figure.figimage(big, xo=x, yo=height - top - big.shape[0], cmap="gray", vmin=0, vmax=255, origin="upper")
 
 
-def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str, columns: int | None) -> Figure:
+def image_grid(
+    images: NDArray[np.uint8],
+    captions: list[list[str]],
+    title: str = "",
+    columns: int | None = None,
+    *,
+    across: int | None = None,
+) -> Figure:
+    """Draw images in a grid, each with its lines of text below it.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, uint8 (n, height, width)
+    captions : list of list of str
+        The lines of each image; the first is bold. Those longer than an image and 17 characters are shortened.
+    title : str
+        Above the grid.
+    columns : int, optional
+        By default what makes the picture a little wider than tall, or as many as `across` has room for.
+    across : int, optional
+        Largest width of the grid, pixels, where `columns` is not given. Images are then drawn at the largest
+        whole scale at which five fit beside each other.
+
+    Raises
+    ------
+    ValueError
+        More images than a picture can hold.
+    """
     n, height, width = images.shape
     scale = max(1, min(192 // height, 384 // width))
-    lines = max(len(caption) for caption in captions)
+    if across is not None:
+        scale = max(1, min(scale, (across // 5 - _GAP) // width))
+    lines = max((len(caption) for caption in captions), default=0)
     # Names as long as a sentence would push the images apart.
     fits = max(17, width * scale // _CHARACTER)
     captions = [[_shortened(line, fits) for line in caption] for caption in captions]
-    text = max(len(line) for caption in captions for line in caption) * _CHARACTER
+    text = max((len(line) for caption in captions for line in caption), default=0) * _CHARACTER
     step_x = int(max(width * scale, text)) + _GAP
     step_y = height * scale + 6 + lines * _LINE + _GAP
+    head = 3 * _GAP if title else _GAP
     if columns is None:
-        columns = min(n, max(1, round(np.sqrt(n * 1.6 * step_y / step_x))))
+        columns = max(1, round(np.sqrt(n * 1.6 * step_y / step_x)))
+        if across is not None:
+            columns = max(1, (across - _GAP) // step_x)
+        columns = max(1, min(n, columns))
         # Fill the last row as far as can be.
-        columns = -(-n // -(-n // columns))
-    columns = min(n, int(columns))
+        columns = -(-n // max(1, -(-n // columns)))
+    columns = max(1, min(n, int(columns)))
     rows = -(-n // columns)
-    across = max(columns * step_x + _GAP, int(len(title) * _CHARACTER) + 2 * _GAP)
-    down = rows * step_y + 3 * _GAP
-    if max(across, down) > _LARGEST:
+    total_width = max(columns * step_x + _GAP, len(title) * _CHARACTER + 2 * _GAP)
+    total_height = rows * step_y + head
+    if max(total_width, total_height) > _LARGEST:
         raise ValueError(
-            f"n={n} images of {height}x{width} make a picture of {across}x{down} pixels, more than the "
+            f"n={n} images of {height}x{width} make a picture of {total_width}x{total_height} pixels, more than the "
             f"{_LARGEST} a side that can be drawn: give a smaller n"
         )
-    figure = _figure(across, down)
+    figure = _figure(total_width, total_height)
     _write(figure, _GAP, _GAP, title, color=_GREY)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, top = _GAP + i % columns * step_x, 3 * _GAP + i // columns * step_y
+        x, top = _GAP + i % columns * step_x, head + i // columns * step_y
         _paste(figure, image, scale, x, top)
         for k, line in enumerate(caption):
             where = top + height * scale + 6 + k * _LINE
@@ -525,9 +550,10 @@ def _label_times(axes: Axes, times: list[str], width: float) -> None:
         labels[0].set_horizontalalignment("left")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, target: Path | IO[bytes]) -> None:
+    """Write a figure as PNG; the same figure gives the same bytes."""
     with warnings.catch_warnings():
         # A name in a script that the font lacks becomes boxes; the images matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+        # Matplotlib would write its version into the file.
+        figure.savefig(target, format="png", metadata={"Software": None})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import polars as pl
 import pytest
 import zarr
 from click.testing import CliRunner
+from markupsafe import escape
 
 import pricepix as pp
 from pricepix import cli

@@ -388,6 +388,18 @@ def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
     return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)
 
 
+def all_midnight(times: pl.Series) -> bool:
+    """Return whether times, as polars datetimes shown in their zone, are all midnights: dates."""
+    wall = times.dt.replace_time_zone(None)
+    return not (wall.to_physical() % DAY_NS != 0).any()
+
+
+def format_times(time: NDArray[np.int64], tz: str | None, clock: str = "%Y-%m-%d %H:%M") -> list[str]:
+    """Write times as text in their zone: as dates where none has a time of day, else in the format `clock`."""
+    local = to_series(time, tz)
+    return local.dt.strftime("%Y-%m-%d" if all_midnight(local) else clock).to_list()
+
+
 _FOREVER: Final = np.iinfo(np.int64)
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|m|min|h|d|w)")

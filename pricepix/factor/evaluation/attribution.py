@@ -42,7 +42,7 @@ def grad_cam(
     try:
         from captum.attr import LayerAttribution, LayerGradCam
     except ImportError as error:
-        raise ImportError('attribution maps need captum: pip install "pricepix[report]"') from error
+        raise ImportError('attribution maps need captum: pip install "pricepix[attribution]"') from error
     import torch
 
     if len(network.blocks) == 0:
