@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
-from pricepix.factor.seen import seen_by
+from pricepix.factor.training_overlap import training_summary
 from pricepix.spec import ImageSpec
 
 __all__ = ["Scorer"]
@@ -274,7 +274,9 @@ class Scorer:
         for stage in self.stages:
             first = None if stage.first == _EVER.min else stage.first
             last = None if stage.last == _EVER.max else stage.last
-            found.append(seen_by((member.metadata for member in stage.members), self._tz, first, last))
+            found.append(
+                training_summary((member.metadata for member in stage.members), self._tz, first, last)
+            )
         return found
 
 

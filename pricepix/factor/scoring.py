@@ -25,14 +25,13 @@ from pricepix.factor.cache import (
     FORMAT_VERSION,
     CacheLike,
     FactorCache,
-    _open_group,
     create,
     extend,
     open_cache,
-    stamps,
+    open_group,
 )
-from pricepix.factor.calendar import Calendar, day_and_interval, interval_names
-from pricepix.factor.origin import keep_labels, shape_digest
+from pricepix.factor.calendar import Calendar, day_and_interval, interval_names, list_times
+from pricepix.factor.panel_check import keep_labels, shape_digest
 from pricepix.factor.scorer import Scorer
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.image_set import ImageSet
@@ -269,7 +268,7 @@ class _Plan:
             if len(strange):
                 raise ValueError(
                     f"{len(strange)} times of {_named(store)} are not in the panel's calendar "
-                    f"({stamps(strange, store.tz)}): give the panel that it was made from"
+                    f"({list_times(strange, store.tz)}): give the panel that it was made from"
                 )
         elif shift and store.attrs.get("schedule", {}).get("every", "bar") != "bar":
             every = store.attrs["schedule"]["every"]
@@ -292,7 +291,7 @@ class _Plan:
         if a >= b:
             raise ValueError(
                 f"no image of {_named(store)} lies in the time to score: its windows go from "
-                f"{stamps(windows.time[:1], store.tz)} to {stamps(windows.time[-1:], store.tz)}"
+                f"{list_times(windows.time[:1], store.tz)} to {list_times(windows.time[-1:], store.tz)}"
             )
         target = np.searchsorted(calendar, windows.time[:b]) + shift
         target = target[target < len(calendar)]
@@ -390,7 +389,7 @@ def _prepared(
             f"({len(plan.day)} from {plan.day[:1].astype('datetime64[D]')[0]}): give panel= as when it was "
             "made"
         )
-    group = _open_group(location, "r+")
+    group = open_group(location, "r+")
     names = old_names + [name for name in windows.names if name not in set(old_names)]
     changed = ("store_digest", "panel_digest", "panel_shape", "store", "versions")
     group.attrs.update({"complete": False, **{name: attrs[name] for name in changed}})
@@ -415,7 +414,7 @@ def _exists(location: CacheLike | None) -> bool:
 
 def _group_of_ours(location: CacheLike) -> zarr.Group:
     try:
-        group = _open_group(location)
+        group = open_group(location)
         ours = group.attrs.get("format") == FORMAT
     except ValueError:
         ours = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.factor.evaluation.portfolio import Tradable
+from pricepix.factor.evaluation.holding import Tradable
 from pricepix.windows.index import kernels
 from pricepix.windows.labels import NO_TIME, label_price
 

@@ -1,4 +1,4 @@
-"""The bars that a factor came from: what its cache keeps of them, and whether a panel has others."""
+"""Whether a panel has the bars that a factor was scored from, by what the factor's cache keeps of them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from pricepix.windows.labels import forward_returns
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
 
-__all__ = ["OtherBarsWarning", "keep_labels", "other_bars", "shape_digest"]
+__all__ = ["DifferentPanelWarning", "keep_labels", "panel_mismatch", "shape_digest"]
 
 _GROUP: Final = "labels"
 _BLOCKS: Final = 16
-_MOST: Final = 1 << 16
+_WINDOWS: Final = 1 << 16
 # Relative to what a position is worth. Returns of the same bars agree to 1e-7.
-_SAME: Final = 1e-4
+_TOLERANCE: Final = 1e-4
 
 
-class OtherBarsWarning(UserWarning):
-    """A factor is judged on a panel that has other bars than the one that it was scored from."""
+class DifferentPanelWarning(UserWarning):
+    """A factor is evaluated on a panel whose bars differ from those that it was scored from."""
 
 
-def _made_of_a_panel(images: ImageSet) -> bool:
-    """Whether labels are returns of a panel's bars: images that were imported have their own."""
+def _has_panel_returns(images: ImageSet) -> bool:
+    """Return whether labels are returns of a panel's bars: images that were imported bring their own."""
     if images.panel is not None:
         return True
     objects: Any = images.objects  # type: ignore[attr-defined]
@@ -48,13 +48,13 @@ def _shape(tz: str | None, fields: list[str], names: list[str], rows: list[int])
 def shape_digest(images: ImageSet) -> str | None:
     """Return 32 hexadecimal digits for the panel's zone, fields, instruments and their numbers of rows.
 
-    Two panels that agree in it and not in their digests differ in a time or a value. None where the images do not
-    tell.
+    Two panels that agree in it and not in their digests differ in a time or a value. None where it cannot be
+    known from the images.
     """
     if images.panel is not None:
         return _shape_of(images.panel)
     objects: Any = images.objects  # type: ignore[attr-defined]
-    if not objects.checked or not _made_of_a_panel(images) or images.attrs.get("panel_fields") is None:
+    if not objects.checked or not _has_panel_returns(images) or images.attrs.get("panel_fields") is None:
         return None
     names, rows = images.instruments.tolist(), objects.instrument_rows.tolist()
     return _shape(images.tz, list(images.attrs["panel_fields"]), names, rows)
@@ -68,10 +68,10 @@ def _shape_of(panel: Panel) -> str:
 def keep_labels(group: zarr.Group, images: ImageSet, horizon: int | None) -> None:
     """Keep some of the images' forward returns in the subgroup ``labels`` of a new cache.
 
-    They tell another panel's bars apart whatever else differs: a panel that goes on, or begins later, gives the
-    same returns. Up to 65,536 windows of 16 stretches; nothing of images without returns.
+    They identify the bars whatever else of a panel differs: one that continues further, or begins later, gives
+    the same returns. Up to 65,536 windows of 16 stretches; nothing of images without returns.
     """
-    if not images.horizons or not _made_of_a_panel(images):
+    if not images.horizons or not _has_panel_returns(images):
         return
     horizon = horizon if horizon in images.horizons else max(images.horizons)
     stretches = -(-len(images) // INDEX_CHUNK)
@@ -81,11 +81,11 @@ def keep_labels(group: zarr.Group, images: ImageSet, horizon: int | None) -> Non
     for block in chosen.tolist():
         value = images.column(f"ret_{horizon}", block, block + 1)
         known = np.flatnonzero(~np.isnan(value))
-        most = _MOST // len(chosen)
-        some = known if len(known) <= most else np.sort(rng.choice(known, most, replace=False))
+        limit = _WINDOWS // len(chosen)
+        kept = known if len(known) <= limit else np.sort(rng.choice(known, limit, replace=False))
         for name, column in (("time", "time"), ("instrument", "instrument_index")):
-            found[name].append(images.column(column, block, block + 1)[some])
-        found["value"].append(value[some])
+            found[name].append(images.column(column, block, block + 1)[kept])
+        found["value"].append(value[kept])
     attributes = {"horizon": int(horizon), "delay": images.delay, "price": images.attrs["label_price"]}
     labels = group.create_group(_GROUP, attributes=attributes)
     for name, parts in found.items():
@@ -96,12 +96,12 @@ def keep_labels(group: zarr.Group, images: ImageSet, horizon: int | None) -> Non
         array[:] = values
 
 
-def other_bars(cache: FactorCache, panel: Panel, price: str) -> str | None:
-    """Return a sentence if a panel has other bars than the one that a cache was scored from, else None.
+def panel_mismatch(cache: FactorCache, panel: Panel, price: str) -> str | None:
+    """Return a sentence if a panel's bars differ from those that a cache was scored from, else None.
 
-    Panels may well differ: one that was appended to, that begins later, has more instruments or fields. So other
-    digests prove nothing; other returns of the same windows do. Where there are none to compare, other digests of
-    panels that have the same instruments, rows and fields are told.
+    Panels may well differ: one was appended to, begins later, or has more instruments or fields. So different
+    digests prove nothing; different returns of the same windows do. Where there are none to compare, different
+    digests of panels that have the same instruments, rows and fields are reported.
 
     Parameters
     ----------
@@ -110,35 +110,35 @@ def other_bars(cache: FactorCache, panel: Panel, price: str) -> str | None:
     price : str
         What returns are to be computed from, ``close`` or ``total_return``.
     """
-    group, scored = cache._group, cache.attrs.get("panel_digest")
+    group, scored = cache.group, cache.attrs.get("panel_digest")
     if scored == panel.digest:
         return None
-    compared, differ, told = _compared(group, cache.instruments, panel)
-    told_price = group[_GROUP].attrs["price"] if compared else None
+    compared, differ, largest = _compare_returns(group, cache.instruments, panel)
+    label_price = group[_GROUP].attrs["price"] if compared else None
     if differ:
-        found = f"{differ:,} of {compared:,} returns that its images are labelled with differ, {told}"
-    elif cache.attrs.get("panel_shape") == _shape_of(panel) and price != told_price:
-        # Where returns were compared and agree, they are all that figures are made of: the panel may have moved on
-        # by a day, or have other capitalisations.
+        found = f"{differ:,} of {compared:,} returns that its images are labelled with differ, {largest}"
+    elif cache.attrs.get("panel_shape") == _shape_of(panel) and price != label_price:
+        # Where returns were compared and agree, they are all that figures are made of: the panel may cover a day
+        # more, or have different capitalisations.
         found = "instruments, rows and fields are the same, their times or values are not"
     else:
         return None
     unapplied = panel.report.notes.get("unapplied_factor", 0)
     hint = f"; {unapplied:,} of its rows have an adjustment factor that was not applied" if unapplied else ""
     return (
-        f"the panel (digest {panel.digest}) has other bars than the one that the factor was scored from (digest "
+        f"the bars of the panel (digest {panel.digest}) differ from those that the factor was scored from (digest "
         f"{scored or 'not recorded'}): {found}. Read the bars with the same arguments as then (adjust, columns, "
         f"on_bad){hint}"
     )
 
 
-def _compared(group: zarr.Group, names: NDArray[np.str_], panel: Panel) -> tuple[int, int, str]:
-    """Number of returns that both have, of those that differ, and the one that differs most."""
+def _compare_returns(group: zarr.Group, names: NDArray[np.str_], panel: Panel) -> tuple[int, int, str]:
+    """Return how many returns both have, how many of them differ, and which differs most."""
     if _GROUP not in group:
         return 0, 0, ""
     labels: Any = group[_GROUP]
-    said = labels.attrs
-    if said["price"] == "total_return" and "total_return" not in panel.fields:
+    label = labels.attrs
+    if label["price"] == "total_return" and "total_return" not in panel.fields:
         return 0, 0, ""
     time, code, value = (np.asarray(labels[name][:]) for name in ("time", "instrument", "value"))
     row = np.full(len(time), -1, np.int64)
@@ -153,22 +153,19 @@ def _compared(group: zarr.Group, names: NDArray[np.str_], panel: Panel) -> tuple
         if a < b:
             at = np.minimum(a + np.searchsorted(panel.time[a:b], time[own]), b - 1)
             row[own] = np.where(panel.time[at] == time[own], at, -1)
-    held = np.flatnonzero(row >= 0)
-    here = forward_returns(panel, row[held], said["horizon"], said["delay"], said["price"]).value
-    both = ~np.isnan(here)
-    held, here = held[both], here[both].astype(np.float64)
-    there_value = value[held].astype(np.float64)
-    distance = np.abs(here - there_value) / (1.0 + np.abs(there_value))
-    differ = int(np.count_nonzero(distance > _SAME))
+    shared = np.flatnonzero(row >= 0)
+    found = forward_returns(panel, row[shared], label["horizon"], label["delay"], label["price"]).value
+    known = ~np.isnan(found)
+    shared, found = shared[known], found[known].astype(np.float64)
+    kept = value[shared].astype(np.float64)
+    distance = np.abs(found - kept) / (1.0 + np.abs(kept))
+    differ = int(np.count_nonzero(distance > _TOLERANCE))
     if not differ:
-        return len(held), 0, ""
+        return len(shared), 0, ""
     worst = int(np.argmax(distance))
-    k = held[worst]
-    return (
-        len(held),
-        differ,
-        (
-            f"most that of {names[code[k]]} over the {said['horizon']} bars after {panel.stamp(int(time[k]))}: "
-            f"{there_value[worst]:+.2%} there, {here[worst]:+.2%} here"
-        ),
+    k = shared[worst]
+    largest = (
+        f"most that of {names[code[k]]} over the {label['horizon']} bars after {panel.stamp(int(time[k]))}: "
+        f"{kept[worst]:+.2%} there, {found[worst]:+.2%} here"
     )
+    return len(shared), differ, largest
