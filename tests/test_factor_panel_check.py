@@ -113,7 +113,7 @@ def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, cache
     before = score(pp.PanelImages(rolling[0], "jkx5", horizons=(5,)), ink, None, progress=False)
     assert before.attrs["panel_shape"] == shape_digest(pp.PanelImages(rolling[1], "jkx5", horizons=(5,)))
     assert evaluate(before, rolling[1], **late).notes == []
-    # What begins later and goes on is recognised by its returns all the same.
+    # What begins later and continues further is recognised by its returns all the same.
     with pytest.warns(DifferentPanelWarning, match="returns that its images are labelled with differ"):
         evaluate(short, raw.select(start=str(days[30])), **late)
 
@@ -282,6 +282,6 @@ def test_a_shift_is_part_of_the_delay(adjusted):
     for shift, delay in ((0, 2), (1, 1), (2, 0), (3, 0)):
         cache = score(images, ink, None, shift=shift, progress=False)
         found = evaluate(cache, adjusted, **OPTIONS).figures
-        # A function says no horizon.
+        # A function records no horizon.
         assert (found["horizon"], found["delay"]) == (20, delay)
     assert evaluate(cache, adjusted, horizon=3, delay=4, **OPTIONS).figures["delay"] == 4
