@@ -499,7 +499,7 @@ def test_what_functions_return_is_checked(store, tmp_path):
     middle = float(np.median(ink(store.read())))
     some = score(store, lambda x: np.where(ink(x) > middle, np.nan, ink(x)), None, progress=False)
     assert 0 < len(found_values(some)) < len(store)
-    with pytest.raises(TypeError, match="score has no argument 'bach'; did you mean 'batch'?"):
+    with pytest.raises(TypeError, match="score has no argument 'bach'; did you mean 'batch'"):
         score(store, ink, None, bach=3)
     with pytest.raises(TypeError, match="model is a int; give a checkpoint"):
         score(store, 7, tmp_path / "t.zarr")

@@ -310,7 +310,7 @@ def test_the_first_value_of_the_trend_by_hand():
         np.testing.assert_allclose(value[row], ratio(t) @ slopes, rtol=1e-9)
 
 
-def test_bars_around_the_judged_ones_are_those_of_the_settings():
+def test_bars_around_the_evaluated_ones_are_those_of_the_settings():
     # A year for momentum before; two quarters' ends, five bars' delay and five bars' wait after.
     assert bars_needed(252.0, baselines=["MOM"]) == (252, 131)
     assert bars_needed(252.0, baselines=["MOM"], periods_per_year=2520.0) == bars_needed(
@@ -324,7 +324,7 @@ def test_bars_around_the_judged_ones_are_those_of_the_settings():
     assert bars_needed(12096.0) == (15112, 3467)
     # Without a decay curve, a quarter and the horizon remain.
     assert bars_needed(252.0, baselines=["MOM"], horizons=()) == (252, 83)
-    # What is left to a cache that says nothing; the delay counts.
+    # The defaults of a cache that records nothing; the delay counts.
     assert bars_needed(252.0, baselines="MOM", horizon=None, delay=None, delays=5) == (252, 131)
     assert bars_needed(252.0, baselines="MOM", delay=3) == (252, 134)
     with pytest.raises(TypeError, match="unexpected keyword argument 'per_years'"):
@@ -445,7 +445,7 @@ def test_one_value_is_a_sequence_of_one(cache, panel):
     assert list(one["portfolios"]["equal"]["long_short"]["net"]) == ["0.001"]
 
 
-def test_scores_that_are_no_probabilities_are_ranked_only(panel, random_factor, tmp_path):
+def test_scores_that_are_not_probabilities_are_only_ranked(panel, random_factor, tmp_path):
     import zarr
 
     where = tmp_path / "f.zarr"

@@ -1,4 +1,4 @@
-"""What a factor came from: whether a panel has other bars, and which dates its model has seen."""
+"""What a factor came from: whether a panel's bars differ, and which dates its model has seen."""
 
 from __future__ import annotations
 

@@ -324,6 +324,13 @@ def stamp(ns: int, tz: str | None) -> str:
     return f"{text}{offset[:3]}:{offset[3:5]}"
 
 
+def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m-%d %H:%M") -> list[str]:
+    """Return times as text: only the dates where none has a time of day, else as `intraday` says, in their zone."""
+    series = to_series(time, tz)
+    wall = series.dt.replace_time_zone(None).to_physical().to_numpy()
+    return series.dt.strftime(intraday if (wall % DAY_NS).any() else "%Y-%m-%d").to_list()
+
+
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     """Return a point in time as int64 ns; see `Panel.as_time`, which passes its zone."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -386,18 +393,6 @@ def to_series(nanoseconds: NDArray[np.int64], tz: str | None) -> pl.Series:
     if tz is None:
         return times
     return times.dt.replace_time_zone("UTC").dt.convert_time_zone(tz)
-
-
-def all_midnight(times: pl.Series) -> bool:
-    """Return whether times, as polars datetimes shown in their zone, are all midnights: dates."""
-    wall = times.dt.replace_time_zone(None)
-    return not (wall.to_physical() % DAY_NS != 0).any()
-
-
-def format_times(time: NDArray[np.int64], tz: str | None, clock: str = "%Y-%m-%d %H:%M") -> list[str]:
-    """Write times as text in their zone: as dates where none has a time of day, else in the format `clock`."""
-    local = to_series(time, tz)
-    return local.dt.strftime("%Y-%m-%d" if all_midnight(local) else clock).to_list()
 
 
 _FOREVER: Final = np.iinfo(np.int64)

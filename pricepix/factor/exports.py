@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix.bars.times import all_midnight
 from pricepix.factor.calendar import day_and_interval
 
 if TYPE_CHECKING:
@@ -24,8 +23,11 @@ __all__ = ["to_alphalens", "to_image_trading", "to_qlib", "write_csv"]
 
 def write_csv(table: pl.DataFrame, path: str | PathLike[str]) -> Path:
     """Write a long table as CSV, times in ISO form, as dates where none has a time of day; return the path."""
+    column = table["time"]
+    zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
+    _, interval = day_and_interval(column.to_physical().to_numpy(), zone)
     time = pl.col("time").dt
-    written = time.strftime("%Y-%m-%d") if all_midnight(table["time"]) else time.to_string("iso:strict")
+    written = time.to_string("iso:strict") if interval.any() else time.strftime("%Y-%m-%d")
     table.with_columns(written).write_csv(Path(path))
     return Path(path)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time
+from pricepix.factor.evaluation.report import check_installed
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
 from pricepix.train.hyper import is_first_rank
@@ -56,6 +57,9 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     # Training on several devices starts this again in a process for each of them, to take part in it alone.
     if config.train is not None and not is_first_rank():
         return _take_part(config)
+    if config.evaluate is not None:
+        # Not after hours of training.
+        check_installed()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     record = _Record(out)

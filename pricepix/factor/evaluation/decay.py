@@ -50,8 +50,10 @@ def delay_curve(evaluator: Evaluator, delays: Sequence[int]) -> list[dict[str, A
         ic = information_coefficient(e.factor, e.market.forward(e.position, horizon, delay))
         row: dict[str, Any] = {"bars_late": late, "rank_ic": series_summary(ic, e.overlap(horizon))}
         try:
-            held = e.portfolios(delay=delay)
-            row["long_short"] = performance(held.period_returns[:, -1], e.rebalancings_per_year(held))
+            portfolios = e.simulate(delay=delay)
+            row["long_short"] = performance(
+                portfolios.period_returns[:, -1], e.rebalancings_per_year(portfolios)
+            )
         except ValueError:
             row["long_short"] = None  # The data close no such period.
         curve.append(row)

@@ -226,7 +226,7 @@ def bars_needed(per_year: float, **settings: Any) -> tuple[int, int]:
     rebalance, horizons = given["rebalance"], given["horizons"]
     per_year = given["periods_per_year"] or per_year
     longest = max((horizon, *(DECAY_HORIZONS if horizons is None else one_or_several("horizons", horizons))))
-    # Portfolios by quarter are always looked at, and the last one is held for another quarter.
+    # Portfolios by quarter are always simulated, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
     delays, baselines = (
         one_or_several("delays", given["delays"]),

@@ -203,7 +203,7 @@ class Evaluator:
         }
         return {"sorts": figures}, {"spread": spread}
 
-    def portfolios(
+    def simulate(
         self,
         rebalance: str | int | None = None,
         *,
@@ -240,9 +240,9 @@ class Evaluator:
             max_wait=s.max_wait,
         )
 
-    def rebalancings_per_year(self, held: Portfolios, rebalance: str | int | None = None) -> float:
+    def rebalancings_per_year(self, portfolios: Portfolios, rebalance: str | int | None = None) -> float:
         """Return how often portfolios were formed, a year."""
-        return rebalances_per_year(held.decision, self._rebalance(rebalance), self.settings.per_year)
+        return rebalances_per_year(portfolios.decision, self._rebalance(rebalance), self.settings.per_year)
 
     def _rebalance(self, given: str | int | None) -> str | int:
         return self.settings.rebalance if given is None else given
@@ -254,29 +254,29 @@ class Evaluator:
         caps = self.market.cap()
         tz = self.market.panel.tz
         for weighting in ("equal", "value") if caps is not None else ("equal",):
-            held = self.portfolios(cap=caps if weighting == "value" else None)
-            per_year = self.rebalancings_per_year(held)
+            portfolios = self.simulate(cap=caps if weighting == "value" else None)
+            per_year = self.rebalancings_per_year(portfolios)
             figures[weighting] = {
-                "rebalancings": len(held.entry),
+                "rebalancings": len(portfolios.entry),
                 "rebalancings_per_year": per_year,
-                "cohorts": held.cohorts,
-                "counts": held.counts,
-                **{name: self._returns(held, p, per_year) for p, name in enumerate(held.names)},
+                "cohorts": portfolios.cohorts,
+                "counts": portfolios.counts,
+                **{name: self._returns(portfolios, p, per_year) for p, name in enumerate(portfolios.names)},
             }
             series[f"portfolio_{weighting}"] = {
-                "names": list(held.names),
-                "time": iso_times(self.market.time[held.bars], tz),
-                "bar_returns": held.bar_returns,
-                "entry": iso_times(self.market.time[held.entry], tz),
-                "period_returns": held.period_returns,
-                "turnover": held.turnover,
+                "names": list(portfolios.names),
+                "time": iso_times(self.market.time[portfolios.bars], tz),
+                "bar_returns": portfolios.bar_returns,
+                "entry": iso_times(self.market.time[portfolios.entry], tz),
+                "period_returns": portfolios.period_returns,
+                "turnover": portfolios.turnover,
             }
         return {"portfolios": figures}, series
 
-    def _returns(self, held: Portfolios, p: int, per_year: float) -> Figures:
+    def _returns(self, portfolios: Portfolios, p: int, per_year: float) -> Figures:
         """Return the performance of one portfolio, before and after costs."""
-        traded = 2.0 * _mean(held.turnover[1:, p])
-        mean = _mean(held.period_returns[:, p])
+        traded = 2.0 * _mean(portfolios.turnover[1:, p])
+        mean = _mean(portfolios.period_returns[:, p])
 
         def both(periods: Floats, bars: Floats) -> Figures:
             return {
@@ -285,11 +285,12 @@ class Evaluator:
             }
 
         return {
-            **both(held.period_returns, held.bar_returns),
+            **both(portfolios.period_returns, portfolios.bar_returns),
             "monthly_turnover": traded / 2.0 * per_year / 12.0,
             "break_even_cost": mean / traded if traded > 0 else float("nan"),
             "net": {
-                f"{cost:g}": both(held.net_periods(cost), held.net_bars(cost)) for cost in self.settings.costs
+                f"{cost:g}": both(portfolios.net_periods(cost), portfolios.net_bars(cost))
+                for cost in self.settings.costs
             },
         }
 
@@ -298,16 +299,16 @@ class Evaluator:
         figures: Figures = {}
         for rebalance in ("week", "month", "quarter", "horizon"):
             try:
-                held = self.portfolios(rebalance)
+                portfolios = self.simulate(rebalance)
             except ValueError:
                 figures[rebalance] = None  # The data close no such period.
                 continue
-            per_year = self.rebalancings_per_year(held, rebalance)
+            per_year = self.rebalancings_per_year(portfolios, rebalance)
             figures[rebalance] = {
-                "rebalancings": len(held.entry),
-                "cohorts": held.cohorts,
-                **performance(held.period_returns[:, -1], per_year),
-                "monthly_turnover": _mean(held.turnover[1:, -1]) * per_year / 12.0,
+                "rebalancings": len(portfolios.entry),
+                "cohorts": portfolios.cohorts,
+                **performance(portfolios.period_returns[:, -1], per_year),
+                "monthly_turnover": _mean(portfolios.turnover[1:, -1]) * per_year / 12.0,
             }
         return figures
 
@@ -334,9 +335,9 @@ class Evaluator:
                 "long_short": None,
             }
             if int(count.max()) >= s.quantiles:
-                held = self.portfolios(factor=shared)
-                per_year = self.rebalancings_per_year(held)
-                figures[name]["long_short"] = performance(held.period_returns[:, -1], per_year)
+                portfolios = self.simulate(factor=shared)
+                per_year = self.rebalancings_per_year(portfolios)
+                figures[name]["long_short"] = performance(portfolios.period_returns[:, -1], per_year)
         return figures
 
 

@@ -145,21 +145,21 @@ def simulate_holding(
     bounds = np.append(entry, stop)
     total, invested = np.zeros((2, stop - first, n + 1))
     turned = np.full((m, n + 2), np.nan)
-    held: list[_Cohort] = []
+    current: list[_Cohort] = []
     weights: Floats | None = None
     for k in range(m):
         a, b = int(bounds[k]), int(bounds[k + 1])
         cohort = policy.form_cohort(group[k], None if caps is None else caps[k], levels, a, n)
         # The oldest cohort makes room for the new one.
-        held = [*held, cohort][-cohorts:]
-        filled = np.stack([c.weight.any(axis=1) for c in held]).sum(axis=0)
-        before, weights = weights, _portfolio_weights(held, filled, n)
+        current = [*current, cohort][-cohorts:]
+        filled = np.stack([c.weight.any(axis=1) for c in current]).sum(axis=0)
+        before, weights = weights, _portfolio_weights(current, filled, n)
         turned[k] = (
             0.5 * np.abs(weights).sum(axis=1)
             if before is None
             else turnover(before, weights, levels[a] / levels[int(bounds[k - 1])] - 1.0)
         )
-        held, returns = _carry(held, levels, a, b)
+        current, returns = _carry(current, levels, a, b)
         total[a - first : b - first] += returns
         invested[a - first : b - first] = filled
     bar = np.divide(total, invested, out=np.full(total.shape, np.nan), where=invested > 0)
@@ -238,12 +238,12 @@ class _Cohort:
         return _Cohort(weight, self.buy_at, self.sell_at, self.latest), steps
 
 
-def _carry(live: list[_Cohort], level: Floats, a: int, b: int) -> tuple[list[_Cohort], Floats]:
+def _carry(cohorts: list[_Cohort], level: Floats, a: int, b: int) -> tuple[list[_Cohort], Floats]:
     """Hold cohorts from bar a to bar b; return them and the sum of their bar returns, (b - a, n + 1)."""
-    late = [c for c in live if c.latest > a]
-    prompt = [c for c in live if c.latest <= a]
+    late = [c for c in cohorts if c.latest > a]
+    prompt = [c for c in cohorts if c.latest <= a]
     carried = {id(c): c.carry(level, a, b) for c in late}
-    total = np.zeros((b - a, len(live[0].weight)))
+    total = np.zeros((b - a, len(cohorts[0].weight)))
     for _, steps in carried.values():
         total += steps
     moved: dict[int, _Cohort] = {}
@@ -260,7 +260,7 @@ def _carry(live: list[_Cohort], level: Floats, a: int, b: int) -> tuple[list[_Co
         stacked /= worth[:, -1:]
         for c, weight in zip(prompt, np.split(stacked, len(prompt)), strict=True):
             moved[id(c)] = _Cohort(weight, c.buy_at, c.sell_at, c.latest)
-    return [carried[id(c)][0] if id(c) in carried else moved[id(c)] for c in live], total
+    return [carried[id(c)][0] if id(c) in carried else moved[id(c)] for c in cohorts], total
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The market a factor trades in: a panel's bars laid on the grid of its calendar."""
+"""The market in which a factor trades: a panel's bars on the grid of its calendar."""
 
 from __future__ import annotations
 
