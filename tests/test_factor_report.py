@@ -172,6 +172,19 @@ def test_what_reports_need_is_named_before_any_work(panel, store, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_names_what_its_report_needs_before_it_begins(tmp_path, monkeypatch):
+    from pricepix.workflow.config import Config
+    from pricepix.workflow.pipeline import run
+
+    sections = {"data": {"sample": "simulate"}, "image": {"preset": "jkx5"}}
+    steps = {"train": {"test": "2000-06:"}, "score": {}, "evaluate": {}}
+    config = Config.from_dict({"out": str(tmp_path / "out"), **sections, **steps})
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r'reports need jinja2: pip install "pricepix\[report\]"'):
+        run(config, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_maps_name_their_extra(store, monkeypatch):
     pytest.importorskip("torch")
     from pricepix.factor.evaluation.attribution import grad_cam
