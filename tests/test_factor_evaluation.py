@@ -423,6 +423,8 @@ def test_other_arguments_are_checked(cache, panel):
         ({"costs": "0.001"}, r"costs=\('0.001',\): a cost per side is a share"),
         ({"costs": float("nan")}, "a cost per side is a share"),
         ({"baselines": "SRT"}, "'SRT' is not one of STR, WSTR, MOM, TREND"),
+        ({"quantiles": 2.5}, "quantiles=2.5: give a whole number from 2 to 100"),
+        ({"max_wait": 1.5}, "max_wait=1.5: give a whole number of bars from 0"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

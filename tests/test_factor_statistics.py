@@ -13,10 +13,10 @@ from pricepix.factor.evaluation.metrics import (
     information_coefficient,
     newey_west_lags,
     newey_west_t,
-    plain,
     rank,
     series_summary,
 )
+from pricepix.factor.evaluation.result import json_value
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_shapes_must_match():
 
 
 def test_plain_values_hold_no_nan():
-    assert plain({"a": np.array([1.0, np.nan]), "b": (np.int8(3), np.inf)}) == {
+    assert json_value({"a": np.array([1.0, np.nan]), "b": (np.int8(3), np.inf)}) == {
         "a": [1.0, None],
         "b": [3, None],
     }

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from pricepix._checks import bars
+from pricepix._checks import bars, whole_number
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
@@ -123,6 +123,7 @@ def evaluate(
     cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
     panel = panel_of(panel)
     horizon, delay = resolve_horizon(cache.attrs, horizon, delay)
+    quantiles = whole_number(quantiles, "quantiles", 2, 100)
     costs, baselines = _checked_costs(costs), _checked_baselines(baselines)
     delays = one_or_several("delays", delays)
     horizons = None if horizons is None else one_or_several("horizons", horizons)
@@ -132,10 +133,10 @@ def evaluate(
     settings = Settings(
         horizon=horizon,
         delay=delay,
-        quantiles=int(quantiles),
+        quantiles=quantiles,
         rebalance=default_rebalance(horizon, per_year) if rebalance is None else rebalance,
         untradable=untradable,
-        max_wait=int(max_wait),
+        max_wait=bars(max_wait, "max_wait", 0),
         per_year=per_year,
         costs=costs,
     )
@@ -147,7 +148,7 @@ def evaluate(
     figures: dict[str, Any] = {
         "horizon": horizon,
         "delay": delay,
-        "quantiles": settings.quantiles,
+        "quantiles": quantiles,
         "rebalance": settings.rebalance,
         "untradable": untradable,
         "notes": [*([] if mismatch is None else [mismatch]), *evaluator.notes(data)],
@@ -228,10 +229,8 @@ def bars_needed(per_year: float, **settings: Any) -> tuple[int, int]:
     longest = max((horizon, *(DECAY_HORIZONS if horizons is None else one_or_several("horizons", horizons))))
     # Portfolios by quarter are always simulated, and the last one is held for another quarter.
     period = max(horizon, rebalance if isinstance(rebalance, int) else 0, math.ceil(per_year / 3.5))
-    delays, baselines = (
-        one_or_several("delays", given["delays"]),
-        one_or_several("baselines", given["baselines"]),
-    )
+    delays = one_or_several("delays", given["delays"])
+    baselines = one_or_several("baselines", given["baselines"])
     after = delay + max((0, *delays)) + given["max_wait"] + max(longest, period) + 1
     before = max((1, *(history(name, per_year) for name in baselines if name in BASELINES)))
     return before, after

@@ -46,7 +46,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return figures and series as JSON values: lists, numbers, texts, and null for what is not known."""
-        return _to_json({**self.figures, "series": self.series})
+        return json_value({**self.figures, "series": self.series})
 
     def to_json(self, path: str | PathLike[str]) -> Path:
         """Write `to_dict` as JSON; return the path."""
@@ -64,16 +64,16 @@ class Evaluation:
         return pl.DataFrame(rows)
 
 
-def _to_json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a value as JSON can hold it: arrays as lists, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {str(k): _to_json(v) for k, v in value.items()}
+        return {str(k): json_value(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
-        return _to_json(value.tolist())
+        return json_value(value.tolist())
     if isinstance(value, list | tuple):
-        return [_to_json(v) for v in value]
+        return [json_value(v) for v in value]
     if isinstance(value, np.generic):
-        return _to_json(value.item())
+        return json_value(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
