@@ -10,8 +10,9 @@ import pytest
 
 from pricepix import ImageSpec, render_universe
 from pricepix.factor import evaluate, score
+from pricepix.factor.evaluation.holding import simulate_holding
 from pricepix.factor.evaluation.metrics import information_coefficient
-from pricepix.factor.evaluation.portfolio import hold, quantiles
+from pricepix.factor.evaluation.portfolio import quantiles
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_hold(benchmark, matrices, per_second, cohorts):
     at = np.arange(0, len(factor), 5)
     benchmark.group = "portfolios"
     per_second("bars", level.size)
-    benchmark(lambda: hold(factor[at], level, at, n=10, cohorts=cohorts))
+    benchmark(lambda: simulate_holding(factor[at], level, at, n=10, cohorts=cohorts))
 
 
 def test_evaluate(benchmark, panel, store):

@@ -525,7 +525,7 @@ def evaluate(
     import warnings
 
     from pricepix.bars.panel import Panel
-    from pricepix.factor import OtherBarsWarning, write_report
+    from pricepix.factor import DifferentPanelWarning, write_report
     from pricepix.factor import evaluate as run
     from pricepix.store.image_store import open_store
 
@@ -541,7 +541,7 @@ def evaluate(
         click.echo(str(bars.report), err=True)
     with warnings.catch_warnings():
         # What is printed says it.
-        warnings.simplefilter("ignore", OtherBarsWarning)
+        warnings.simplefilter("ignore", DifferentPanelWarning)
         found = run(cache, bars, progress=progress, **options)
     click.echo(repr(found))
     click.echo(write_report(found, report, store=open_store(store) if store else None, model=model))

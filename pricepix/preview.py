@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,8 @@ def contact_sheet(
     title = f"{_name(store)}: {len(chosen):,} of {len(store):,} images {_size(store.spec.shape)}"
     if horizons:
         title += f"; last bar, and forward return over {', '.join(map(str, horizons))} bars"
-    return _save(_grid(store.read(chosen), captions, title, columns), target)
+    save_figure(image_grid(store.read(chosen), captions, title, columns), target)
+    return target
 
 
 def enlarge(
@@ -181,7 +182,8 @@ def enlarge(
                 f"the panel's bars of {instrument!r} do not give the image of {store.kind} {store.location}, which "
                 "was made from other bars: give the panel that it was made from, or none"
             )
-    return _save(_enlarged(image, caption, window), target)
+    save_figure(_enlarged(image, caption, window), target)
+    return target
 
 
 # ---- what to show
@@ -362,33 +364,66 @@ def _paste(figure: Figure, image: NDArray[np.uint8], scale: int, x: int, top: in
     figure.figimage(big, xo=x, yo=height - top - big.shape[0], cmap="gray", vmin=0, vmax=255, origin="upper")
 
 
-def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str, columns: int | None) -> Figure:
+def image_grid(
+    images: NDArray[np.uint8],
+    captions: list[list[str]],
+    title: str = "",
+    columns: int | None = None,
+    *,
+    across: int | None = None,
+) -> Figure:
+    """Draw images in a grid, each with its lines of text below it.
+
+    Parameters
+    ----------
+    images : numpy.ndarray, uint8 (n, height, width)
+    captions : list of list of str
+        The lines of each image; the first is bold. Those longer than an image and 17 characters are shortened.
+    title : str
+        Above the grid.
+    columns : int, optional
+        By default what makes the picture a little wider than tall, or as many as `across` has room for.
+    across : int, optional
+        Largest width of the grid, pixels, where `columns` is not given. Images are then drawn at the largest
+        whole scale at which five fit beside each other.
+
+    Raises
+    ------
+    ValueError
+        More images than a picture can hold.
+    """
     n, height, width = images.shape
     scale = max(1, min(192 // height, 384 // width))
-    lines = max(len(caption) for caption in captions)
+    if across is not None:
+        scale = max(1, min(scale, (across // 5 - _GAP) // width))
+    lines = max((len(caption) for caption in captions), default=0)
     # Names as long as a sentence would push the images apart.
     fits = max(17, width * scale // _CHARACTER)
     captions = [[_shortened(line, fits) for line in caption] for caption in captions]
-    text = max(len(line) for caption in captions for line in caption) * _CHARACTER
+    text = max((len(line) for caption in captions for line in caption), default=0) * _CHARACTER
     step_x = int(max(width * scale, text)) + _GAP
     step_y = height * scale + 6 + lines * _LINE + _GAP
+    head = 3 * _GAP if title else _GAP
     if columns is None:
-        columns = min(n, max(1, round(np.sqrt(n * 1.6 * step_y / step_x))))
+        columns = max(1, round(np.sqrt(n * 1.6 * step_y / step_x)))
+        if across is not None:
+            columns = max(1, (across - _GAP) // step_x)
+        columns = max(1, min(n, columns))
         # Fill the last row as far as can be.
-        columns = -(-n // -(-n // columns))
-    columns = min(n, int(columns))
+        columns = -(-n // max(1, -(-n // columns)))
+    columns = max(1, min(n, int(columns)))
     rows = -(-n // columns)
-    across = max(columns * step_x + _GAP, int(len(title) * _CHARACTER) + 2 * _GAP)
-    down = rows * step_y + 3 * _GAP
-    if max(across, down) > _LARGEST:
+    total_width = max(columns * step_x + _GAP, len(title) * _CHARACTER + 2 * _GAP)
+    total_height = rows * step_y + head
+    if max(total_width, total_height) > _LARGEST:
         raise ValueError(
-            f"n={n} images of {height}x{width} make a picture of {across}x{down} pixels, more than the "
+            f"n={n} images of {height}x{width} make a picture of {total_width}x{total_height} pixels, more than the "
             f"{_LARGEST} a side that can be drawn: give a smaller n"
         )
-    figure = _figure(across, down)
+    figure = _figure(total_width, total_height)
     _write(figure, _GAP, _GAP, title, color=_GREY)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, top = _GAP + i % columns * step_x, 3 * _GAP + i // columns * step_y
+        x, top = _GAP + i % columns * step_x, head + i // columns * step_y
         _paste(figure, image, scale, x, top)
         for k, line in enumerate(caption):
             where = top + height * scale + 6 + k * _LINE
@@ -515,9 +550,10 @@ def _label_times(axes: Axes, times: list[str], width: float) -> None:
         labels[0].set_horizontalalignment("left")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, target: Path | IO[bytes]) -> None:
+    """Write a figure as PNG; the same figure gives the same bytes."""
     with warnings.catch_warnings():
         # A name in a script that the font lacks becomes boxes; the images matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+        # Matplotlib would write its version into the file.
+        figure.savefig(target, format="png", metadata={"Software": None})

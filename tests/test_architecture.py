@@ -365,7 +365,7 @@ def test_examples_in_docstrings(module):
 
 # ---- what no file says
 
-TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".cfg", ".txt", ""}
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".cfg", ".txt", ".j2", ".css", ""}
 FORBIDDEN = [
     (re.compile(r"(?<![\w.])/(work|home|root|Users|mnt)/\w"), "a path of one machine"),
     (re.compile(r"\.to_pickle|pickle\.load\(|yaml\.load\(|weights_only=False"), "unsafe loading"),

@@ -143,6 +143,7 @@ def test_errors_are_one_message_and_no_traceback(
 def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
+    from pricepix.factor.scorer import Scorer
     from pricepix.train import fit
     from pricepix.workflow.other_projects import init_config
 
@@ -155,7 +156,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "preview": (pp.contact_sheet,),
         "verify": (pp.ImageStore.verify, pp.Panel.from_table),
         "train": (fit, pp.Panel.from_table),
-        "score": (score,),
+        "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table),
     }
     # What the command line alone knows: files, switches that stand for a value, and a cluster's address.

@@ -132,7 +132,7 @@ def test_shift_moves_along_the_markets_bars_and_over_days(intraday, tmp_path, sh
 
 def test_a_sparse_store_needs_the_panel_to_be_shifted(panel, tmp_path):
     store = store_of(panel, every="week")
-    with pytest.raises(ValueError, match="windows of store memory end at every week only: give panel="):
+    with pytest.raises(ValueError, match="windows of store memory end only at every week: give panel="):
         score(store, ink, tmp_path / "f.zarr", shift=1, progress=False)
     cache = score(store, ink, tmp_path / "f.zarr", shift=1, panel=panel, progress=False)
     calendar = panel.calendar
@@ -211,7 +211,9 @@ def test_a_period_alone_is_scored_and_may_be_scored_on(panel, store, tmp_path, s
     assert sum(calls) <= ((store.time > days[20 - shift]) & (store.time <= days[30])).sum()
     with pytest.raises(ValueError, match="another start"):
         of(last, later)
-    with pytest.raises(ValueError, match=r"no image of store .* lies in the time to score: its windows go"):
+    with pytest.raises(
+        ValueError, match=r"no image of store .* lies in the time to score: its windows run from"
+    ):
         score(store, ink, None, start="2050-01-01", progress=False)
 
 
@@ -450,7 +452,7 @@ def test_images_without_a_value_are_counted(panel, store, tmp_path):
         empty = score(store, none, None, progress=False)
     assert empty.attrs["without_value"] == len(store)
     assert f"{len(store)} windows (none with a value) of" in repr(empty)
-    # Whether it is stopped, goes on or is appended to, and of a period alone.
+    # Whether it is stopped, resumed or appended to, and of only a period.
     end = str(np.datetime64(int(panel.calendar[-6]), "ns").astype("datetime64[D]"))
     early = store_of(panel, end=end)
     stopping = Stops(3)
@@ -472,7 +474,7 @@ def test_images_without_a_value_are_counted(panel, store, tmp_path):
 def test_panel_images_are_called_that(panel):
     images = pp.PanelImages(panel, SPEC, horizons=(5,), every="week")
     for options, message in (
-        ({"shift": 1}, "windows of panel images of 6 instruments end at every week only"),
+        ({"shift": 1}, "windows of panel images of 6 instruments end only at every week"),
         ({"start": "2050-01-01"}, "no image of panel images of 6 instruments lies in the time"),
         (
             {"client": object()},
@@ -485,7 +487,7 @@ def test_panel_images_are_called_that(panel):
 
 def test_what_functions_return_is_checked(store, tmp_path):
     cases = [
-        (lambda images: images.mean(axis=(1, 2)), "which are no probabilities: pass values='score'"),
+        (lambda images: images.mean(axis=(1, 2)), "which are not probabilities: pass values='score'"),
         (lambda images: np.zeros((len(images), 2)), "must return a number an image"),
         (lambda images: np.full(len(images), np.inf), "infinite scores"),
     ]
@@ -497,6 +499,8 @@ def test_what_functions_return_is_checked(store, tmp_path):
     middle = float(np.median(ink(store.read())))
     some = score(store, lambda x: np.where(ink(x) > middle, np.nan, ink(x)), None, progress=False)
     assert 0 < len(found_values(some)) < len(store)
+    with pytest.raises(TypeError, match="score has no argument 'bach'; did you mean 'batch'"):
+        score(store, ink, None, bach=3)
     with pytest.raises(TypeError, match="model is a int; give a checkpoint"):
         score(store, 7, tmp_path / "t.zarr")
 

@@ -12,10 +12,11 @@ import pricepix as pp
 from pricepix.factor import evaluate, open_cache
 from pricepix.factor.cache import create, extend
 from pricepix.factor.calendar import day_and_interval, interval_names
-from pricepix.factor.evaluation.evaluate import reach
+from pricepix.factor.evaluation.evaluate import bars_needed
+from pricepix.factor.evaluation.holding import simulate_holding
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import information_coefficient
-from pricepix.factor.evaluation.portfolio import hold, quantile_returns, quantiles
+from pricepix.factor.evaluation.portfolio import quantile_returns, quantiles
 from pricepix.factor.evaluation.signals import momentum, reversal, trend
 from pricepix.windows.labels import NO_TIME, forward_returns
 
@@ -126,7 +127,9 @@ def test_value_weights_where_the_panel_has_caps(panel, random_factor, tmp_path):
     market = Market.of(with_caps, with_caps.instruments)
     series = found.series["portfolio_value"]
     at = np.searchsorted(market.time, np.array(series["entry"], "datetime64[ns]").astype(np.int64))
-    book = hold(random_factor[at], market.level, at, n=5, cap=market.cap()[at], tradable=market.tradable)
+    book = simulate_holding(
+        random_factor[at], market.level, at, n=5, cap=market.cap()[at], tradable=market.tradable
+    )
     assert series["period_returns"][:-1] == pytest.approx(book.period_returns[: len(at) - 1])
 
 
@@ -307,20 +310,25 @@ def test_the_first_value_of_the_trend_by_hand():
         np.testing.assert_allclose(value[row], ratio(t) @ slopes, rtol=1e-9)
 
 
-def test_bars_around_the_judged_ones_are_those_of_the_settings():
+def test_bars_around_the_evaluated_ones_are_those_of_the_settings():
     # A year for momentum before; two quarters' ends, five bars' delay and five bars' wait after.
-    assert reach(252.0, baselines=["MOM"]) == (252, 131)
-    assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == reach(2520.0, baselines=["MOM"])
-    assert reach(252.0, baselines=["MOM"], periods_per_year=2520.0) == (2520, 731)
-    assert reach(252.0, baselines=["MOM"], periods_per_year=None, quantiles=3, end="2021-01-01") == (252, 131)
-    assert reach(12096.0) == (15112, 3467)
+    assert bars_needed(252.0, baselines=["MOM"]) == (252, 131)
+    assert bars_needed(252.0, baselines=["MOM"], periods_per_year=2520.0) == bars_needed(
+        2520.0, baselines=["MOM"]
+    )
+    assert bars_needed(252.0, baselines=["MOM"], periods_per_year=2520.0) == (2520, 731)
+    assert bars_needed(252.0, baselines=["MOM"], periods_per_year=None, quantiles=3, end="2021-01-01") == (
+        252,
+        131,
+    )
+    assert bars_needed(12096.0) == (15112, 3467)
     # Without a decay curve, a quarter and the horizon remain.
-    assert reach(252.0, baselines=["MOM"], horizons=()) == (252, 83)
-    # What is left to a cache that says nothing; the delay counts.
-    assert reach(252.0, baselines="MOM", horizon=None, delay=None, delays=5) == (252, 131)
-    assert reach(252.0, baselines="MOM", delay=3) == (252, 134)
+    assert bars_needed(252.0, baselines=["MOM"], horizons=()) == (252, 83)
+    # The defaults of a cache that records nothing; the delay counts.
+    assert bars_needed(252.0, baselines="MOM", horizon=None, delay=None, delays=5) == (252, 131)
+    assert bars_needed(252.0, baselines="MOM", delay=3) == (252, 134)
     with pytest.raises(TypeError, match="unexpected keyword argument 'per_years'"):
-        reach(252.0, per_years=12.0)
+        bars_needed(252.0, per_years=12.0)
 
 
 def test_a_users_column_in_every_form(cache, panel, random_factor):
@@ -400,7 +408,7 @@ def test_dates_without_returns_are_counted_or_an_error(cache, panel, random_fact
     with pytest.raises(ValueError, match="none of the factor's 60 dates has a return over 20 bars"):
         evaluate(late, hollow, quantiles=5, progress=False)
     empty = cache_of(panel, np.full(random_factor.shape, np.nan), tmp_path / "empty.zarr")
-    with pytest.raises(ValueError, match="holds no value at all"):
+    with pytest.raises(ValueError, match="has no values: score images for which"):
         evaluate(empty, panel, progress=False)
 
 
@@ -415,6 +423,8 @@ def test_other_arguments_are_checked(cache, panel):
         ({"costs": "0.001"}, r"costs=\('0.001',\): a cost per side is a share"),
         ({"costs": float("nan")}, "a cost per side is a share"),
         ({"baselines": "SRT"}, "'SRT' is not one of STR, WSTR, MOM, TREND"),
+        ({"quantiles": 2.5}, "quantiles=2.5: give a whole number from 2 to 100"),
+        ({"max_wait": 1.5}, "max_wait=1.5: give a whole number of bars from 0"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -437,7 +447,7 @@ def test_one_value_is_a_sequence_of_one(cache, panel):
     assert list(one["portfolios"]["equal"]["long_short"]["net"]) == ["0.001"]
 
 
-def test_scores_that_are_no_probabilities_are_ranked_only(panel, random_factor, tmp_path):
+def test_scores_that_are_not_probabilities_are_only_ranked(panel, random_factor, tmp_path):
     import zarr
 
     where = tmp_path / "f.zarr"

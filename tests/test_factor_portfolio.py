@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricepix.factor.calendar import day_and_interval, interval_names
+from pricepix.factor.evaluation.holding import Tradable, simulate_holding
 from pricepix.factor.evaluation.metrics import information_coefficient
 from pricepix.factor.evaluation.portfolio import (
-    Tradable,
     drawdown,
-    hold,
     performance,
     quantile_membership_change,
     quantile_returns,
@@ -191,7 +190,7 @@ FACTOR = np.array([[0.9, 0.8, 0.2, 0.1], [0.1, 0.8, 0.9, 0.2]])
 
 
 def test_holding_by_hand():
-    book = hold(FACTOR, LEVEL, [0, 2], n=2, end=4)
+    book = simulate_holding(FACTOR, LEVEL, [0, 2], n=2, end=4)
     assert book.names == ("q1", "q2", "short", "long_short")
     assert book.bars.tolist() == [1, 2, 3, 4]
     # High names 0 and 1: (1.21 + 1.0) / 2. Low names 2 and 3: (0.9 + 0.8) / 2.
@@ -207,7 +206,7 @@ def test_holding_by_hand():
 
 
 def test_costs_fall_on_each_side_traded():
-    book = hold(FACTOR, LEVEL, [0, 2], n=2, end=4)
+    book = simulate_holding(FACTOR, LEVEL, [0, 2], n=2, end=4)
     net = book.net_periods(0.001)
     # The first purchase buys everything once: one side of the whole, 10 basis points.
     assert net[0, 1] == pytest.approx(book.period_returns[0, 1] - 0.001)
@@ -219,14 +218,14 @@ def test_costs_fall_on_each_side_traded():
 
 def test_value_weights_leave_out_missing_caps():
     caps = np.array([[3.0, 1.0, 1.0, np.nan], [1.0, 1.0, 1.0, 1.0]])
-    book = hold(FACTOR, LEVEL, [0, 2], n=2, end=4, cap=caps)
+    book = simulate_holding(FACTOR, LEVEL, [0, 2], n=2, end=4, cap=caps)
     assert book.period_returns[0, 1] == pytest.approx(0.75 * 0.21)
     assert book.period_returns[0, 0] == pytest.approx(-0.1)
     assert book.counts["no_cap"] == 1
 
 
 def test_entry_comes_late_by_the_delay():
-    book = hold(FACTOR[:1], LEVEL, [0], n=2, end=4, delay=1)
+    book = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, delay=1)
     assert book.entry.tolist() == [1]
     assert book.period_returns[0, 1] == pytest.approx((2.42 / 1.1 + 1.5) / 2 - 1)
 
@@ -237,22 +236,24 @@ def test_untradable_entries_are_left_out_put_off_or_ignored():
     buy[0, 0] = False  # limit-up at entry: cannot be bought
     sell[0:2, 3] = False  # limit-down: cannot be sold short
     tradable = Tradable(buy, sell)
-    out = hold(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable)
+    out = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable)
     assert out.period_returns[0, 1] == pytest.approx(0.5)  # name 1 alone
     assert out.period_returns[0, 0] == pytest.approx((1.8 + 0.4) / 2 - 1)  # as a long, quantile 1 is whole
     assert out.period_returns[0, 2] == pytest.approx(0.8)  # as a short it is name 2 alone
     assert (out.counts["cannot_buy"], out.counts["cannot_sell"], out.counts["delayed"]) == (1, 1, 0)
 
-    late = hold(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay")
+    late = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay")
     assert late.period_returns[0, 1] == pytest.approx((2.42 / 1.1 + 1.5) / 2 - 1)
     assert late.period_returns[0, 2] == pytest.approx((1.8 + 0.4 / 0.8) / 2 - 1)
     assert (late.counts["delayed"], late.counts["never_traded"]) == (2, 0)
 
-    never = hold(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay", max_wait=1)
+    never = simulate_holding(
+        FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay", max_wait=1
+    )
     assert never.counts["never_traded"] == 1
     assert never.period_returns[0, 2] == pytest.approx((1.8 + 1.0) / 2 - 1)  # half of it stays in cash
 
-    ignored = hold(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="ignore")
+    ignored = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="ignore")
     assert ignored.period_returns[0, 1] == pytest.approx((2.42 + 1.5) / 2 - 1)
 
 
@@ -261,18 +262,19 @@ def test_overlapping_cohorts_average_what_each_would_earn():
     level = np.exp(np.cumsum(rng.normal(0, 0.02, (40, 12)), axis=0))
     factor = rng.random((39, 12))
     at = np.arange(39)
-    book = hold(factor, level, at, n=3, cohorts=5)
+    book = simulate_holding(factor, level, at, n=3, cohorts=5)
     assert book.cohorts == 5
     # A cohort alone, held for five bars.
     bar = 20
     alone = [
-        hold(factor[[k]], level, [k], n=3, end=min(k + 5, 39)).bar_returns for k in range(bar - 4, bar + 1)
+        simulate_holding(factor[[k]], level, [k], n=3, end=min(k + 5, 39)).bar_returns
+        for k in range(bar - 4, bar + 1)
     ]
     expected = np.mean([a[bar - k][:4] for k, a in zip(range(bar - 4, bar + 1), alone, strict=True)], axis=0)
     assert book.bar_returns[bar][:4] == pytest.approx(expected, abs=1e-12)
     # A fifth of the book changes at most, apart from drift.
     assert book.turnover[10:, 2].max() < 0.25
-    assert hold(factor, level, at, n=3).turnover[10:, 2].mean() > 0.5
+    assert simulate_holding(factor, level, at, n=3).turnover[10:, 2].mean() > 0.5
 
 
 @settings(max_examples=20)
@@ -282,12 +284,12 @@ def test_the_future_does_not_reach_back(seed, cohorts):
     level = np.exp(np.cumsum(rng.normal(0, 0.02, (30, 8)), axis=0))
     factor = rng.random((15, 8))
     at = np.arange(0, 30, 2)
-    first = hold(factor, level, at, n=2, cohorts=cohorts)
+    first = simulate_holding(factor, level, at, n=2, cohorts=cohorts)
     later = level.copy()
     later[21:] *= rng.random((9, 8)) + 0.5
     changed = factor.copy()
     changed[11:] = rng.random((4, 8))
-    second = hold(changed, later, at, n=2, cohorts=cohorts)
+    second = simulate_holding(changed, later, at, n=2, cohorts=cohorts)
     assert np.array_equal(first.bar_returns[:20], second.bar_returns[:20])
     assert np.array_equal(first.turnover[:11], second.turnover[:11])
 
@@ -295,21 +297,21 @@ def test_the_future_does_not_reach_back(seed, cohorts):
 def test_a_delisted_name_keeps_its_last_value_until_it_is_sold():
     level = LEVEL.copy()
     level[2:, 0] = level[1, 0]
-    book = hold(FACTOR[:1], level, [0], n=2, end=4)
+    book = simulate_holding(FACTOR[:1], level, [0], n=2, end=4)
     assert book.period_returns[0, 1] == pytest.approx((1.1 + 1.5) / 2 - 1)
 
 
 def test_periods_that_do_not_close_are_left_out():
-    book = hold(np.vstack([FACTOR, FACTOR]), LEVEL, [0, 1, 2, 4], n=2)
+    book = simulate_holding(np.vstack([FACTOR, FACTOR]), LEVEL, [0, 1, 2, 4], n=2)
     assert book.decision.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="first decision stands at bar 4 of 5"):
-        hold(FACTOR[:1], LEVEL, [4], n=2)
+        simulate_holding(FACTOR[:1], LEVEL, [4], n=2)
     with pytest.raises(ValueError, match="the data end before the first holding period does"):
-        hold(FACTOR[:1], LEVEL, [2], n=2, end=9)
+        simulate_holding(FACTOR[:1], LEVEL, [2], n=2, end=9)
     with pytest.raises(
         ValueError, match="untradable='drop' is not known: choose one of 'exclude', 'delay', 'ignore'"
     ):
-        hold(FACTOR[:1], LEVEL, [0], n=2, untradable="drop")
+        simulate_holding(FACTOR[:1], LEVEL, [0], n=2, untradable="drop")
 
 
 # ------------------------------------------------------------------------------------------- calendar

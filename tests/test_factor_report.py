@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -159,3 +160,61 @@ def test_pictures_need_their_own_store(panel, store, tmp_path):
         pp.factor.write_report(found, tmp_path / "r.html", store=other)
     with pytest.raises(ValueError, match="pass store= with model="):
         pp.factor.write_report(found, tmp_path / "r.html", model="somewhere")
+
+
+@pytest.mark.parametrize("name", ["jinja2", "matplotlib"])
+def test_what_reports_need_is_named_before_any_work(panel, store, tmp_path, monkeypatch, name):
+    cache = score(store, ink, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf'reports need {name}: pip install "pricepix\[report\]"'):
+        write_report(found, tmp_path / "r.html", store=store)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_names_what_its_report_needs_before_it_begins(tmp_path, monkeypatch):
+    from pricepix.workflow.config import Config
+    from pricepix.workflow.pipeline import run
+
+    sections = {"data": {"sample": "simulate"}, "image": {"preset": "jkx5"}}
+    steps = {"train": {"test": "2000-06:"}, "score": {}, "evaluate": {}}
+    config = Config.from_dict({"out": str(tmp_path / "out"), **sections, **steps})
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r'reports need jinja2: pip install "pricepix\[report\]"'):
+        run(config, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_maps_name_their_extra(store, monkeypatch):
+    pytest.importorskip("torch")
+    from pricepix.factor.evaluation.attribution import grad_cam
+    from pricepix.train.models import PriceCNN
+
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ImportError, match=r'captum: pip install "pricepix\[attribution\]"'):
+        grad_cam(PriceCNN("jkx5"), store.read(slice(0, 1)))
+
+
+def test_names_in_any_script(tmp_path):
+    """The font of the pictures lacks these letters; the page does not."""
+    frame = pp.samples.simulate(6, 60, seed=2, split_rate=0, delist_rate=0, list_late=0)
+    frame = frame.with_columns(instrument=pl.lit("\u8d35\u5dde\u8305\u53f0 ") + pl.col("instrument"))
+    panel = pp.Panel.from_table(frame, progress=False)
+    images = pp.PanelImages(panel, "jkx5", horizons=(5,))
+    cache = score(images, ink, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
+    assert write_report(found, tmp_path / "r.html", store=images).is_file()
+
+
+def test_sheets_show_every_pixel_and_the_scores(panel, store, tmp_path):
+    from PIL import Image
+
+    cache = score(store, ink, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, baselines=(), progress=False)
+    write_report(found, tmp_path / "r.html", store=store, sheet=3)
+    drawn = np.asarray(Image.open(tmp_path / "r_figures" / "highest.png").convert("L"))
+    values = cache.of_windows(store)
+    best = store.read([int(np.argsort(values, kind="stable")[::-1][0])])[0]
+    height, width = best.shape
+    assert np.array_equal(drawn[18 : 18 + 6 * height : 6, 18 : 18 + 6 * width : 6], best)
+    assert drawn.shape[1] <= 990

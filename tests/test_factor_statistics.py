@@ -13,10 +13,10 @@ from pricepix.factor.evaluation.metrics import (
     information_coefficient,
     newey_west_lags,
     newey_west_t,
-    plain,
     rank,
     series_summary,
 )
+from pricepix.factor.evaluation.result import json_value
 
 
 @pytest.fixture
@@ -140,12 +140,12 @@ def test_calibration_bins_hold_equally_many_and_never_part_ties():
 def test_shapes_must_match():
     with pytest.raises(ValueError, match=r"factor has shape \(2, 3\), returns have \(3, 2\)"):
         information_coefficient(np.zeros((2, 3)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="choose 'spearman' or 'pearson'"):
+    with pytest.raises(ValueError, match="method='kendall' is not known: choose one of 'spearman', 'pearson'"):
         information_coefficient(np.zeros((2, 3)), np.zeros((2, 3)), "kendall")
 
 
 def test_plain_values_hold_no_nan():
-    assert plain({"a": np.array([1.0, np.nan]), "b": (np.int8(3), np.inf)}) == {
+    assert json_value({"a": np.array([1.0, np.nan]), "b": (np.int8(3), np.inf)}) == {
         "a": [1.0, None],
         "b": [3, None],
     }

@@ -306,10 +306,10 @@ def test_panel_images_bring_their_bars(panel, store, tmp_path):
 
 def test_sheets_of_panel_images_say_so(panel, tmp_path, monkeypatch):
     titles = []
-    drawn = preview._grid
+    drawn = preview.image_grid
     monkeypatch.setattr(
         preview,
-        "_grid",
+        "image_grid",
         lambda images, captions, title, columns: (
             titles.append(title),
             drawn(images, captions, title, columns),

@@ -337,8 +337,8 @@ def format_time(ns: int, tz: str | None) -> str:
 def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m-%d %H:%M") -> list[str]:
     """Return times as text: only the dates where none has a time of day, else as `intraday` says, in their zone."""
     series = to_series(time, tz)
-    clock = series.dt.replace_time_zone(None).to_physical() % DAY_NS
-    return series.dt.strftime(intraday if (clock != 0).any() else "%Y-%m-%d").to_list()
+    wall = series.dt.replace_time_zone(None).to_physical().to_numpy()
+    return series.dt.strftime(intraday if (wall % DAY_NS).any() else "%Y-%m-%d").to_list()
 
 
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["FORMAT_VERSION", "FactorCache", "open_cache"]
+__all__ = ["FORMAT_VERSION", "FactorCache", "create", "extend", "open_cache", "open_group"]
 
 FORMAT: Final = "pricepix-factor"
 FORMAT_VERSION: Final = 1
@@ -48,7 +48,8 @@ class FactorCache:
     """
 
     def __init__(self, group: zarr.Group, location: str) -> None:
-        self._group = group
+        self.group = group
+        """The Zarr group."""
         self.location = location
         """Path or URL of the cache, ``memory`` for one that lives in memory."""
         self.attrs: dict[str, Any] = dict(group.attrs)
@@ -188,8 +189,9 @@ class FactorCache:
 
     def to_xarray(self) -> xarray.Dataset:
         """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location."""
-        xr = optional_module("xarray", "xarray", "to_xarray")
-        return xr.open_zarr(self._group.store, consolidated=False)
+        import xarray as xr
+
+        return xr.open_zarr(self.group.store, consolidated=False)
 
     def to_polars(self) -> polars.DataFrame:
         """Return a long table, a row a known value: instrument, time, factor and, where kept, spread."""
@@ -202,7 +204,7 @@ class FactorCache:
 
     def to_csv(self, path: str | PathLike[str]) -> Path:
         """Write the long table of `to_polars` as CSV, times in ISO form."""
-        return exports.write_csv(self.to_polars(), path, dates=self.intervals == ["00:00"])
+        return exports.write_csv(self.to_polars(), path)
 
     def to_alphalens(self) -> pandas.Series:
         """Return a pandas Series ``factor``, indexed by (date, asset), as alphalens takes it."""
@@ -235,16 +237,17 @@ def open_cache(location: CacheLike) -> FactorCache:
     ValueError
         If what is there is not a finished factor cache of a format that this release reads.
     """
-    cache = FactorCache(_open_group(location), str(location))
+    cache = FactorCache(open_group(location), str(location))
     if not cache.attrs["complete"]:
         raise ValueError(
             f"cache {location} is not finished ({cache.attrs['windows']:,} windows are scored): call "
-            "pricepix.factor.score with the same images and model again, it goes on where it stopped"
+            "pricepix.factor.score with the same images and model again, which resumes it"
         )
     return cache
 
 
-def _open_group(location: CacheLike, mode: Any = "r") -> zarr.Group:
+def open_group(location: CacheLike, mode: Any = "r") -> zarr.Group:
+    """Open the Zarr group at a location; an error says what is there instead."""
     if isinstance(location, (str, PathLike)) and "://" not in str(location):
         path = Path(location)
         if not path.exists():
@@ -262,7 +265,7 @@ def _open_group(location: CacheLike, mode: Any = "r") -> zarr.Group:
 def _check_attributes(attrs: dict[str, Any], location: str) -> None:
     if attrs.get("format") != FORMAT:
         hint = "an image store: open it with open_store" if "horizons" in attrs else "something else"
-        raise ValueError(f"{location} is a Zarr group, but not a factor cache; it is {hint}")
+        raise ValueError(f"{location} is a Zarr group, but not a factor cache: it is {hint}")
     if attrs.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"cache {location} has format version {attrs.get('format_version')}, this release reads version "
@@ -314,33 +317,25 @@ def create(
 
 def extend(group: zarr.Group, days: NDArray[np.int64], time: NDArray[np.int64], names: Sequence[str]) -> None:
     """Lengthen the axes of a cache to `days` and `names`, which begin with those it has."""
-    held: Any = group["day"]
-    listed: Any = group["instrument"]
-    old, known = held.shape[0], listed.shape[0]
+    day: Any = group["day"]
+    instrument: Any = group["instrument"]
+    old, known = day.shape[0], instrument.shape[0]
     width = time.shape[1]
     if len(names) > known:
-        listed.resize((len(names),))
-        listed[known:] = np.array(list(names[known:]), object)
+        instrument.resize((len(names),))
+        instrument[known:] = np.array(list(names[known:]), object)
     for name in ("factor", "spread"):
         if name in group:
             values: Any = group[name]
             values.resize((max(len(days), old), len(names), width))
     if len(days) > old:
-        held.resize((len(days),))
-        held[old:] = days[old:]
-        stamps: Any = group["time"]
-        stamps.resize(time.shape)
-    # The last day held may have gained bars since.
+        day.resize((len(days),))
+        day[old:] = days[old:]
+        group["time"].resize(time.shape)  # type: ignore[union-attr]
+    # The last day of the cache may have gained bars since.
     first = max(0, old - 1)
     if len(days) > first:
-        into: Any = group["time"]
-        into[first:] = time[first:]
-
-
-def stamps(time: NDArray[np.int64], tz: str | None, most: int = 5) -> str:
-    """Write the first few of some times for a message."""
-    shown = ", ".join(str(t) for t in to_series(time[:most], tz))
-    return shown + (f" and {len(time) - most:,} more" if len(time) > most else "")
+        group["time"][first:] = time[first:]  # type: ignore[index]
 
 
 def long_table(cache: FactorCache) -> pl.DataFrame:

@@ -7,14 +7,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import DAY_NS, to_series
+from pricepix.bars.times import DAY_NS, format_times, to_series
 
-__all__ = ["Calendar", "day_and_interval", "interval_names"]
+__all__ = ["Calendar", "day_and_interval", "interval_names", "list_times"]
+
 Times = NDArray[np.int64]
 
 
 class Calendar(Protocol):
-    """The times of a market's bars: a panel, or what a source says of one that nobody has read."""
+    """The times of a market's bars: of a panel, or of a market cache that has not been read."""
 
     @property
     def calendar(self) -> Times:
@@ -48,3 +49,9 @@ def interval_names(interval: Times) -> list[str]:
         text += f":{s % 60:02d}" if seconds or fraction else ""
         names.append(text + (f".{rest:09d}" if fraction else ""))
     return names
+
+
+def list_times(time: Times, tz: str | None, limit: int = 5) -> str:
+    """Write the first few of some times for a message, and how many more there are."""
+    shown = ", ".join(format_times(time[:limit], tz, "%Y-%m-%d %H:%M:%S%.f"))
+    return shown + (f" and {len(time) - limit:,} more" if len(time) > limit else "")

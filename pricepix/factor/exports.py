@@ -1,4 +1,4 @@
-"""A factor cache in other people's formats."""
+"""A factor cache in the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["to_alphalens", "to_image_trading", "to_qlib", "write_csv"]
 
 
-def write_csv(table: pl.DataFrame, path: str | PathLike[str], *, dates: bool) -> Path:
-    """Write a long table as CSV; return the path. `dates` leaves the time of day out."""
-    written = pl.col("time").dt.strftime("%Y-%m-%d") if dates else pl.col("time").dt.to_string("iso:strict")
+def write_csv(table: pl.DataFrame, path: str | PathLike[str]) -> Path:
+    """Write a long table as CSV, times in ISO form, as dates where none has a time of day; return the path."""
+    column = table["time"]
+    zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
+    _, interval = day_and_interval(column.to_physical().to_numpy(), zone)
+    time = pl.col("time").dt
+    written = time.to_string("iso:strict") if interval.any() else time.strftime("%Y-%m-%d")
     table.with_columns(written).write_csv(Path(path))
     return Path(path)
 
@@ -92,15 +96,15 @@ def to_image_trading(
     values, names = cube.values, cube.instruments
     days = cube.days.astype(np.int64)
     if calendar is not None:
-        every = np.unique(day_and_interval(calendar, tz)[0])
-        place = np.searchsorted(every, days)
-        if len(days) and (place.max() >= len(every) or not np.array_equal(every[place], days)):
+        all_days = np.unique(day_and_interval(calendar, tz)[0])
+        place = np.searchsorted(all_days, days)
+        if len(days) and (place.max() >= len(all_days) or not np.array_equal(all_days[place], days)):
             raise ValueError(
                 "the panel lacks days that the cache has: give the panel that the store was made from"
             )
-        wide = np.full((len(every), *values.shape[1:]), np.nan, np.float32)
+        wide = np.full((len(all_days), *values.shape[1:]), np.nan, np.float32)
         wide[place] = values
-        values, days = wide, every
+        values, days = wide, all_days
     if len(names) and max(len(name) for name in names) > 32:
         longest = max(names, key=len)
         raise ValueError(f"ImageTrading holds names of up to 32 characters; {str(longest)!r} is longer")
@@ -125,8 +129,8 @@ def _pandas_index(frame: pl.DataFrame, names: tuple[str, str]) -> tuple[Any, Any
         raise ImportError("this export needs pandas: pip install pandas") from error
     time = frame["time"]
     zone = time.dtype.time_zone if isinstance(time.dtype, pl.Datetime) else None
-    stamps = pd.DatetimeIndex(time.to_physical().to_numpy().view("datetime64[ns]"))
+    times = pd.DatetimeIndex(time.to_physical().to_numpy().view("datetime64[ns]"))
     if zone is not None:
-        stamps = stamps.tz_localize("UTC").tz_convert(zone)
-    arrays = [stamps, pd.Index(frame["instrument"].to_list(), dtype=object)]
+        times = times.tz_localize("UTC").tz_convert(zone)
+    arrays = [times, pd.Index(frame["instrument"].to_list(), dtype=object)]
     return pd, pd.MultiIndex.from_arrays(arrays, names=names)

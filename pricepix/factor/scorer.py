@@ -1,4 +1,4 @@
-"""What scores images: a network, an ensemble, or any function, and how it is recognised again."""
+"""A model that scores images: a network, an ensemble, a walk-forward run, or any function."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
-from pricepix.factor.seen import seen_by
+from pricepix.factor.training_overlap import training_summary
 from pricepix.spec import ImageSpec
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "ScorerOptions"]
 
 Floats = NDArray[np.float32]
 _PRECISIONS: Final = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
-_EVER: Final = np.iinfo(np.int64)
+_LIMITS: Final = np.iinfo(np.int64)
+
+
+class ScorerOptions(TypedDict, total=False):
+    """The arguments of `Scorer` that ``score`` passes on."""
+
+    batch: int
+    device: str | None
+    precision: str
+    values: str | None
+    model_id: str | None
 
 
 class Stage(NamedTuple):
@@ -53,6 +63,8 @@ class Scorer:
         ``"cuda"`` where there is one, else ``"cpu"``.
     precision : {"32-true", "bf16-mixed", "16-mixed"}
         What networks compute in.
+    values : {"probability", "score"}, optional
+        What a function returns; probability by default. Networks record which.
     tz : str, optional
         Zone of the store, in which a run's periods are read.
     """
@@ -65,8 +77,10 @@ class Scorer:
         batch: int = 256,
         device: str | None = None,
         precision: str = "32-true",
+        values: str | None = None,
         tz: str | None = None,
     ) -> None:
+        choice(values, "values", (None, "probability", "score"))
         self.precision = choice(precision, "precision", _PRECISIONS)
         batch = whole_number(batch, "batch", 1, unit="images")
         # What fit returns carries the folder of the run.
@@ -74,8 +88,7 @@ class Scorer:
             model = getattr(model, "out", model)
         if not isinstance(model, str | PathLike) and not callable(model):
             raise TypeError(
-                f"model is a {type(model).__name__}; give a checkpoint, the folder of a run, a PriceCNN, "
-                "an Ensemble "
+                f"model is a {type(model).__name__}; give a checkpoint, the folder of a run, a PriceCNN, an Ensemble "
                 "or a function from images to probabilities"
             )
         self._path = Path(model) if isinstance(model, str | PathLike) else None
@@ -86,8 +99,10 @@ class Scorer:
         if model_id is not None and self.members:
             raise ValueError("model_id names a function; a network is named by its weights: leave it out")
         self.digest = self._networks_digest() if self.members else _callable_digest(self._model, model_id)
-        """32 hexadecimal digits that name the model; None for a function that nothing tells from others."""
+        """32 hexadecimal digits that identify the model; None for a function that cannot be identified."""
         self.name = self._name(model_id)
+        self.kind = values or ("probability" if self.is_probability else "score")
+        """What scores are: ``probability`` of a rise, or ``score``."""
 
     def __getstate__(self) -> dict[str, Any]:
         lazily = {"_model": None, "_stages": None} if self._path else {"_stages": None}
@@ -97,7 +112,7 @@ class Scorer:
     def stages(self) -> list[Stage]:
         """The networks by time, on their device; empty for a function."""
         if self._stages is None:
-            self._stages = self._loaded()
+            self._stages = self._load()
         return self._stages
 
     @property
@@ -105,19 +120,19 @@ class Scorer:
         """The networks of the first stage; empty for a function."""
         return self.stages[0].members if self.stages else []
 
-    def _loaded(self) -> list[Stage]:
+    def _load(self) -> list[Stage]:
         if self._path is not None:
             from pricepix.train.checkpoints import load_model
 
             if periods := _folds(self._path, self._tz):
-                return [Stage(a, b, self._placed(load_model(folder))) for a, b, folder in periods]
+                return [Stage(a, b, self._place(load_model(folder))) for a, b, folder in periods]
             if self._model is None:
                 self._model = load_model(self._path)
         if not _is_module(self._model):
             return []
-        return [Stage(_EVER.min, _EVER.max, self._placed(self._model))]
+        return [Stage(_LIMITS.min, _LIMITS.max, self._place(self._model))]
 
-    def _placed(self, model: Any) -> list[Any]:
+    def _place(self, model: Any) -> list[Any]:
         """Members of a network or ensemble, checked, on their device."""
         from pricepix.train.models import Ensemble, PriceCNN
 
@@ -125,8 +140,7 @@ class Scorer:
         for member in members:
             if not isinstance(member, PriceCNN):
                 raise ValueError(
-                    f"the model is a {type(member).__name__}, which does not take images: give a PriceCNN "
-                    "or an "
+                    f"the model is a {type(member).__name__}, which does not take images: give a PriceCNN or an "
                     "Ensemble of them, or a function that wraps it"
                 )
         device = self._device
@@ -138,7 +152,7 @@ class Scorer:
             return [member.to(device).eval() for member in members]
         import torch
 
-        # What a lower precision is fast in, on CPUs above all.
+        # Lower precisions are fast only in this memory format, especially on CPUs.
         for member in members:
             member.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         return members
@@ -150,13 +164,13 @@ class Scorer:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the checkpoint says of its training."""
+        """What the checkpoint records of its training."""
         found = self.members[0].metadata if self.members else {}
         return json.loads(json.dumps(found, default=str))
 
     @property
     def horizon(self) -> int | None:
-        """Horizon the model was trained for, if its checkpoint says so."""
+        """Horizon that the model was trained for, if its checkpoint records one."""
         found = self.metadata.get("horizon")
         return int(found) if isinstance(found, int) else None
 
@@ -177,8 +191,8 @@ class Scorer:
         if isinstance(trained, dict) and "lookback" in trained:
             other = ImageSpec.from_dict(trained)
             if other != spec:
-                theirs, ours = other.to_dict(), spec.to_dict()
-                differ = [f"{k} {theirs[k]!r}, not {ours[k]!r}" for k in ours if theirs[k] != ours[k]]
+                expected, found = other.to_dict(), spec.to_dict()
+                differ = [f"{k} {expected[k]!r}, not {v!r}" for k, v in found.items() if expected[k] != v]
                 raise ValueError(
                     f"the model {self.name} was trained on other images than those of {images}: "
                     f"{'; '.join(differ)}. Score images of the spec that the model was trained on"
@@ -189,12 +203,12 @@ class Scorer:
     ) -> tuple[Floats, Floats | None]:
         """Return the mean score of the members, float32 (n,), and their standard deviation (n - 1).
 
-        `time`, int64 (n,) nanoseconds of the images' last bars, is needed for a walk-forward run alone.
+        `time`, int64 (n,) nanoseconds of the images' last bars, is needed only for a walk-forward run.
         """
         if not self.stages:
-            return self._called(images), None
-        if len(self.stages) == 1 and self.stages[0].first == _EVER.min:
-            return self._predicted(self.stages[0].members, images)
+            return self._call_function(images), None
+        if len(self.stages) == 1 and self.stages[0].first == _LIMITS.min:
+            return self._predict(self.stages[0].members, images)
         if time is None:
             raise ValueError("a walk-forward run scores images by their time: pass it")
         mean = np.full(len(images), np.nan, np.float32)
@@ -202,26 +216,25 @@ class Scorer:
         for stage in self.stages:
             own = np.flatnonzero((time >= stage.first) & (time <= stage.last))
             if len(own):
-                mean[own], found = self._predicted(stage.members, images[own])
+                mean[own], found = self._predict(stage.members, images[own])
                 if spread is not None and found is not None:
                     spread[own] = found
         return mean, spread
 
-    def _predicted(self, members: list[Any], images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
-        # A chunk may be read-only memory, which torch takes only under protest.
+    def _predict(self, members: list[Any], images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
+        # A chunk may be read-only memory, of which torch warns.
         images = np.require(images, requirements="W")
-        with _computing_in(self.precision, members[0]):
+        with _autocast(self.precision, members[0]):
             parts = np.stack([member.predict(images, self.batch) for member in members])
         if not np.isfinite(parts).all():
             raise ValueError(
-                f"the model {self.name} gives {np.count_nonzero(~np.isfinite(parts))} scores that are no "
-                "numbers: "
-                "its weights are damaged, or training diverged"
+                f"the model {self.name} gives {np.count_nonzero(~np.isfinite(parts))} scores that are not finite: its "
+                "weights are damaged, or training diverged"
             )
         spread = parts.std(axis=0, ddof=1, dtype=np.float64).astype(np.float32) if len(parts) > 1 else None
         return parts.mean(axis=0, dtype=np.float64).astype(np.float32), spread
 
-    def _called(self, images: NDArray[np.uint8]) -> Floats:
+    def _call_function(self, images: NDArray[np.uint8]) -> Floats:
         out = np.empty(len(images), np.float32)
         for a in range(0, len(images), self.batch):
             part = images[a : a + self.batch]
@@ -229,18 +242,17 @@ class Scorer:
             values = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
             if values.shape != (len(part),) or values.dtype.kind not in "fiu":
                 raise ValueError(
-                    f"{self.name} returned {values.dtype} {values.shape} for {len(part)} images: it must "
-                    "return a number "
-                    f"an image, shape ({len(part)},), the probability of a rise"
+                    f"{self.name} returned {values.dtype} {values.shape} for {len(part)} images: it must return a "
+                    f"number an image, shape ({len(part)},), the probability of a rise"
                 )
             if np.isinf(values).any():
-                raise ValueError(f"{self.name} returned infinite scores: return NaN where nothing is known")
+                raise ValueError(f"{self.name} returned infinite scores: return NaN where there is no score")
             out[a : a + self.batch] = values
         return out
 
     def _networks_digest(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        walk = len(self.stages) > 1 or self.stages[0].first != _EVER.min
+        walk = len(self.stages) > 1 or self.stages[0].first != _LIMITS.min
         for stage, member in ((s, m) for s in self.stages for m in s.members):
             if walk:
                 digest.update(repr((stage.first, stage.last)).encode())
@@ -252,29 +264,31 @@ class Scorer:
 
     def _name(self, model_id: str | None) -> str:
         if self.members:
-            several = f"{len(self.members)} x " if len(self.members) > 1 else ""
-            walked = f", {len(self.stages)} folds" if len(self.stages) > 1 else ""
-            return f"{several}{self.members[0].spec.name}{walked}"
+            ensemble = f"{len(self.members)} x " if len(self.members) > 1 else ""
+            folds = f", {len(self.stages)} folds" if len(self.stages) > 1 else ""
+            return f"{ensemble}{self.members[0].spec.name}{folds}"
         return model_id or _qualified(self._model)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a cache keeps of the model."""
+        """Return what a cache records of the model."""
         return {
             "digest": self.digest,
             "name": self.name,
             "members": len(self.members) or 1,
             "source": str(self._path) if self._path else None,
             "metadata": self.metadata,
-            "seen": self._seen(),
+            "seen": self._training(),
         }
 
-    def _seen(self) -> list[dict[str, Any]]:
-        """What the networks of each stage were trained and validated on; of functions nothing is known."""
+    def _training(self) -> list[dict[str, Any]]:
+        """Return what the networks of each stage were trained and validated on; nothing for functions."""
         found = []
         for stage in self.stages:
-            first = None if stage.first == _EVER.min else stage.first
-            last = None if stage.last == _EVER.max else stage.last
-            found.append(seen_by((member.metadata for member in stage.members), self._tz, first, last))
+            first = None if stage.first == _LIMITS.min else stage.first
+            last = None if stage.last == _LIMITS.max else stage.last
+            found.append(
+                training_summary((member.metadata for member in stage.members), self._tz, first, last)
+            )
         return found
 
 
@@ -300,14 +314,13 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
     for (_, last, folder), (first, _, other) in itertools.pairwise(found):
         if first <= last:
             raise ValueError(
-                f"the test periods of {folder.name} and {other.name} of run {run} overlap: score them one "
-                "by one, by the "
-                "folder of the fold"
+                f"the test periods of {folder.name} and {other.name} of run {run} overlap: score them one by one, by "
+                "the folder of the fold"
             )
     return found
 
 
-def _computing_in(precision: str, network: Any) -> AbstractContextManager[Any]:
+def _autocast(precision: str, network: Any) -> AbstractContextManager[Any]:
     if precision == "32-true":
         return nullcontext()
     import torch
@@ -325,7 +338,7 @@ def _qualified(function: Callable[..., Any]) -> str:
 
 
 def _callable_digest(function: Any, model_id: str | None) -> str | None:
-    """Name a function by `model_id`, or by its code if that is all there is to it."""
+    """Identify a function by `model_id`, or by its code if it has no state besides."""
     text: Any = model_id
     if model_id is None:
         code = getattr(function, "__code__", None)

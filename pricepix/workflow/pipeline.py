@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pricepix import samples
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import DAY_NS, as_time
+from pricepix.bars.times import as_time
+from pricepix.factor.evaluation.report import check_installed
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
 from pricepix.train.hyper import is_first_rank
@@ -56,6 +57,9 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     # Training on several devices starts this again in a process for each of them, to take part in it alone.
     if config.train is not None and not is_first_rank():
         return _take_part(config)
+    if config.evaluate is not None:
+        # Not after hours of training.
+        check_installed()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     record = _Record(out)
@@ -88,7 +92,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         return model
 
     from pricepix.factor import evaluate, open_cache, score, write_report
-    from pricepix.factor.evaluation.evaluate import settled
+    from pricepix.factor.evaluation.evaluate import resolve_horizon
 
     digest = digests["score"]
     if record.done("score", digest, factor):
@@ -107,7 +111,9 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     report = out / "report.html"
     settings: dict[str, Any] = {"horizon": _horizon(config, store), "start": _out_of_sample(config)}
     settings |= {name: value for name, value in config.evaluate.arguments().items() if value is not None}
-    settings["horizon"], settings["delay"] = settled(cache.attrs, settings["horizon"], settings.get("delay"))
+    settings["horizon"], settings["delay"] = resolve_horizon(
+        cache.attrs, settings["horizon"], settings.get("delay")
+    )
     digest = _digest(settings, digest)
     if record.done("evaluate", digest, report):
         echo(f"evaluate  up to date: {report}")
@@ -257,11 +263,11 @@ class _MarketCache:
 
     def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
         """The days from `start` to `end`, or to the last one with an image, and those around them."""
-        from pricepix.factor.evaluation.evaluate import reach
+        from pricepix.factor.evaluation.evaluate import bars_needed
 
         cache, all_days = self._cache, self._day
         per_year = 252.0 * cache.intervals if cache.session.periods is not None else 365.0 * cache.intervals
-        before, after = reach(per_year, **settings)
+        before, after = bars_needed(per_year, **settings)
         edge = -(-len(store) // INDEX_CHUNK)
         head, tail = store.column("time", 0, 1), store.column("time", edge - 1, edge)
         shown = cache.days[all_days].astype("datetime64[ns]").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM of its first and last convolution, by captum."""
+"""Attribution maps of a network: Grad-CAM of its first and last convolution, by captum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["grad_cam"]
 def grad_cam(
     network: PriceCNN, images: NDArray[np.uint8], batch: int = 64
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Map what speaks for a rise (Selvaraju et al., 2017).
+    """Map which pixels raise the probability of a rise (Selvaraju et al., 2017).
 
     Activations of a convolution, weighted by the mean gradient of the upper class's logit over each channel's
     map, summed, cut off below 0, enlarged to the image and divided by the image's largest value.
@@ -42,7 +42,7 @@ def grad_cam(
     try:
         from captum.attr import LayerAttribution, LayerGradCam
     except ImportError as error:
-        raise ImportError('attribution maps need captum: pip install "pricepix[report]"') from error
+        raise ImportError('attribution maps need captum: pip install "pricepix[attribution]"') from error
     import torch
 
     if len(network.blocks) == 0:
@@ -77,7 +77,7 @@ def _convolution(network: PriceCNN, block: int) -> Any:
 
 
 def _logits(network: PriceCNN) -> Any:
-    """The network as captum calls it: it would ask for gradients of the pixels, which bytes do not have."""
+    """Wrap the network in a function: captum would ask a module for gradients of pixels, which bytes lack."""
 
     def forward(images: Any) -> Any:
         return network(images)

@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.bars.times import DAY_NS, to_series
+from pricepix.bars.times import format_times
 from pricepix.factor.evaluation.portfolio import drawdown
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.scorer import Scorer
+from pricepix.preview import image_grid, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pricepix.images.image_set import ImageSet
 
+__all__ = ["Chart", "charts", "format_number", "format_percent", "pictures", "png_bytes"]
+
 _BLUE: Final = "#2f5d8a"
-
 _RED: Final = "#b2452f"
-
 _GREY: Final = "#8a8f98"
-
 _INK: Final = "#20242a"
+# A page is 9 inches at this resolution: 990 pixels.
+_DPI: Final = 110
+_WIDTH: Final = 990
+
+
+class Chart(NamedTuple):
+    """One figure of a report."""
+
+    name: str
+    """Of its file, without ``.png``."""
+    heading: str
+    """Of its section; empty where it belongs to the section before."""
+    caption: str
+    figure: Any
+
+
+def format_number(value: float, digits: int) -> str:
+    """Write a number, ``n/a`` if it is not finite."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "n/a"
+
+
+def format_percent(value: float, digits: int = 1) -> str:
+    """Write a share as a percentage, ``n/a`` if it is not finite."""
+    return f"{100 * value:.{digits}f}%" if np.isfinite(value) else "n/a"
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as PNG; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    save_figure(figure, buffer)
+    return buffer.getvalue()
+
 
 # -------------------------------------------------------------------------------------------- curves
-
-_LABEL: Final = 0.45
-
-Made = tuple[str, str, str, Any]
-"""File name, heading, caption, figure."""
 
 
 def _new(width: float = 9.0, height: float = 3.6, rows: int = 1, columns: int = 1, **options: Any) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.ravel():
         ax.spines[["top", "right"]].set_visible(False)
@@ -48,25 +75,19 @@ def _new(width: float = 9.0, height: float = 3.6, rows: int = 1, columns: int = 
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Matplotlib writes its version into the file otherwise: the same report is the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def _dates(texts: list[str]) -> NDArray[np.datetime64]:
     return np.array([t[:19] for t in texts], "datetime64[s]")
 
 
-def _curves(evaluation: Evaluation) -> list[Made]:
+def charts(evaluation: Evaluation) -> list[Chart]:
+    """Draw the curves and bars of an evaluation."""
     made = [_cumulative(evaluation), _long_short(evaluation), _by_quantile(evaluation), _ic(evaluation)]
     if evaluation.figures["classification"]:
         made.append(_calibration(evaluation))
     return [*made, _turnover(evaluation), _delays(evaluation)]
 
 
-def _cumulative(evaluation: Evaluation) -> Made:
+def _cumulative(evaluation: Evaluation) -> Chart:
     from matplotlib import colormaps
 
     book = evaluation.series["portfolio_equal"]
@@ -94,10 +115,10 @@ def _cumulative(evaluation: Evaluation) -> Made:
     )
     legend.set_in_layout(True)
     caption = "Worth of each quantile, equally weighted, before costs; 1 holds the lowest scores."
-    return "quantiles", "Quantile portfolios", caption, figure
+    return Chart("quantiles", "Quantile portfolios", caption, figure)
 
 
-def _long_short(evaluation: Evaluation) -> Made:
+def _long_short(evaluation: Evaluation) -> Chart:
     book, figures = evaluation.series["portfolio_equal"], evaluation.figures
     figure, axes = _new(height=4.2, rows=2, sharex=True, height_ratios=(2.2, 1))
     time = _dates(book["time"])
@@ -119,10 +140,10 @@ def _long_short(evaluation: Evaluation) -> Made:
     axes[1, 0].yaxis.set_major_formatter("{x:.0%}")
     axes[1, 0].set_ylabel("drawdown", fontsize=8, color=_INK)
     caption = "Highest quantile minus the lowest, equally weighted, and its drawdown before costs."
-    return "long_short", "Long-short", caption, figure
+    return Chart("long_short", "Long-short", caption, figure)
 
 
-def _by_quantile(evaluation: Evaluation) -> Made:
+def _by_quantile(evaluation: Evaluation) -> Chart:
     f = evaluation.figures
     figure, axes = _new(height=3.0)
     mean = [np.nan if v is None else v for v in f["sorts"]["mean_forward_return"]]
@@ -132,10 +153,10 @@ def _by_quantile(evaluation: Evaluation) -> Made:
     axes[0, 0].set_xticks(np.arange(1, len(mean) + 1))
     axes[0, 0].set_xlabel("quantile", fontsize=8, color=_INK)
     caption = f"Mean return over the next {f['horizon']} bars by quantile, over all dates of the factor."
-    return "by_quantile", "", caption, figure
+    return Chart("by_quantile", "", caption, figure)
 
 
-def _ic(evaluation: Evaluation) -> Made:
+def _ic(evaluation: Evaluation) -> Chart:
     ic = np.asarray(evaluation.series["rank_ic"], np.float64)
     time = _dates(evaluation.series["time"])
     figure, axes = _new(rows=1, columns=2, width_ratios=(2.4, 1))
@@ -155,10 +176,10 @@ def _ic(evaluation: Evaluation) -> Made:
         axes[0, 1].axvline(float(ic[known].mean()), color=_RED, linewidth=1.2)
     axes[0, 1].set_xlabel("rank IC; the line is its mean", fontsize=8, color=_INK)
     caption = "Rank correlation between factor and return across instruments, by date."
-    return "ic", "Information coefficient", caption, figure
+    return Chart("ic", "Information coefficient", caption, figure)
 
 
-def _calibration(evaluation: Evaluation) -> Made:
+def _calibration(evaluation: Evaluation) -> Chart:
     found = evaluation.figures["calibration"]
     figure, axes = _new(width=5.0, height=4.2)
     ax = axes[0, 0]
@@ -171,12 +192,12 @@ def _calibration(evaluation: Evaluation) -> Made:
     ax.set_ylabel("share that rose", fontsize=8, color=_INK)
     caption = (
         "Calibration over bins of equally many pairs; the mean distance from the diagonal is "
-        f"{_number(found['error'], 4)}."
+        f"{format_number(found['error'], 4)}."
     )
-    return "calibration", "Calibration", caption, figure
+    return Chart("calibration", "Calibration", caption, figure)
 
 
-def _turnover(evaluation: Evaluation) -> Made:
+def _turnover(evaluation: Evaluation) -> Chart:
     book = evaluation.series["portfolio_equal"]
     figure, axes = _new(height=2.6)
     time = _dates(book["entry"])[1:]
@@ -184,10 +205,10 @@ def _turnover(evaluation: Evaluation) -> Made:
     axes[0, 0].yaxis.set_major_formatter("{x:.0%}")
     axes[0, 0].set_ylim(bottom=0.0)
     caption = "Turnover of the long-short portfolio at each rebalancing; 200% replaces both legs."
-    return "turnover", "Turnover", caption, figure
+    return Chart("turnover", "Turnover", caption, figure)
 
 
-def _delays(evaluation: Evaluation) -> Made:
+def _delays(evaluation: Evaluation) -> Chart:
     f = evaluation.figures
     figure, axes = _new(height=3.0, rows=1, columns=2)
     for ax, rows, key, label in (
@@ -207,104 +228,94 @@ def _delays(evaluation: Evaluation) -> Made:
         ax.set_xlabel(label, fontsize=8, color=_INK)
     axes[0, 0].set_ylabel("mean rank IC", fontsize=8, color=_INK)
     caption = "Mean rank IC by delay of the entry and by horizon, with 95% bounds (Newey-West)."
-    return "delays", "Delay and decay", caption, figure
+    return Chart("delays", "Delay and decay", caption, figure)
 
 
 # ------------------------------------------------------------------------------------------- pictures
+
+
+def pictures(
+    evaluation: Evaluation, store: ImageSet, model: Any = None, *, sheet: int, per_quantile: int, seed: int
+) -> list[Chart]:
+    """Draw the images with the highest and the lowest scores and, with a model, where it looks.
+
+    Raises
+    ------
+    ValueError
+        The images or the model are not those of the factor.
+    ImportError
+        A model is given and captum is not installed.
+    """
+    _check_store(evaluation, store)
+    values = evaluation.cache.of_windows(store)
+    order = np.argsort(values, kind="stable")
+    order = order[~np.isnan(values[order])]
+    sheet = min(sheet, len(order))
+    lowest, highest = order[:sheet], order[::-1][:sheet]
+    made = [
+        Chart("highest", "Images", "The images with the highest scores.", _sheet(store, highest, values)),
+        Chart("lowest", "", "The images with the lowest scores.", _sheet(store, lowest, values)),
+    ]
+    if model is None:
+        return made
+    network = _scored_network(evaluation, model)
+    if len(network.blocks) == 0:
+        return made
+    from pricepix.factor.evaluation.attribution import grad_cam
+
+    images = store.read(np.concatenate([highest[:6], lowest[:6]]))
+    caption = (
+        "Grad-CAM of the last and the first convolution: what speaks for a rise. Left the six highest scores, "
+        "right the six lowest."
+    )
+    maps = _maps(images, grad_cam(network, images))
+    made.append(Chart("attribution", "Where the network looks", caption, maps))
+    groups = evaluation.figures["quantiles"]
+    rng = np.random.default_rng(seed)
+    means = []
+    for part in np.array_split(order, groups):
+        chosen = np.sort(rng.choice(part, min(per_quantile, len(part)), replace=False))
+        images = store.read(chosen)
+        cam = grad_cam(network, images)
+        means.append((images.mean(axis=0) / 255.0, cam["last"].mean(axis=0), cam["first"].mean(axis=0)))
+    caption = (
+        f"By {groups} groups of the score, from the lowest to the highest: the mean image of up to "
+        f"{per_quantile} and the mean maps of the last and the first convolution."
+    )
+    made.append(Chart("attribution_by_quantile", "", caption, _mean_maps(means)))
+    return made
 
 
 def _check_store(evaluation: Evaluation, store: ImageSet) -> None:
     scored = evaluation.cache.attrs["store_digest"]
     if store.digest != scored:
         raise ValueError(
-            f"the factor was scored from images of digest {scored}, not from {store.kind} {store.location} (digest "
-            f"{store.digest}): pass those that were scored"
+            f"the factor was scored from images of digest {scored}, not from {store.kind} {store.location} "
+            f"(digest {store.digest}): pass those that were scored"
         )
 
 
-def _pictures(
-    evaluation: Evaluation, store: ImageSet, model: Any, sheet: int, per_quantile: int, seed: int
-) -> list[Made]:
-    values = evaluation.cache.of_windows(store)
-    order = np.argsort(values, kind="stable")
-    order = order[~np.isnan(values[order])]
-    sheet = min(sheet, len(order))
-    low, high = order[:sheet], order[::-1][:sheet]
-    made: list[Made] = [
-        ("highest", "Images", "The images with the highest scores.", _sheet(store, high, values)),
-        ("lowest", "", "The images with the lowest scores.", _sheet(store, low, values)),
-    ]
-    if model is None:
-        return made
+def _scored_network(evaluation: Evaluation, model: Any) -> Any:
+    """Return the model's first network, checked to be the one that was scored."""
     scorer = Scorer(model, device="cpu")
-    held = evaluation.cache.attrs["model"]["digest"]
-    if scorer.digest != held or not scorer.members:
+    scored = evaluation.cache.attrs["model"]["digest"]
+    if scorer.digest != scored or not scorer.members:
         raise ValueError(
-            f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache (digest "
-            f"{held}): pass the "
-            "checkpoint or run that was scored"
+            f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache (digest {scored}): "
+            "pass the checkpoint or run that was scored"
         )
-    network = scorer.members[0]
-    if len(network.blocks) == 0:
-        return made
-    from pricepix.factor.evaluation.attribution import grad_cam
-
-    shown = np.concatenate([high[:6], low[:6]])
-    images = store.read(shown)
-    made.append(
-        (
-            "attribution",
-            "Where the network looks",
-            "Grad-CAM of the last and the first convolution: what speaks for a rise. Left the six highest "
-            "scores, right "
-            "the six lowest.",
-            _maps(images, grad_cam(network, images)),
-        )
-    )
-    n = evaluation.figures["quantiles"]
-    rng = np.random.default_rng(seed)
-    means = []
-    for part in np.array_split(order, n):
-        chosen = np.sort(rng.choice(part, min(per_quantile, len(part)), replace=False))
-        pictures = store.read(chosen)
-        cam = grad_cam(network, pictures)
-        means.append((pictures.mean(axis=0) / 255.0, cam["last"].mean(axis=0), cam["first"].mean(axis=0)))
-    caption = (
-        f"By {n} groups of the score, from the lowest to the highest: the mean image of up to "
-        f"{per_quantile} and the mean "
-        "maps of the last and the first convolution."
-    )
-    made.append(("attribution_by_quantile", "", caption, _mean_maps(means)))
-    return made
+    return scorer.members[0]
 
 
 def _sheet(store: ImageSet, chosen: NDArray[np.int64], values: NDArray[np.float32]) -> Figure:
-    from matplotlib.figure import Figure
-
-    height, width = store.spec.shape
-    # Pictures about an inch high: tall narrow ones stand closer.
-    columns = int(np.clip(9.0 * height / (1.3 * width), 5, 12))
-    rows = -(-len(chosen) // columns)
-    each = 9.0 / columns
-    figure = Figure(figsize=(9.0, rows * (each * height / width + _LABEL)), dpi=110)
-    images = store.read(chosen)
+    """Draw images in a grid, with instrument, time and score under each."""
     names = store.instruments[store.instrument_index[chosen]]
-    times = to_series(store.time[chosen], store.tz)
-    daily = not (store.time[chosen] % DAY_NS != 0).any()
-    cell = 1.0 / rows
-    picture = cell * (each * height / width) / (each * height / width + _LABEL)
-    for i, image in enumerate(images):
-        left, bottom = (i % columns) / columns, 1.0 - cell * (i // columns + 1) + (cell - picture) * 0.95
-        ax = figure.add_axes((left + 0.004, bottom, 1.0 / columns - 0.008, picture * 0.97))
-        ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-        ax.set_axis_off()
-        when = str(times[i])[:10] if daily else str(times[i])[:16]
-        # A name such as $A_1$ is no formula.
-        label = f"{str(names[i])[:14]}\n{when}\n{values[chosen[i]]:.4f}"
-        ax.text(
-            0.0, -0.03, label, transform=ax.transAxes, va="top", fontsize=6.5, color=_INK, parse_math=False
-        )
-    return figure
+    times = format_times(store.time[chosen], store.tz)
+    captions = [
+        [str(name), time, f"{value:.4f}"]
+        for name, time, value in zip(names, times, values[chosen], strict=True)
+    ]
+    return image_grid(store.read(chosen), captions, across=_WIDTH)
 
 
 def _maps(images: NDArray[np.uint8], cam: Any) -> Figure:
@@ -312,7 +323,7 @@ def _maps(images: NDArray[np.uint8], cam: Any) -> Figure:
 
     n = len(images)
     height, width = images.shape[1:]
-    figure = Figure(figsize=(9.0, 3 * 9.0 / max(n, 1) * height / width + 0.2), layout="constrained", dpi=110)
+    figure = Figure(figsize=(9.0, 3 * 9.0 / max(n, 1) * height / width + 0.2), layout="constrained", dpi=_DPI)
     axes = figure.subplots(3, n, squeeze=False)
     for j in range(n):
         for row, overlay in enumerate((None, cam["last"][j], cam["first"][j])):
@@ -326,7 +337,7 @@ def _mean_maps(means: list[tuple[Any, Any, Any]]) -> Figure:
     height, width = means[0][0].shape
     n = len(means)
     each = min(9.0 / n, 1.0)
-    figure = Figure(figsize=(n * each, 3 * each * height / width + 0.3), layout="constrained", dpi=110)
+    figure = Figure(figsize=(n * each, 3 * each * height / width + 0.3), layout="constrained", dpi=_DPI)
     axes = figure.subplots(3, n, squeeze=False)
     for j, (image, last, first) in enumerate(means):
         _draw(axes[0, j], image * 255.0, None)
@@ -342,7 +353,3 @@ def _draw(ax: Any, image: Any, overlay: Any) -> None:
     if overlay is not None:
         ax.imshow(overlay, cmap="inferno", vmin=0, vmax=1, alpha=0.65, aspect="auto")
     ax.set_axis_off()
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else "n/a"

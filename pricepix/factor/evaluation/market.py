@@ -1,4 +1,4 @@
-"""The market a factor trades in: a panel's bars laid on the grid of its calendar."""
+"""The market in which a factor trades: a panel's bars on the grid of its calendar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.factor.evaluation.portfolio import Tradable
+from pricepix.factor.evaluation.holding import Tradable
 from pricepix.windows.index import kernels
 from pricepix.windows.labels import NO_TIME, label_price
 

@@ -19,7 +19,7 @@ _PER_YEAR: Final = {"week": 52.0, "month": 12.0, "quarter": 4.0}
 
 
 def bars_per_year(time: Times, tz: str | None) -> float:
-    """Bars a year of a calendar, told from its own spacing.
+    """Return how many bars a calendar has a year, judging by its own spacing.
 
     Daily bars: 252, or 365 where Saturdays and Sundays are traded. Bars a week, a month, a quarter or a year
     apart: 52, 12, 4 or 1. Several bars a day: the days' number times the median of bars a day.
@@ -82,9 +82,9 @@ def rebalances(
 
 
 def rebalances_per_year(decision: NDArray[np.int64], every: str | int, per_year: float) -> float:
-    """Rebalancings a year: 52, 12, 4 for weeks, months, quarters; else bars a year over bars between."""
+    """Return the rebalancings a year: 52, 12, 4 for weeks, months, quarters; else bars a year over bars between."""
     step = float(np.median(np.diff(decision))) if len(decision) > 1 else 1.0
     counted = per_year / step
     named = _PER_YEAR.get(every) if isinstance(every, str) else None
-    # A factor known less often than portfolios could be formed sets the pace.
+    # A factor that is known less often than portfolios could be formed limits them.
     return named if named is not None and counted > named / 1.5 else counted

@@ -1,8 +1,9 @@
-"""What a factor is worth: statistics, portfolios and baselines of a cache on its market, in one result."""
+"""The result of an evaluation: all figures and series, as Python values, JSON or a table."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,48 +11,42 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from pricepix.factor.cache import FactorCache
-from pricepix.factor.evaluation.metrics import (
-    plain,
-)
 
 __all__ = ["Evaluation"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that ``evaluate`` found."""
+    """Figures and series of a factor on its market; ``evaluate`` returns one."""
 
     figures: dict[str, Any]
     """Nested dict of all figures; the keys are described in the documentation's page on evaluation."""
     series: dict[str, Any]
     """Arrays by date or bar with their times: ``rank_ic``, ``spread``, ``portfolio_equal`` and others."""
     cache: FactorCache
-    """The factor that was judged."""
+    """The factor that was evaluated."""
 
     def __repr__(self) -> str:
         f = self.figures
+        ic = f["ic"]["rank"]
         equal = f["portfolios"]["equal"]["long_short"]["periods"]
         late = f", delay {f['delay']}" if f["delay"] else ""
         found = (
-            f"Evaluation(horizon {f['horizon']}{late}, {f['data']['dates']} dates: rank IC "
-            f"{f['ic']['rank']['mean']:.4f} "
-            f"(t {f['ic']['rank']['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
+            f"Evaluation(horizon {f['horizon']}{late}, {f['data']['dates']} dates: rank IC {ic['mean']:.4f} "
+            f"(t {ic['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
         )
         return "\n".join([found, *(f"  WARNING: {note}" for note in self.notes)])
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what the figures must not be taken for: other bars, dates that the model has seen."""
+        """Sentences that qualify the figures: a different panel, dates that the model has seen."""
         return list(self.figures["notes"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return figures and series as JSON values: lists, numbers, texts and null for what is not known."""
-        return plain({**self.figures, "series": self.series})
+        """Return figures and series as JSON values: lists, numbers, texts, and null for what is not known."""
+        return json_value({**self.figures, "series": self.series})
 
     def to_json(self, path: str | PathLike[str]) -> Path:
         """Write `to_dict` as JSON; return the path."""
@@ -59,11 +54,26 @@ class Evaluation:
         return Path(path)
 
     def table(self) -> pl.DataFrame:
-        """Return returns and turnover of the main rebalancing as a table, a row a portfolio."""
+        """Return the returns and turnover of the main rebalancing as a table, a row a portfolio."""
         rows = []
-        for weighting, book in self.figures["portfolios"].items():
-            for name, found in book.items():
+        for weighting, portfolios in self.figures["portfolios"].items():
+            for name, found in portfolios.items():
                 if isinstance(found, dict) and "periods" in found:
                     row = {"weighting": weighting, "portfolio": name, **found["periods"]}
                     rows.append({**row, "monthly_turnover": found["monthly_turnover"]})
         return pl.DataFrame(rows)
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON can hold it: arrays as lists, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(k): json_value(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return json_value(value.tolist())
+    if isinstance(value, list | tuple):
+        return [json_value(v) for v in value]
+    if isinstance(value, np.generic):
+        return json_value(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

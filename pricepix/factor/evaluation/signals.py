@@ -1,4 +1,4 @@
-"""Price signals to hold a factor against, from the same panel and dates: reversal, momentum, trend."""
+"""Price signals to compare a factor with, from the same panel and dates: reversal, momentum, trend."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Positions = NDArray[np.int64]
 
 
 def reversal(market: Market, at: Positions, bars: int) -> Floats:
-    """Minus the return over the last `bars` bars, float64 (dates, instruments): what fell should rise."""
+    """Return minus the return over the last `bars` bars, float64 (dates, instruments)."""
     return -_past_return(market, at, bars, 0)
 
 
 def momentum(market: Market, at: Positions, bars: int, skip: int) -> Floats:
-    """Return from `bars` bars ago to `skip` bars ago: 12-2 momentum leaves out the last month's reversal."""
+    """Return the return from `bars` bars ago to `skip` bars ago, which leaves out the last month's reversal."""
     return _past_return(market, at, bars, skip)
 
 
@@ -34,9 +34,9 @@ def trend(
 ) -> Floats:
     """Trend factor of Han, Zhou and Zhu (2016): the return expected from moving averages of many lags.
 
-    At every month's end returns of the month past are regressed, across instruments, on the averages over
-    each lag, divided by the price, of the month's end before. The slopes' mean over the last `memory` months,
-    times today's averages over price, is the expected return. Nothing later than a date enters its value.
+    At every month's end the month's returns are regressed, across instruments, on the averages over each lag,
+    divided by the price, at the end of the month before. The mean of the slopes over the last `memory` months,
+    times today's averages over price, is the expected return. The value for a date uses no later data.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def trend(
         by then, and in a date's value if it took part in one of the months averaged for it; its slope is 0 in
         the others.
     memory : int
-        Months of slopes that are averaged; fewer at the beginning.
+        Months of slopes that are averaged; fewer at first.
 
     Returns
     -------
@@ -62,13 +62,13 @@ def trend(
     if len(at) == 0:
         return out
     total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
-    begun = np.cumsum(~np.isnan(level), axis=0)
+    n_prices = np.cumsum(~np.isnan(level), axis=0)
 
     def ratios(t: int) -> Floats:
-        """Averages over price at bar t, (instruments, lags); NaN before there are the bars."""
+        """Return averages over price at bar t, (instruments, lags); NaN with fewer bars than the lag."""
         columns = np.full((level.shape[1], len(lags)), np.nan)
         for k, lag in enumerate(lags):
-            enough = begun[t] >= lag
+            enough = n_prices[t] >= lag
             if enough.any():
                 mean = (total[t + 1] - total[t + 1 - lag]) / lag
                 columns[enough, k] = mean[enough] / level[t][enough]
@@ -78,7 +78,7 @@ def trend(
     slopes = np.full((len(ends), len(lags)), np.nan)
     for m in range(1, len(ends)):
         x, r = ratios(int(ends[m - 1])), level[ends[m]] / level[ends[m - 1]] - 1.0
-        priced = begun[ends[m - 1]] > 0
+        priced = n_prices[ends[m - 1]] > 0
         used = 2 * np.count_nonzero(~np.isnan(x), axis=0) >= np.count_nonzero(priced)
         good = priced & ~np.isnan(r) & ~np.isnan(x[:, used]).any(axis=1)
         if used.any() and np.count_nonzero(good) > np.count_nonzero(used) + 1:
@@ -95,7 +95,7 @@ def trend(
 
 
 def _past_return(market: Market, at: Positions, bars: int, skip: int) -> Floats:
-    """Return from `bars` ago to `skip` ago; NaN unless there was a price at both and is a bar now."""
+    """Return the return from `bars` ago to `skip` ago; NaN without a price at both and a bar now."""
     level = market.level
     out = np.full((len(at), level.shape[1]), np.nan)
     enough = at >= bars
@@ -132,6 +132,6 @@ BASELINES: Final[dict[str, Callable[[Market, Positions, float], Floats]]] = {
 
 
 def history(name: str, per_year: float) -> int:
-    """Bars before a date that a baseline looks at; of the trend factor, those of its longest average too."""
+    """Return how many bars before a date a baseline uses, those of the trend's longest average included."""
     month, week, year = (max(1, round(per_year / n)) for n in (12, 52, 1))
     return {"STR": month, "WSTR": week, "MOM": year, "TREND": 14 * month + max(TREND_LAGS)}[name]

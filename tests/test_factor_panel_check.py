@@ -1,9 +1,8 @@
-"""What a factor came from: whether a panel has other bars, and which dates its model has seen."""
+"""What a factor came from: whether a panel's bars differ, and which dates its model has seen."""
 
 from __future__ import annotations
 
 import warnings
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ import polars as pl
 import pytest
 import zarr
 from click.testing import CliRunner
+from markupsafe import escape
 
 import pricepix as pp
 from pricepix import cli
-from pricepix.factor import OtherBarsWarning, evaluate, open_cache, score
-from pricepix.factor.origin import shape_digest
-from pricepix.factor.seen import dates_seen, seen_by
+from pricepix.factor import DifferentPanelWarning, evaluate, open_cache, score
+from pricepix.factor.panel_check import shape_digest
+from pricepix.factor.training_overlap import training_overlap, training_summary
 
 OPTIONS = {"quantiles": 5, "baselines": (), "progress": False}
 DAYS = np.datetime64("2000-01-01", "ns") + np.arange(30) * np.timedelta64(1, "D")
@@ -68,7 +68,7 @@ def caches(adjusted, on_disk):
 
 @pytest.mark.parametrize("kind", ["store", "loaded", "memory", "panel images", "no returns"])
 def test_a_panel_read_without_its_adjustment_is_told(caches, adjusted, raw, kind, tmp_path):
-    with pytest.warns(OtherBarsWarning, match="rows have an adjustment factor that was not") as told:
+    with pytest.warns(DifferentPanelWarning, match="rows have an adjustment factor that was not") as told:
         found = evaluate(caches[kind], raw, horizon=5, **OPTIONS)
     assert len(told) == 1
     (note,) = found.notes
@@ -113,8 +113,8 @@ def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, cache
     before = score(pp.PanelImages(rolling[0], "jkx5", horizons=(5,)), ink, None, progress=False)
     assert before.attrs["panel_shape"] == shape_digest(pp.PanelImages(rolling[1], "jkx5", horizons=(5,)))
     assert evaluate(before, rolling[1], **late).notes == []
-    # What begins later and goes on is recognised by its returns all the same.
-    with pytest.warns(OtherBarsWarning, match="returns that its images are labelled with differ"):
+    # What begins later and continues further is recognised by its returns all the same.
+    with pytest.warns(DifferentPanelWarning, match="returns that its images are labelled with differ"):
         evaluate(short, raw.select(start=str(days[30])), **late)
 
 
@@ -123,7 +123,7 @@ def test_total_returns_that_agree_are_the_same_market():
     adjusted, raw = (pp.Panel.from_table(bars, adjust=how, progress=False) for how in ("multiply", None))
     cache = score(pp.PanelImages(adjusted, "jkx5", horizons=(5,)), ink, None, progress=False)
     assert evaluate(cache, raw, horizon=5, **OPTIONS).notes == []
-    with pytest.warns(OtherBarsWarning, match="their times or values are not"):
+    with pytest.warns(DifferentPanelWarning, match="their times or values are not"):
         evaluate(cache, raw, horizon=5, price="close", **OPTIONS)
 
 
@@ -161,7 +161,7 @@ def test_the_command_line_says_it_once(bars, on_disk, tmp_path):
         warnings.simplefilter("error")
         done = CliRunner().invoke(cli.main, command)
         assert done.exit_code == 0, done.output
-        assert done.stdout.count("has other bars than the one that the factor was scored from") == 1
+        assert done.stdout.count("differ from those that the factor was scored from") == 1
         assert "unapplied_factor" in done.stderr
         done = CliRunner().invoke(cli.main, [*command, "--adjust", "multiply"])
     assert "WARNING" not in done.stdout
@@ -190,15 +190,17 @@ def said(train, validation=None, through=None, **more):
 
 
 def seen_days(model, shift=0, first=0):
-    seen, _, whole = dates_seen(model, CALENDAR[first:], CALENDAR, shift, None)
+    seen, _, whole = training_overlap(model, CALENDAR[first:], CALENDAR, shift, None)
     return (np.flatnonzero(seen) + first).tolist(), whole
 
 
 def test_out_of_sample_begins_at_the_last_exit_of_training_and_validation():
-    whole = {"seen": [seen_by([said(5, 9, 14)], None)]}
+    whole = {"seen": [training_summary([said(5, 9, 14)], None)]}
     assert seen_days(whole) == (list(range(14)), True)
     # Folds and ensembles: the one that saw most decides.
-    assert seen_days({"seen": [seen_by([said(5, 9, 14), said(5, 12, 17), said(5, 6, 11)], None)]}) == (
+    assert seen_days(
+        {"seen": [training_summary([said(5, 9, 14), said(5, 12, 17), said(5, 6, 11)], None)]}
+    ) == (
         list(range(17)),
         True,
     )
@@ -208,21 +210,21 @@ def test_out_of_sample_begins_at_the_last_exit_of_training_and_validation():
 
 def test_checkpoints_of_before_are_taken_to_have_seen_their_labels():
     early = said(5, horizon=3, delay=1)
-    for model in ({"metadata": early}, {"seen": [seen_by([early], None)]}):
+    for model in ({"metadata": early}, {"seen": [training_summary([early], None)]}):
         assert seen_days(model) == (list(range(9)), False)
     assert seen_days({"metadata": said(5)}) == (list(range(6)), False)
     # Labels that end after the data do not reach further than them.
     assert seen_days({"metadata": said(28, horizon=20)}) == (list(range(29)), False)
     for unknown in ({"metadata": {}}, {"metadata": None}, {}, {"seen": []}):
-        assert dates_seen(unknown, CALENDAR, CALENDAR, 0, None)[0].sum() == 0
+        assert training_overlap(unknown, CALENDAR, CALENDAR, 0, None)[0].sum() == 0
     odd = {"train": {"last": "long ago"}, "validation": "some", "seen_through": None}
-    assert dates_seen({"metadata": odd}, CALENDAR, CALENDAR, 0, None)[:2][1] is None
+    assert training_overlap({"metadata": odd}, CALENDAR, CALENDAR, 0, None)[:2][1] is None
 
 
 def test_folds_are_held_to_their_own_test_period():
     stages = [
-        seen_by([said(4, 6, 10)], None, int(CALENDAR[10]), int(CALENDAR[19])),
-        seen_by([said(12, 16, 22)], None, int(CALENDAR[20]), int(CALENDAR[29])),
+        training_summary([said(4, 6, 10)], None, int(CALENDAR[10]), int(CALENDAR[19])),
+        training_summary([said(12, 16, 22)], None, int(CALENDAR[20]), int(CALENDAR[29])),
     ]
     # The second has seen two days of its own period.
     assert seen_days({"seen": stages}) == ([20, 21], True)
@@ -255,7 +257,7 @@ def test_dates_that_trained_or_validated_are_told_everywhere(tmp_path):
     assert data["seen_through"] == data["first_date_unseen"] == "2000-06-15"
     assert note == (
         f"{data['dates_seen']} of the 152 dates are not out of sample: the model has seen returns through "
-        "2000-06-15, in training or validation. Judge it with start='2000-06-15'"
+        "2000-06-15, in training or validation. Evaluate it with start='2000-06-15'"
     )
     assert note in repr(found)
     assert escape(note) in Path(pp.factor.write_report(found, tmp_path / "r.html")).read_text()
@@ -280,6 +282,6 @@ def test_a_shift_is_part_of_the_delay(adjusted):
     for shift, delay in ((0, 2), (1, 1), (2, 0), (3, 0)):
         cache = score(images, ink, None, shift=shift, progress=False)
         found = evaluate(cache, adjusted, **OPTIONS).figures
-        # A function says no horizon.
+        # A function records no horizon.
         assert (found["horizon"], found["delay"]) == (20, delay)
     assert evaluate(cache, adjusted, horizon=3, delay=4, **OPTIONS).figures["delay"] == 4

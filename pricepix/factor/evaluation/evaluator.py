@@ -1,0 +1,360 @@
+"""A factor on the grid of its market, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pricepix.bars.times import format_times
+from pricepix.factor.cache import FactorCache
+from pricepix.factor.evaluation.holding import Portfolios, simulate_holding
+from pricepix.factor.evaluation.inputs import column_values
+from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.metrics import (
+    calibration,
+    classification,
+    classification_by_date,
+    information_coefficient,
+    series_summary,
+)
+from pricepix.factor.evaluation.portfolio import (
+    performance,
+    quantile_membership_change,
+    quantile_returns,
+    quantiles,
+)
+from pricepix.factor.evaluation.rebalancing import rebalances, rebalances_per_year
+from pricepix.factor.evaluation.signals import BASELINES
+from pricepix.factor.training_overlap import TrainingOverlap, training_overlap
+
+__all__ = ["Evaluator", "Settings", "default_rebalance", "iso_times"]
+
+Floats = NDArray[np.float64]
+Figures = dict[str, Any]
+
+# Periods that may stand for a horizon, with their number a year.
+_PERIODS: Final = (("week", 52.0), ("month", 12.0), ("quarter", 4.0))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a factor is evaluated: the arguments of ``evaluate``, resolved."""
+
+    horizon: int
+    """Bars."""
+    delay: int
+    """Bars to the entry."""
+    quantiles: int
+    rebalance: str | int
+    untradable: str
+    max_wait: int
+    """Bars."""
+    per_year: float
+    """Bars a year."""
+    costs: tuple[float, ...]
+    """Per side, as shares of what is traded."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A factor laid beside its market, with the figures of its evaluation as methods."""
+
+    cache: FactorCache
+    market: Market
+    time: NDArray[np.int64]
+    """int64 (dates,)."""
+    factor: Floats
+    """float64 (dates, instruments)."""
+    settings: Settings
+
+    @cached_property
+    def position(self) -> NDArray[np.int64]:
+        """int64 (dates,): where the dates lie on the market's calendar."""
+        return np.searchsorted(self.market.time, self.time)
+
+    def overlap(self, horizon: int) -> int:
+        """Return how many dates of the factor a return over `horizon` bars spans."""
+        step = float(np.median(np.diff(self.position))) if len(self.position) > 1 else 1.0
+        return max(1, math.ceil(horizon / step))
+
+    @cached_property
+    def forward(self) -> Floats:
+        """float64 (dates, instruments): the returns that the factor is to forecast; there are some."""
+        s = self.settings
+        widest = int((~np.isnan(self.factor)).sum(axis=1).max())
+        if widest < s.quantiles:
+            raise ValueError(
+                f"quantiles={s.quantiles}, but no date has values of more than {widest} instruments: give quantiles= "
+                f"of at most {widest}, at least 2, or a larger universe"
+            )
+        after = len(self.market.time) - int(self.position[0])
+        if after <= s.horizon + s.delay:
+            raise ValueError(
+                f"horizon={s.horizon} with delay={s.delay} is longer than the data: the panel has {after - 1} bars "
+                "after the factor's first: give a shorter horizon or a longer panel"
+            )
+        returns = self.market.forward(self.position, s.horizon, s.delay)
+        if not (~np.isnan(returns) & ~np.isnan(self.factor)).any():
+            raise ValueError(
+                f"none of the factor's {len(self.time)} dates has a return over {s.horizon} bars: the panel's prices "
+                "are missing there, or end too soon"
+            )
+        return returns
+
+    @cached_property
+    def training(self) -> TrainingOverlap:
+        """The dates that the model was trained or validated on."""
+        cache = self.cache
+        return training_overlap(cache.attrs["model"], self.time, self.market.time, cache.shift, cache.tz)
+
+    def notes(self, data: Mapping[str, Any]) -> list[str]:
+        """Return a sentence if any date is not out of sample."""
+        if not data["dates_seen"]:
+            return []
+        later = data["first_date_unseen"]
+        remedy = "No date is: score later images" if later is None else f"Evaluate it with start={later!r}"
+        more = (
+            ""
+            if self.training.whole
+            else ("; its checkpoint does not record what it validated on, which may reach further")
+        )
+        return [
+            f"{data['dates_seen']:,} of the {data['dates']:,} dates are not out of sample: the model has seen returns "
+            f"through {data['seen_through']}, in training or validation{more}. {remedy}"
+        ]
+
+    def data(self) -> Figures:
+        """Count what there is to evaluate."""
+        tz = self.market.panel.tz
+        scored = ~np.isnan(self.factor)
+        labelled = scored & ~np.isnan(self.forward)
+        without = ~labelled.any(axis=1)
+        count = scored.sum(axis=1)
+        seen, through, _ = self.training
+        after = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
+        return {
+            "instruments": int(scored.any(axis=0).sum()),
+            "dates": len(self.time),
+            "first": iso_times(self.time[:1], tz)[0],
+            "last": iso_times(self.time[-1:], tz)[0],
+            "values": int(scored.sum()),
+            "values_with_return": int(labelled.sum()),
+            "values_without_bar": int((scored & (self.market.row[self.position] < 0)).sum()),
+            "dates_without_returns": int(without.sum()),
+            "first_date_without_returns": iso_times(self.time[without][:1], tz)[0] if without.any() else None,
+            "dates_with_fewer_instruments_than_quantiles": int((count < self.settings.quantiles).sum()),
+            "instruments_a_date": {
+                "min": int(count.min()),
+                "median": float(np.median(count)),
+                "max": int(count.max()),
+            },
+            "seen_through": None if through is None else iso_times(np.array([through]), tz)[0],
+            "dates_seen": int(seen.sum()),
+            "first_date_unseen": iso_times(self.time[after : after + 1], tz)[0]
+            if after < len(seen)
+            else None,
+            "bars_per_year": self.settings.per_year,
+            "return_price": self.market.price,
+        }
+
+    def statistics(self) -> tuple[Figures, Figures]:
+        """Return information coefficients, classification and calibration, and their series by date."""
+        overlap = self.overlap(self.settings.horizon)
+        rank_ic = information_coefficient(self.factor, self.forward, "spearman")
+        linear = information_coefficient(self.factor, self.forward, "pearson")
+        figures: Figures = {
+            "ic": {"rank": series_summary(rank_ic, overlap), "pearson": series_summary(linear, overlap)},
+            "classification": None,
+        }
+        series: Figures = {"rank_ic": rank_ic, "pearson_ic": linear}
+        if self.cache.is_probability:
+            by_date = classification_by_date(self.factor, self.forward)
+            summaries = {name: series_summary(values) for name, values in by_date.items() if name != "n"}
+            figures["classification"] = {
+                "pooled": classification(self.factor, self.forward),
+                "by_date": {
+                    name: {key: summary[key] for key in ("dates", "mean", "std")}
+                    for name, summary in summaries.items()
+                },
+            }
+            figures["calibration"] = calibration(self.factor, self.forward)
+            series["classification"] = by_date
+        return figures, series
+
+    def sorts(self) -> tuple[Figures, Figures]:
+        """Return forward returns of quantiles on every date of the factor, whatever the rebalancing."""
+        n = self.settings.quantiles
+        group = quantiles(self.factor, n)
+        by_date = quantile_returns(group, self.forward, n)
+        replaced = [quantile_membership_change(group, k) for k in (1, n)]
+        with np.errstate(invalid="ignore"):
+            spread = by_date[:, -1] - by_date[:, 0]
+        figures = {
+            "mean_forward_return": [_mean(by_date[:, k]) for k in range(n)],
+            "spread": series_summary(spread, self.overlap(self.settings.horizon)),
+            "names_replaced": {"q1": _mean(replaced[0]), f"q{n}": _mean(replaced[1])},
+            "instruments": [_mean((group == k + 1).sum(axis=1)[group.any(axis=1)]) for k in range(n)],
+        }
+        return {"sorts": figures}, {"spread": spread}
+
+    def simulate(
+        self,
+        rebalance: str | int | None = None,
+        *,
+        factor: Floats | None = None,
+        delay: int | None = None,
+        cap: Floats | None = None,
+    ) -> Portfolios:
+        """Simulate portfolios on this factor, or on another one of the same dates.
+
+        Parameters
+        ----------
+        rebalance, delay
+            By default those of the settings.
+        factor : array (dates, instruments), optional
+        cap : array (bars, instruments), optional
+            Weights are proportional to it.
+        """
+        s, market = self.settings, self.market
+        delay = s.delay if delay is None else delay
+        at = rebalances(self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon)
+        values = self.factor if factor is None else factor
+        step = float(np.median(np.diff(at))) if len(at) > 1 else float(s.horizon)
+        return simulate_holding(
+            values[np.searchsorted(self.position, at)],
+            market.level,
+            at,
+            n=s.quantiles,
+            end=int(at[-1]) + delay + s.horizon if len(at) == 1 else None,
+            cohorts=max(1, round(s.horizon / step)),
+            delay=delay,
+            cap=None if cap is None else cap[at],
+            tradable=market.tradable,
+            untradable=s.untradable,
+            max_wait=s.max_wait,
+        )
+
+    def rebalancings_per_year(self, portfolios: Portfolios, rebalance: str | int | None = None) -> float:
+        """Return how often portfolios were formed, a year."""
+        return rebalances_per_year(portfolios.decision, self._rebalance(rebalance), self.settings.per_year)
+
+    def _rebalance(self, given: str | int | None) -> str | int:
+        return self.settings.rebalance if given is None else given
+
+    def weightings(self) -> tuple[Figures, Figures]:
+        """Return the portfolios, equally weighted and, where the panel has capitalisations, by value."""
+        figures: Figures = {}
+        series: Figures = {}
+        caps = self.market.cap()
+        tz = self.market.panel.tz
+        for weighting in ("equal", "value") if caps is not None else ("equal",):
+            portfolios = self.simulate(cap=caps if weighting == "value" else None)
+            per_year = self.rebalancings_per_year(portfolios)
+            figures[weighting] = {
+                "rebalancings": len(portfolios.entry),
+                "rebalancings_per_year": per_year,
+                "cohorts": portfolios.cohorts,
+                "counts": portfolios.counts,
+                **{name: self._returns(portfolios, p, per_year) for p, name in enumerate(portfolios.names)},
+            }
+            series[f"portfolio_{weighting}"] = {
+                "names": list(portfolios.names),
+                "time": iso_times(self.market.time[portfolios.bars], tz),
+                "bar_returns": portfolios.bar_returns,
+                "entry": iso_times(self.market.time[portfolios.entry], tz),
+                "period_returns": portfolios.period_returns,
+                "turnover": portfolios.turnover,
+            }
+        return {"portfolios": figures}, series
+
+    def _returns(self, portfolios: Portfolios, p: int, per_year: float) -> Figures:
+        """Return the performance of one portfolio, before and after costs."""
+        traded = 2.0 * _mean(portfolios.turnover[1:, p])
+        mean = _mean(portfolios.period_returns[:, p])
+
+        def both(periods: Floats, bars: Floats) -> Figures:
+            return {
+                "periods": performance(periods[:, p], per_year),
+                "bars": performance(bars[:, p], self.settings.per_year),
+            }
+
+        return {
+            **both(portfolios.period_returns, portfolios.bar_returns),
+            "monthly_turnover": traded / 2.0 * per_year / 12.0,
+            "break_even_cost": mean / traded if traded > 0 else float("nan"),
+            "net": {
+                f"{cost:g}": both(portfolios.net_periods(cost), portfolios.net_bars(cost))
+                for cost in self.settings.costs
+            },
+        }
+
+    def holding(self) -> Figures:
+        """Return the long-short portfolio, rebalanced by week, month, quarter and horizon."""
+        figures: Figures = {}
+        for rebalance in ("week", "month", "quarter", "horizon"):
+            try:
+                portfolios = self.simulate(rebalance)
+            except ValueError:
+                figures[rebalance] = None  # The data close no such period.
+                continue
+            per_year = self.rebalancings_per_year(portfolios, rebalance)
+            figures[rebalance] = {
+                "rebalancings": len(portfolios.entry),
+                "cohorts": portfolios.cohorts,
+                **performance(portfolios.period_returns[:, -1], per_year),
+                "monthly_turnover": _mean(portfolios.turnover[1:, -1]) * per_year / 12.0,
+            }
+        return figures
+
+    def compare(self, baselines: tuple[str, ...], columns: Mapping[str, Any]) -> Figures:
+        """Return how other signals did on the factor's instruments and dates."""
+        s = self.settings
+        signals = {name: BASELINES[name](self.market, self.position, s.per_year) for name in baselines}
+        for name, given in columns.items():
+            if name in signals:
+                raise ValueError(f"columns={name!r} is the name of a baseline: give another name")
+            signals[name] = column_values(name, given, self.market)[self.position]
+        figures: Figures = {}
+        for name, signal in signals.items():
+            shared = np.where(np.isnan(self.factor), np.nan, signal)
+            if np.isnan(shared).all():
+                figures[name] = {"values": 0}
+                continue
+            count = (~np.isnan(shared)).sum(axis=1)
+            overlap = self.overlap(s.horizon)
+            figures[name] = {
+                "values": int(count.sum()),
+                "rank_correlation": series_summary(information_coefficient(self.factor, shared), overlap),
+                "rank_ic": series_summary(information_coefficient(shared, self.forward), overlap),
+                "long_short": None,
+            }
+            if int(count.max()) >= s.quantiles:
+                portfolios = self.simulate(factor=shared)
+                per_year = self.rebalancings_per_year(portfolios)
+                figures[name]["long_short"] = performance(portfolios.period_returns[:, -1], per_year)
+        return figures
+
+
+def default_rebalance(horizon: int, per_year: float) -> str:
+    """Return the week, month or quarter that comes within a quarter of a horizon, else ``"horizon"``."""
+    for name, a_year in _PERIODS:
+        if abs(horizon / (per_year / a_year) - 1.0) <= 0.25:
+            return name
+    return "horizon"
+
+
+def iso_times(time: NDArray[np.int64], tz: str | None) -> list[str]:
+    """Write times as ISO text: as dates where none has a time of day."""
+    return format_times(time, tz, "%Y-%m-%dT%H:%M:%S" if tz is None else "%Y-%m-%dT%H:%M:%S%z")
+
+
+def _mean(values: ArrayLike) -> float:
+    x = np.asarray(values, np.float64)
+    x = x[~np.isnan(x)]
+    return float(x.mean()) if len(x) else float("nan")

@@ -1,0 +1,163 @@
+"""Where the values of a store's windows go in a factor cache."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix.factor.calendar import Calendar, day_and_interval, list_times
+from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.image_set import ImageSet
+from pricepix.windows.labels import NO_TIME
+
+__all__ = ["Placement", "StoreWindows"]
+
+Times = NDArray[np.int64]
+
+
+@dataclass
+class StoreWindows:
+    """Times and names of a store's windows, read in blocks: a store may have more than fit into memory."""
+
+    store: ImageSet
+    count: int = 0
+    time: Times = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 (times,): distinct times of windows, ascending."""
+    end: Times = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 (times,): one past the last window of each."""
+    _blocks: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.store)
+        times, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for a in range(0, self.count, INDEX_CHUNK):
+            block = self.column("time", a, min(a + INDEX_CHUNK, self.count))
+            last = np.flatnonzero(np.append(block[1:] != block[:-1], True))
+            if len(times[-1]) and times[-1][-1] == block[0]:
+                times[-1], ends[-1] = times[-1][:-1], ends[-1][:-1]
+            times.append(block[last])
+            ends.append(a + last + 1)
+        self.time, self.end = np.concatenate(times), np.concatenate(ends)
+        self.names = [str(name) for name in self.store.instruments]
+        hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.names]
+        self._name_hash = np.frombuffer(b"".join(hashes), np.uint64)
+
+    @property
+    def label(self) -> str:
+        """What messages call the store, or the images that are none."""
+        return f"{self.store.kind} {self.store.location}"
+
+    def column(self, name: str, a: int, b: int) -> NDArray[Any]:
+        """Return windows a to b of an array; the store hands out whole chunks, of which the last are kept."""
+        first, last = a // INDEX_CHUNK, -(-b // INDEX_CHUNK)
+        if self._blocks.get(name, (0, 0, None))[:2] != (first, last):
+            self._blocks[name] = (first, last, np.asarray(self.store.column(name, first, last)))
+        start = first * INDEX_CHUNK
+        return np.asarray(self._blocks[name][2][a - start : b - start])
+
+    def update(self, digest: Any, a: int, b: int) -> None:
+        """Add windows a to b to a digest that identifies the scored windows, whatever the order of the names."""
+        for first in range(a, b, INDEX_CHUNK):
+            last = min(first + INDEX_CHUNK, b)
+            name = self._name_hash[self.column("instrument_index", first, last)].view(np.int64)
+            # Window by window, so that it does not matter where blocks end.
+            digest.update(np.column_stack([self.column("time", first, last), name]).tobytes())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The days and times of day of a cache, and the place of every time of the store's windows."""
+
+    day: Times
+    """int64 (days,): the cache's days, since 1970."""
+    interval: Times
+    """int64 (intervals,): times of day, nanoseconds."""
+    time: Times
+    """int64 (days, intervals): the calendar's bars."""
+    to_day: Times
+    to_interval: Times
+    """int64 (times placed,): where the values of each of the store's times go."""
+    skipped: int
+    """Windows before those to score."""
+    windows: int
+    """Windows up to the last one to score whose place the calendar reaches."""
+    unplaced: int
+    """Windows to score whose place the calendar does not reach yet."""
+
+    @classmethod
+    def of(
+        cls, windows: StoreWindows, shift: int, panel: Calendar | None, first: int | None, last: int | None
+    ) -> Placement:
+        """Place the windows from time `first` to `last`, each `shift` bars of the calendar after its own bar.
+
+        Parameters
+        ----------
+        windows : StoreWindows
+        shift : int
+        panel : Calendar, optional
+            By default the calendar is the windows' own times.
+        first, last : int, optional
+            Nanoseconds, both included; by default all windows.
+        """
+        store, label = windows.store, windows.label
+        calendar = _calendar(windows, shift, panel)
+        day, interval = day_and_interval(calendar, store.tz)
+        days, day_at = np.unique(day, return_inverse=True)
+        intervals, interval_at = np.unique(interval, return_inverse=True)
+        time = np.full((len(days), len(intervals)), NO_TIME, np.int64)
+        time[day_at, interval_at] = calendar
+        if np.count_nonzero(time != NO_TIME) != len(calendar):
+            raise ValueError(
+                f"two bars of {label} have the same day and time of day in {store.tz}, where clocks are set back: "
+                "read the panel with tz='UTC'"
+            )
+        a = 0 if first is None else int(np.searchsorted(windows.time, first))
+        b = len(windows.time) if last is None else int(np.searchsorted(windows.time, last, side="right"))
+        if a >= b:
+            raise ValueError(
+                f"no image of {label} lies in the time to score: its windows run from "
+                f"{list_times(windows.time[:1], store.tz)} to {list_times(windows.time[-1:], store.tz)}"
+            )
+        target = np.searchsorted(calendar, windows.time[:b]) + shift
+        target = target[target < len(calendar)]
+        ends = np.append(0, windows.end)
+        placed = int(ends[len(target)])
+        return cls(
+            day=days,
+            interval=intervals,
+            time=time,
+            to_day=day_at[target],
+            to_interval=interval_at[target],
+            skipped=int(ends[min(a, len(target))]),
+            windows=placed,
+            unplaced=int(ends[b]) - placed,
+        )
+
+
+def _calendar(windows: StoreWindows, shift: int, panel: Calendar | None) -> Times:
+    """Return the panel's calendar, checked to have the windows' times, or these if they are enough."""
+    store, label = windows.store, windows.label
+    if panel is None:
+        schedule = store.attrs.get("schedule", {}).get("every", "bar")
+        if shift and schedule != "bar":
+            raise ValueError(
+                f"shift={shift} counts bars of the market's calendar, but windows of {label} end only at every "
+                f"{schedule}: give panel=, the panel that it was made from"
+            )
+        return windows.time
+    if panel.tz != store.tz:
+        raise ValueError(
+            f"the panel's zone is {panel.tz}, that of {label} is {store.tz}: give the panel that it was made from"
+        )
+    calendar = panel.calendar
+    unknown = windows.time[~np.isin(windows.time, calendar)]
+    if len(unknown):
+        raise ValueError(
+            f"{len(unknown)} times of {label} are not in the panel's calendar ({list_times(unknown, store.tz)}): "
+            "give the panel that it was made from"
+        )
+    return calendar
