@@ -140,7 +140,9 @@ def test_calibration_bins_hold_equally_many_and_never_part_ties():
 def test_shapes_must_match():
     with pytest.raises(ValueError, match=r"factor has shape \(2, 3\), returns have \(3, 2\)"):
         information_coefficient(np.zeros((2, 3)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="method='kendall' is not known: choose one of 'spearman', 'pearson'"):
+    with pytest.raises(
+        ValueError, match="method='kendall' is not known: choose one of 'spearman', 'pearson'"
+    ):
         information_coefficient(np.zeros((2, 3)), np.zeros((2, 3)), "kendall")
 
 

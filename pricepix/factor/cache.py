@@ -189,8 +189,7 @@ class FactorCache:
 
     def to_xarray(self) -> xarray.Dataset:
         """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location."""
-        import xarray as xr
-
+        xr = optional_module("xarray", "xarray", "to_xarray")
         return xr.open_zarr(self.group.store, consolidated=False)
 
     def to_polars(self) -> polars.DataFrame:

@@ -142,18 +142,7 @@ def _compare_returns(group: zarr.Group, names: NDArray[np.str_], panel: Panel) -
     if label["price"] == "total_return" and "total_return" not in panel.fields:
         return 0, 0, ""
     time, code, value = (np.asarray(labels[name][:]) for name in ("time", "instrument", "value"))
-    row = np.full(len(time), -1, np.int64)
-    place = {name: i for i, name in enumerate(panel.instruments.tolist())}
-    order = np.argsort(code, kind="stable")
-    edges = np.searchsorted(code[order], np.arange(len(names) + 1))
-    for i, name in enumerate(names.tolist()):
-        own, there = order[edges[i] : edges[i + 1]], place.get(name)
-        if not len(own) or there is None:
-            continue
-        a, b = int(panel.offsets[there]), int(panel.offsets[there + 1])
-        if a < b:
-            at = np.minimum(a + np.searchsorted(panel.time[a:b], time[own]), b - 1)
-            row[own] = np.where(panel.time[at] == time[own], at, -1)
+    row = panel_rows(panel, names, code, time)
     shared = np.flatnonzero(row >= 0)
     found = forward_returns(panel, row[shared], label["horizon"], label["delay"], label["price"]).value
     known = ~np.isnan(found)

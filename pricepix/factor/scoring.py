@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pricepix._checks import bars, nearest
 from pricepix._version import __version__
-from pricepix.bars.times import as_time, stamp
+from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import FORMAT, FORMAT_VERSION, CacheLike, FactorCache, open_cache
 from pricepix.factor.cache_writer import Scored, prepare_cache, write_scores
 from pricepix.factor.calendar import Calendar
@@ -147,7 +147,7 @@ def score(
     windows = StoreWindows(store)
     placement = Placement.of(windows, shift, panel, first, last)
     attrs = _attributes(store, scorer, shift)
-    attrs["start"] = None if first is None else stamp(first, store.tz)
+    attrs["start"] = None if first is None else format_time(first, store.tz)
     group, done = prepare_cache(location, attrs, placement, windows, scorer, spread=spread, append=append)
     if done is None:
         assert location is not None

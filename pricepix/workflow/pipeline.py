@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pricepix import samples
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import as_time
+from pricepix.bars.times import DAY_NS, as_time
 from pricepix.factor.evaluation.report import check_installed
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
