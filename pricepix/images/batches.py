@@ -234,7 +234,7 @@ class DirectReader(EpochReader):
             for index in self._indices(epoch, start):
                 yield self._made(epoch, index, buffers.take(len(index)))
             return
-        # Buffers are taken in the thread that takes the batches, so that one thread alone handles them.
+        # Buffers are taken in the thread that takes the batches, so that only one thread handles them.
         lent = ((index, buffers.take(len(index))) for index in self._indices(epoch, start))
         yield from map_ordered(
             lambda batch: self._made(epoch, *batch), lent, self.threads, name="pricepix-batch"

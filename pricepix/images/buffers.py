@@ -1,4 +1,4 @@
-"""Memory for batches, used again once nobody needs the batch that it held."""
+"""Memory for batches, used again once nothing refers to the batch that it held."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Loan:
 
 
 class BatchBuffers:
-    """Arrays for batches, whose memory is used again once nobody else refers to it.
+    """Arrays for batches, whose memory is used again once nothing refers to them.
 
     Fresh memory costs a page fault every 4 kB, which at full speed takes as long as filling it. Memory that begins
     where a huge page does, and is large enough for numpy to ask for such pages, is filled a tenth faster still.

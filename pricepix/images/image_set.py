@@ -300,8 +300,8 @@ class ImageSet(ABC):
         known = [n for n in inspect.signature(EpochReader).parameters if n not in ("images", "selection")]
         known += ["pool_bytes", "augment", "device"]
         if unknown := [n for n in options if n not in known]:
-            ours = ["time", "instruments", "mask", *known]
-            raise TypeError(f"batches has no argument {unknown[0]!r}{nearest_or_all(unknown[0], ours)}")
+            every = ["time", "instruments", "mask", *known]
+            raise TypeError(f"batches has no argument {unknown[0]!r}{nearest_or_all(unknown[0], every)}")
         if not self.augments:
             # Only images that are drawn can be changed first, or be drawn on another device.
             for name in ("augment", "device"):
@@ -356,8 +356,8 @@ class ImageSet(ABC):
 
 def _netcdf_attribute(value: Any) -> Any:
     """Return text and numbers as they are, all else as JSON: files hold nothing else."""
-    held = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    return value if held else json.dumps(value)
+    storable = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return value if storable else json.dumps(value)
 
 
 def select(

@@ -1,4 +1,4 @@
-"""Work on threads, a bounded number of items ahead of whoever takes the results."""
+"""Maps on threads that run a bounded number of items ahead of their results."""
 
 from __future__ import annotations
 

@@ -51,12 +51,12 @@ _REVERSED: Final = np.packbits(
 
 _local = threading.local()
 
-# Threads are ours: a chunk is one Blosc block, and Blosc's own pool would only add locks.
+# Chunks are encoded on threads of this package: Blosc's own pool would only add locks.
 blosc.use_threads = False
 
 
 def encode_bits(packed: NDArray[np.uint8], pixels: int) -> bytes:
-    """Compress an image of so many pixels, given as packed bits, to what Blosc makes of bytes of 0 and 255."""
+    """Compress `pixels` pixels, given as packed bits, into the frame that Blosc makes of them as bytes of 0 and 255."""
     codec = Zstd(level=ZSTD_LEVEL)
     scratch, blocks = _scratch(), []
     for first, last, shuffled in _blocks(pixels):
@@ -82,7 +82,7 @@ def encode_bits(packed: NDArray[np.uint8], pixels: int) -> bytes:
 
 
 def decode_bits(frame: memoryview, pixels: int) -> NDArray[np.uint8]:
-    """Return the packed bits of a frame that holds so many pixels; ValueError if it holds something else."""
+    """Return the packed bits of a frame of `pixels` pixels; ValueError if it holds another number of them."""
     layout = list(_blocks(pixels))
     head = _HEAD + np.array([pixels, min(BLOCK_BYTES, pixels)], "<i4").tobytes()
     if bytes(frame[: len(head)]) != head:
@@ -95,11 +95,11 @@ def decode_bits(frame: memoryview, pixels: int) -> NDArray[np.uint8]:
         block = frame[start + 4 : start + 4 + size]
         if size == last - first:
             values = np.frombuffer(block, np.uint8)
-        elif (held := _zstd_content_bytes(block)) == last - first:
+        elif (content := _zstd_content_bytes(block)) == last - first:
             values = scratch[: last - first]
             codec.decode(block, values)
         else:
-            raise ValueError(f"a block of {held} bytes, expected {last - first}")
+            raise ValueError(f"a block of {content} bytes, expected {last - first}")
         if shuffled:
             plane = values[: (last - first) // 8]
             kernels.translate(plane, _REVERSED, packed[first // 8 : last // 8])

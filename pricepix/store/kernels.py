@@ -66,7 +66,7 @@ def exchange(
 ) -> int:  # fmt: skip
     """Emit one image of the pool for each number in `chance`, and put the next incoming one in its place.
 
-    When nothing comes in any more the last image of the pool takes the place. Returns how many are left.
+    When no more images come in, the last one of the pool takes the place. Returns how many are left.
     """
     arriving = incoming_index.shape[0]
     for i in range(chance.shape[0]):
