@@ -209,13 +209,13 @@ def store(array: Any, i: int, vector: Any) -> None:
     array[i : i + len(vector)] = vector
 
 
-def _build_stream(builder: Any, array: Any, i: Any, vector: Any, scope: Any) -> None:
+def _build_store_nontemporal(builder: Any, array: Any, i: Any, vector: Any, scope: Any) -> None:
     written = builder.store(vector, _address(builder, scope, array, i, vector.type), align=32)
     written.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
 
 
-@_instruction(lambda array, i, vector: types.void(array, types.intp, vector), _build_stream)
-def stream(array: Any, i: int, vector: Any) -> None:
+@_instruction(lambda array, i, vector: types.void(array, types.intp, vector), _build_store_nontemporal)
+def store_nontemporal(array: Any, i: int, vector: Any) -> None:
     """``store`` to an address that is a multiple of 32, past the caches: the old bytes are never fetched.
 
     Visible to other threads after ``fence()`` only.
