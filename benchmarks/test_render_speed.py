@@ -193,7 +193,7 @@ def test_random_batches(measure, scene, preset):
 @pytest.mark.parametrize("preset", [*PRESETS, "it9", "cnnft5", "cnnft20"])
 def test_plain(measure, market, scene, preset, monkeypatch):
     windows, out = scene(ImageSpec.preset(preset), 10_000)
-    monkeypatch.setattr(fast, "takes", lambda spec: False)
+    monkeypatch.setattr(fast, "supports", lambda spec: False)
     measure(
         f"speed {preset}", f"{preset} plain", len(out), render_panel, market, windows, out=out, threads=1,
         rounds=3, warmup=1,
@@ -211,7 +211,7 @@ def test_few_images(measure, market, scene, preset):
 def test_outside_the_fast_path(measure, market, scene, monkeypatch, spec, path):
     windows, out = scene(OUTSIDE[spec], 10_000)
     if path == "plain":
-        monkeypatch.setattr(fast, "takes", lambda spec: False)
+        monkeypatch.setattr(fast, "supports", lambda spec: False)
     measure(
         f"speed {spec}", f"{spec} {path}", len(out), render_panel, market, windows, out=out, threads=1,
         rounds=3, warmup=1,

@@ -65,12 +65,12 @@ class Cpu(cuda._Gpu):
     def view(self, tensor, dtype, *shape):
         flat = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
         memory = flat.reshape(-1).view(torch.uint8).numpy()
-        return cuda._Seen(
+        return cuda._DeviceArray(
             tensor, memory[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
         )
 
     def launch(self, shape, *arguments):
-        arrays = [each.array if isinstance(each, cuda._Seen) else each for each in arguments]
+        arrays = [each.array if isinstance(each, cuda._DeviceArray) else each for each in arguments]
         images, _, shared = shape
         for block in range(images + 1):
             self._draw(*arrays, np.full(shared, 0xA5, np.uint8), block)

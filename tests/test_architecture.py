@@ -116,6 +116,7 @@ def test_kernels_import_numbers_and_nothing_else():
         "render/kernels.py",
         "render/rules.py",
         "render/bits.py",
+        "render/window_bars.py",
         "windows/kernels.py",
         "bars/kernels.py",
         "bars/hashing.py",
@@ -128,7 +129,8 @@ def test_kernels_import_numbers_and_nothing_else():
         allowed = {"__future__", "typing", "collections.abc", "numba", "numpy", "numpy.typing", "math"}
         ours = {n for n in found if n.startswith("pricepix")}
         assert found - ours <= allowed, name
-        assert ours <= {"pricepix.render.reasons", "pricepix.render.rules", "pricepix.render.bits"}, name
+        kernels = {"reasons", "rules", "bits", "window_bars"}
+        assert ours <= {f"pricepix.render.{kernel}" for kernel in kernels}, name
 
 
 def test_networks_know_nothing_of_the_rest():

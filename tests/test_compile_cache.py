@@ -21,11 +21,12 @@ SCRIPT = """
 import hashlib
 import numpy as np
 import pricepix
-from pricepix.render import fast, kernels, widen
+from pricepix.render import fast, widen
+from pricepix.render.bits import unpack_images
 
 bits = np.arange(480, dtype=np.uint8)[None]
 images = widen(bits, 64, 60).tobytes() + widen(bits[:, :1], 2, 3).tobytes()
-stats = [kernel.stats for kernel in (fast.widen, kernels.unpack_images)]
+stats = [kernel.stats for kernel in (fast.widen, unpack_images)]
 hits, misses = (sum(sum(getattr(s, name).values()) for s in stats) for name in ("cache_hits", "cache_misses"))
 print(pricepix.__file__, hits, misses, hashlib.sha256(images).hexdigest())
 """

@@ -21,15 +21,20 @@ GUARD = 64
 
 
 @contextmanager
-def path(plain: bool, streamed: bool | None = None):
+def path(plain: bool, nontemporal: bool | None = None):
     """Choose the path that the dispatch takes, and whether stores go past the caches."""
     with pytest.MonkeyPatch.context() as patch:
         if plain:
-            patch.setattr(fast, "takes", lambda spec: False)
-            patch.setattr(fast, "widens", lambda height, width: False)
-        if streamed is not None:
-            patch.setattr(fast, "streams", lambda out: streamed)
+            patch.setattr(fast, "supports", lambda spec: False)
+            patch.setattr(fast, "expands_bits", lambda height, width: False)
+        if nontemporal is not None:
+            patch.setattr(fast, "uses_nontemporal_stores", lambda out: nontemporal)
         yield
+
+
+def arrays_of(bars, at_limit=None, averages=NO_AVERAGES):
+    up, down = (NO_FLAGS, NO_FLAGS) if at_limit is None else at_limit
+    return rules.PanelArrays(bars, NO_VALUES, up, down, averages)
 
 
 def draw(spec, bars, windows, mode, averages=NO_AVERAGES, at_limit=None, shift=0, threads=1):
@@ -45,21 +50,18 @@ def draw(spec, bars, windows, mode, averages=NO_AVERAGES, at_limit=None, shift=0
     room = np.full(size + 2 * GUARD, 7, np.uint8)
     out = room[GUARD - shift : GUARD - shift + size].reshape(shape)
     reason = np.full(n, 99, np.uint8)
-    up, down = (NO_FLAGS, NO_FLAGS) if at_limit is None else at_limit
-    api.run(
-        bars, NO_VALUES, up, down, averages, spec,
-        first=first, row=row, dest=dest, out=out, mode=mode, reason=reason, threads=threads,
-    )  # fmt: skip
+    arrays = arrays_of(bars, at_limit, averages)
+    api.run(arrays, spec, rules.WindowRows(first, row, dest), out, mode, reason, threads)
     assert (room[: GUARD - shift] == 7).all()
     assert (room[GUARD - shift + size :] == 7).all()
     return out, reason
 
 
-def assert_equal(spec, bars, windows, streamed=None, shift=0, **options):
+def assert_equal(spec, bars, windows, nontemporal=None, shift=0, **options):
     """Both paths agree in pixels, column bits and reasons, and column bits widen to the pixels."""
     with path(plain=True):
         expected, expected_reason = draw(spec, bars, windows, rules.PIXELS, **options)
-    with path(plain=False, streamed=streamed):
+    with path(plain=False, nontemporal=nontemporal):
         images, reason = draw(spec, bars, windows, rules.PIXELS, shift=shift, **options)
         bits, bits_reason = draw(spec, bars, windows, rules.BITS, shift=shift, **options)
         _, dry_reason = draw(spec, bars, windows, rules.DRY, **options)
@@ -145,13 +147,13 @@ def bars(draw, rows):
 
 
 @st.composite
-def windows_of(draw, spec, most=24):
+def windows_of(draw, spec, limit=24):
     """Lengths of a few instruments, and (first, row, dest) of some windows of theirs, ascending by row."""
     lengths = [spec.lookback + draw(st.integers(0, 40)) for _ in range(draw(st.integers(1, 4)))]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ends = np.concatenate([np.arange(a + spec.lookback - 1, b) for a, b in itertools.pairwise(offsets)])
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n = draw(st.integers(1, most))
+    n = draw(st.integers(1, limit))
     if draw(st.booleans()):
         begin = int(rng.integers(len(ends)))
         row = ends[begin : begin + n]
@@ -170,7 +172,7 @@ def scenes(draw):
     rows = int(offsets[-1])
     table = draw(bars(rows))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    options = {"streamed": draw(st.booleans()), "shift": draw(st.integers(0, 63))}
+    options = {"nontemporal": draw(st.booleans()), "shift": draw(st.integers(0, 63))}
     if spec.ma and draw(st.integers(0, 2)) == 0:
         averages = table[:, 3:4] + rng.integers(-20, 21, (rows, 1)) / 8
         averages[rng.random((rows, 1)) < draw(st.sampled_from([0.0, 0.3]))] = np.nan
@@ -220,7 +222,7 @@ def test_other_specs_are_drawn_by_the_plain_kernels(spec, make_walk):
     panel = Panel(
         make_walk(700), np.array([0, 700]), np.array(["A"]), np.arange(700), fields={"total_return": returns}
     )
-    assert not fast.takes(spec)
+    assert not fast.supports(spec)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("render_serial", "render_parallel", "render_task"):
             patch.setattr(fast, name, None)
@@ -259,9 +261,9 @@ def test_both_paths_find_the_same_windows(scene):
 @given(scenes(), st.integers(2, 4))
 def test_neither_tasks_nor_threads_change_anything(scene, threads):
     spec, _, table, windows, options = scene
-    streamed, shift = options.pop("streamed"), options.pop("shift")
+    nontemporal, shift = options.pop("nontemporal"), options.pop("shift")
     for mode in (rules.PIXELS, rules.BITS):
-        with path(plain=False, streamed=streamed):
+        with path(plain=False, nontemporal=nontemporal):
             one = draw(spec, table, windows, mode, shift=shift, **options)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(fast, "TASK_WINDOWS", 3)
@@ -274,22 +276,22 @@ def test_neither_tasks_nor_threads_change_anything(scene, threads):
 def test_bars_beside_their_averages_give_the_same_bytes(scene, random):
     """As a drawer of random batches has them; windows that are deferred are drawn by the plain kernels."""
     spec, offsets, table, (first, row, _dest), options = scene
-    assume(spec.ma and fast.takes(spec))
+    assume(spec.ma and fast.supports(spec))
     with path(plain=True):
         expected, expected_reason = draw(
             spec, table, (first, row, np.arange(len(row))), rules.PIXELS, at_limit=options.get("at_limit")
         )
-    beside = np.full((len(table), fast.LAID_OUT), 7.0)
-    fast.lay_out(table, offsets, spec.ma[0], api.drawing_of(spec).partial_ma, beside)
+    beside = np.full((len(table), fast.INTERLEAVED_COLUMNS), 7.0)
+    fast.interleave_averages(table, offsets, spec.ma[0], api.draw_params(spec).partial_ma, beside)
     assert np.array_equal(beside[:, :5], table, equal_nan=True)
     instrument = np.searchsorted(offsets, row, side="right").astype(np.int32) - 1
     for array in (beside, row, instrument):
         array.flags.writeable = False
     which = np.array(random.choices(range(len(row)), k=random.randint(1, 400)))
     out, reason = np.full((len(which), *spec.shape), 7, np.uint8), np.full(len(which), 99, np.uint8)
-    undrawn = fast.render_some(
-        *fast.arguments_of(beside, None, "at_limit" in options, spec), row, instrument, offsets, which,
-        out.reshape(-1), options["streamed"], reason,
+    undrawn = fast.render_selected(
+        fast.job_of(arrays_of(beside, options.get("at_limit"), None), spec), row, instrument, offsets, which,
+        out.reshape(-1), options["nontemporal"], reason,
     )  # fmt: skip
     assert undrawn == np.count_nonzero(reason)
     done = reason != fast.DEFERRED
@@ -298,8 +300,8 @@ def test_bars_beside_their_averages_give_the_same_bytes(scene, random):
 
 
 @pytest.mark.parametrize("preset", sorted(ImageSpec.presets()))
-@pytest.mark.parametrize("streamed", [False, True])
-def test_long_histories_of_several_instruments(preset, streamed, make_walk):
+@pytest.mark.parametrize("nontemporal", [False, True])
+def test_long_histories_of_several_instruments(preset, nontemporal, make_walk):
     """Across the borders of tasks and instruments, in the order of time, and at random."""
     spec = ImageSpec.preset(preset)
     lengths = [900, spec.lookback, 300, 1500]
@@ -309,10 +311,10 @@ def test_long_histories_of_several_instruments(preset, streamed, make_walk):
     row = np.concatenate([np.arange(a + spec.lookback - 1, b) for a, b in itertools.pairwise(offsets)])
     first = offsets[np.searchsorted(offsets, row, side="right") - 1]
     dest = np.argsort(np.argsort(row - first, kind="stable"), kind="stable")
-    assert_equal(spec, table, (first, row, dest), streamed=streamed, threads=3)
+    assert_equal(spec, table, (first, row, dest), nontemporal=nontemporal, threads=3)
     chosen = np.sort(np.random.default_rng(1).choice(len(row), 300, replace=False))
     windows = first[chosen], row[chosen], np.random.default_rng(2).permutation(300)
-    assert_equal(spec, table, windows, streamed=streamed)
+    assert_equal(spec, table, windows, nontemporal=nontemporal)
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 60), (1, 7, 5), (0, 64, 60), (3000, 64, 60)])

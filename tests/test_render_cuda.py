@@ -336,7 +336,7 @@ def test_the_kernel_sees_no_memory_that_is_not_held(panel, monkeypatch):
         renderer.reasons(rows)
     assert len(given) == 6
     for arguments in given:
-        held = [each for each in arguments if isinstance(each, cuda._Seen)]
+        held = [each for each in arguments if isinstance(each, cuda._DeviceArray)]
         # Table, states, rows; words and pixels of the output; reasons. The rest are numbers.
         assert len(held) == 6
         assert all(isinstance(each, (tuple, np.uint64)) for each in arguments)
@@ -415,7 +415,7 @@ def test_a_launch_keeps_its_memory_for_the_stream():
             external_stream=lambda of: of, legacy_default_stream=lambda: "legacy"
         )
         gpu._kernels = types.SimpleNamespace(draw=Kernel())
-        gpu.launch((300, 64, 1000), cuda._Seen(Tensor("table"), "a"), 5, cuda._Seen(Tensor("out"), "b"))
+        gpu.launch((300, 64, 1000), cuda._DeviceArray(Tensor("table"), "a"), 5, cuda._DeviceArray(Tensor("out"), "b"))
         assert done[0] == ((300, 64, handle or "legacy", 1000), ("a", 5, "b"))
         assert done[1:] == [f"table for stream {handle}", f"out for stream {handle}"]
 
@@ -429,7 +429,7 @@ def test_a_gpu_has_one_name(monkeypatch):
     for name in ("cuda", "cuda:1", 1, None, second, torch.device("cuda")):
         assert cuda.gpu_of(name) == second
     assert cuda.gpu_of("cuda:0") == cuda.gpu_of(0) == torch.device("cuda", 0) != second
-    with pytest.raises(ValueError, match="device='cpu' is no GPU"):
+    with pytest.raises(ValueError, match="device='cpu' is not a GPU"):
         cuda.gpu_of("cpu")
     monkeypatch.setattr(numba.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="torch sees cuda:1, but Numba's CUDA target does not"):
@@ -492,14 +492,14 @@ def kernel_for(pixel):
 
     from pricepix.render import cuda_kernels
 
-    drawing = numba.typeof(api.drawing_of(ImageSpec.preset("jkx20")))
+    params = numba.typeof(api.draw_params(ImageSpec.preset("jkx20")))
     plan = numba.typeof(cuda_kernels.Plan(*range(7)))
     pixels = getattr(numba, pixel)[::1]
     signature = numba.void(
         float64[:, ::1],
         uint8[::1],
         int64[::1],
-        drawing,
+        params,
         plan,
         uint64,
         uint64,

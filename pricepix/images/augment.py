@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import bars, nearest_or_all
-from pricepix.render.draw import NO_MA, fields_of, kernels, run
+from pricepix.render.draw import panel_arrays, run
+from pricepix.render.rules import PIXELS, WindowRows
 from pricepix.spec import ImageSpec
 from pricepix.windows import kernels as window_kernels
 
@@ -193,7 +194,8 @@ class Augmenter:
         mirrored = self._chance(epoch, position, _INVERT) < self.augment.invert
         bars[mirrored] = mirror(bars[mirrored])
         self._change(epoch, position, bars[:, reach - spec.lookback :])
-        total_return, up, down = fields_of(self._panel, spec)
+        arrays = panel_arrays(self._panel, spec)
+        total_return, up, down = arrays.total_return, arrays.up, arrays.down
         if len(total_return):
             total_return = total_return[rows].reshape(-1)
         if len(up) or len(down):
@@ -202,16 +204,14 @@ class Augmenter:
             up, down = (flags[rows].reshape(-1) if len(flags) else none for flags in (up, down))
             flip = np.repeat(mirrored, reach)
             up, down = np.where(flip, down, up), np.where(flip, up, down)
+        arrays = arrays._replace(bars=bars.reshape(-1, 5), total_return=total_return, up=up, down=down)
         last = np.arange(1, n + 1) * reach - 1
         begin = last - known.sum(axis=1) + 1
         reason = np.empty(n, np.uint8)
         bare = self._chance(epoch, position, _MA) >= self.augment.ma
         for drawn, mask in ((spec, ~bare), (self._bare, bare)):
             chosen = np.flatnonzero(mask)
-            run(
-                bars.reshape(-1, 5), total_return, up, down, NO_MA, drawn, first=begin[chosen], row=last[chosen],
-                dest=chosen, out=out, mode=kernels.PIXELS, reason=reason, threads=1,
-            )  # fmt: skip
+            run(arrays, drawn, WindowRows(begin[chosen], last[chosen], chosen), out, PIXELS, reason, 1)
         failed = np.flatnonzero(reason)
         if len(failed):
             plain = np.empty((len(failed), *spec.shape), np.uint8)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.render import fast, rules
-from pricepix.render.draw import NO_MA, _fast_arguments, _run_plain, drawing_of, fields_of, render_rows
+from pricepix.render.draw import draw_params, fast_job, panel_arrays, render_rows, run_plain
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
+from pricepix.render.rules import WindowRows
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -102,20 +103,21 @@ class BatchRenderer:
 
     def __init__(self, windows: WindowIndex, table: NDArray[np.float64] | None = None) -> None:
         panel, spec = windows.panel, windows.spec
-        self._bars, self._offsets, self._spec = panel.bars, panel.offsets, spec
+        self._offsets, self._spec = panel.offsets, spec
         self._row, self._instrument = windows.row.view(), windows.instrument.view()
         # As they are where another process shares them: compiled code tells the two kinds of arrays apart.
         self._row.flags.writeable = self._instrument.flags.writeable = False
-        self._fields = fields_of(panel, spec)
-        _, up, down = self._fields
-        self._fast = _fast_arguments(panel.bars, NO_MA, up, down, spec)
-        if table is None and self._fast is not None and spec.ma and _should_interleave(windows):
-            table = np.empty((len(panel.bars), fast.LAID_OUT))
-            fast.lay_out(panel.bars, panel.offsets, spec.ma[0], drawing_of(spec).partial_ma, table)
+        self._arrays = panel_arrays(panel, spec)
+        self._job = fast_job(self._arrays, spec)
+        if table is None and self._job is not None and spec.ma and _worth_laying_out(windows):
+            table = np.empty((len(panel.bars), fast.INTERLEAVED_COLUMNS))
+            fast.interleave_averages(
+                panel.bars, panel.offsets, spec.ma[0], draw_params(spec).partial_ma, table
+            )
             table.flags.writeable = False
         self.table = table
         if table is not None:
-            self._fast = _fast_arguments(table, None, up, down, spec)
+            self._job = fast_job(self._arrays._replace(bars=table, averages=None), spec)
 
     def draw(self, which: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         """Draw the windows at positions `which`, in any order, into `out`; return reasons, None if all are drawn.
@@ -123,10 +125,19 @@ class BatchRenderer:
         `out` is C-contiguous uint8 (n, height, width). Nothing is checked.
         """
         reason = np.empty(len(which), np.uint8)
-        if self._fast is not None:
-            driver: Any = fast.render_some
-            where = (self._row, self._instrument, self._offsets, which)
-            if driver(*self._fast, *where, out.reshape(-1), fast.streams(out), reason) == 0:
+        if self._job is not None:
+            nontemporal = fast.uses_nontemporal_stores(out)
+            undrawn: Any = fast.render_selected(
+                self._job,
+                self._row,
+                self._instrument,
+                self._offsets,
+                which,
+                out.reshape(-1),
+                nontemporal,
+                reason,
+            )
+            if undrawn == 0:
                 return None
             left = np.flatnonzero(reason == fast.DEFERRED)
         else:
@@ -135,14 +146,12 @@ class BatchRenderer:
             row = self._row[which[left]]
             order = np.argsort(row)
             first = self._offsets[self._instrument[which[left]]]
-            _run_plain(
-                self._bars, self._fields, NO_MA, self._spec, first[order], row[order], left[order], out,
-                rules.PIXELS, reason, 1, False,
-            )  # fmt: skip
+            rows = WindowRows(first[order], row[order], left[order])
+            run_plain(self._arrays, self._spec, rows, out, rules.PIXELS, reason, 1)
         return reason if reason.any() else None
 
 
 def _should_interleave(windows: WindowIndex) -> bool:
     """Whether windows, such as those of every week, use most of a panel that is not too large to be kept twice."""
     rows = len(windows.panel.bars)
-    return rows <= 8 * len(windows) and rows * fast.LAID_OUT * 8 <= TABLE_BYTES
+    return rows <= 8 * len(windows) and rows * fast.INTERLEAVED_COLUMNS * 8 <= TABLE_BYTES

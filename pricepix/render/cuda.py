@@ -1,7 +1,7 @@
 """Rendering on a GPU: window numbers in, a torch tensor on the device out.
 
-The panel lives on the device; a call moves nothing but the windows' rows. What is drawn, and how, is
-``cuda_kernels.py``. torch and Numba's CUDA target are needed by whoever makes a ``CudaRenderer``, not before.
+The panel lives on the device; a call moves nothing but the windows' rows. The drawing itself is in
+``cuda_kernels.py``. torch and Numba's CUDA target are imported when a ``CudaRenderer`` is made, not before.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.render import kernels, rules
-from pricepix.render.draw import NO_MA, checked_windows, drawing_of, fields_of
+from pricepix.render import rules, window_bars
+from pricepix.render.draw import checked_windows, draw_params, panel_arrays
+from pricepix.render.rules import PanelArrays
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 INSTALL: Final = 'pip install "pricepix[cuda]"'
 OUTSIDE: Final = rules.OUTSIDE
-"""Reason code of a row, given on the device, that ends no window of the panel; its image is blank."""
+"""Reason code of a row on the device where no window of the panel ends; its image is blank."""
 
-# Bytes of shared memory that an image may take at once, and a strip of one that is larger: a block gets 48 kB
-# without asking for more, and small blocks leave room for others beside them.
+# Bytes of shared memory for an image, and for a strip of a larger one: a block gets 48 kB without asking for more, and
+# small blocks leave room for others beside them.
 _LARGEST_WHOLE = 24 << 10
 _STRIP_BYTES = 16 << 10
-# Blocks for which Numba does not warn of an idle GPU; those without an image end at once.
+# From this many blocks on, Numba does not warn of an idle GPU; those without an image end at once.
 _FEWEST_BLOCKS = 256
 _DTYPES = ("uint8", "bfloat16", "float16", "float32")
 
@@ -64,7 +65,7 @@ class CudaRenderer:
     RuntimeError
         If there is no GPU that torch and Numba can use.
     ValueError
-        If the spec needs fields that the panel has not.
+        If the spec needs fields that the panel does not have.
 
     Notes
     -----
@@ -79,10 +80,7 @@ class CudaRenderer:
         self, panel: Panel, spec: ImageSpec | str | Mapping[str, Any], *, device: Any = None
     ) -> None:
         spec = ImageSpec.of(spec)
-        total_return, up, down = fields_of(panel, spec)
-        self._prepare(
-            panel.bars, panel.offsets, spec, device, total_return=total_return, up=up, down=down, given=NO_MA
-        )
+        self._prepare(panel_arrays(panel, spec), panel.offsets, spec, device)
 
     @classmethod
     def from_windows(
@@ -117,47 +115,36 @@ class CudaRenderer:
                 "rebuild='returns' needs the returns of a panel: use CudaRenderer(panel, spec), or "
                 "spec.replace(rebuild=None)"
             )
-        bars, given, up, down = checked_windows(ohlcv, spec, ma, at_limit)
+        arrays = checked_windows(ohlcv, spec, ma, at_limit)
+        offsets = np.arange(0, len(arrays.bars) + 1, spec.lookback, dtype=np.int64)
         self = cls.__new__(cls)
-        self._prepare(
-            bars, np.arange(0, len(bars) + 1, spec.lookback, dtype=np.int64), spec, device,
-            total_return=np.zeros(0), up=up, down=down, given=given,
-        )  # fmt: skip
+        self._prepare(arrays, offsets, spec, device)
         return self
 
-    def _prepare(
-        self,
-        bars: NDArray[np.float64],
-        offsets: NDArray[np.int64],
-        spec: ImageSpec,
-        device: Any,
-        *,
-        total_return: NDArray[np.float64],
-        up: NDArray[np.bool_],
-        down: NDArray[np.bool_],
-        given: NDArray[np.float64],
-    ) -> None:
+    def _prepare(self, arrays: PanelArrays, offsets: NDArray[np.int64], spec: ImageSpec, device: Any) -> None:
         self.spec = spec
         self._gpu = _Gpu(device)
         self.device: torch.device = self._gpu.device
-        self._drawing = drawing_of(spec)
-        self._threads = self._gpu.threads(self._drawing)
-        self._plan, self._shared = self._gpu.plan(self._drawing, len(spec.ma), self._threads)
+        self._params = draw_params(spec)
+        self._threads = self._gpu.threads(self._params)
+        self._plan, self._shared = self._gpu.plan(self._params, len(spec.ma), self._threads)
         self._averages = np.array(spec.ma, np.int64)
-        self._offsets, self._bars, self._total_return = offsets, bars, total_return
-        self._states_on_host = _states(offsets, spec, up, down)
+        self._offsets, self._arrays = offsets, arrays
+        self._states_on_host = _states(offsets, spec, arrays)
         with self._gpu.context():
             self._states = self._gpu.upload(self._states_on_host)
             if not spec.rebuild:
-                table = np.empty((self._fields, len(bars)))
-                kernels.tabulate(bars, offsets, given, self._averages, self._drawing, table)
+                table = np.empty((self._fields, len(arrays.bars)))
+                window_bars.tabulate(
+                    arrays.bars, offsets, arrays.averages, self._averages, self._params, table
+                )
                 self._table = self._gpu.upload(table)
             # Stands where there is no output; never written, nor read.
             self._nothing = self._gpu.upload(np.zeros(8, np.uint8))
 
     @property
     def _fields(self) -> int:
-        return 4 + self._drawing.volume + len(self.spec.ma)
+        return 4 + self._params.volume + len(self.spec.ma)
 
     def render(
         self,
@@ -175,13 +162,13 @@ class CudaRenderer:
         Parameters
         ----------
         rows : numpy.ndarray or torch.Tensor, int64 (b,)
-            Panel rows of the windows' last bars (``WindowIndex.row``), in any order. Rows that are not on the
-            device yet are checked; rows that are, are not, since that would wait for the device: one that ends
-            no window gets a blank image and the reason ``OUTSIDE``.
+            Panel rows of the windows' last bars (``WindowIndex.row``), in any order. Rows from the host are
+            checked. Rows on the device are not, since that would wait for the device: a row where no window ends
+            gets a blank image and the reason ``OUTSIDE``.
         dtype : torch.dtype or str
             ``uint8`` for pixels of 0 and 255; ``bfloat16``, ``float16`` or ``float32`` for normalised ones.
         channels_last : bool
-            Lay floating images out in ``torch.channels_last``.
+            Return floating images in the memory format ``torch.channels_last``.
         mean, std : float
             A floating pixel x is ``(x / 255 - mean) / std``, computed in float64 and converted by torch.
         out : torch.Tensor, optional
@@ -198,9 +185,9 @@ class CudaRenderer:
         Raises
         ------
         ValueError
-            If rows end no window of the panel, or arguments do not fit each other.
+            If no window of the panel ends at a row, or arguments contradict each other.
         TypeError
-            If `rows` are not whole numbers, or `dtype` is none of the four.
+            If `rows` are not whole numbers, or `dtype` is not one of the four.
         """
         import torch
 
@@ -247,7 +234,7 @@ class CudaRenderer:
         return codes
 
     def _rows(self, rows: Any) -> torch.Tensor:
-        """The rows on the device, int64, checked if they come from the host."""
+        """Return the rows as int64 on the device, checked if they come from the host."""
         import torch
 
         if isinstance(rows, torch.Tensor):
@@ -261,7 +248,7 @@ class CudaRenderer:
             raise TypeError(f"rows are {array.dtype}, expected int64 panel rows, such as WindowIndex.row")
         if array.ndim != 1:
             raise ValueError(f"rows have shape {array.shape}, expected (b,)")
-        # A copy: torch takes no read-only array.
+        # A copy: torch warns of read-only arrays.
         array = np.array(array, np.int64)
         states = self._states_on_host
         outside = (array < 0) | (array >= len(states))
@@ -298,7 +285,7 @@ class CudaRenderer:
         plan = self._plan._replace(word_shift=ink.word_shift, packed=int(packed), dry=int(out is None))
         written = self._nothing.tensor if out is None else out
         bytes_written = written.numel() * written.element_size()
-        # An output of less than a word has none; a view of nothing is not to be relied on.
+        # An output of less than a word has no words, and a view of zero elements may fail.
         in_words = written if bytes_written >= 8 else self._nothing.tensor
         view = self._gpu.view
         with self._gpu.context():
@@ -309,31 +296,31 @@ class CudaRenderer:
                 table = self._table
             self._gpu.launch(
                 (n, self._threads, self._shared),
-                table, self._states, view(ends, np.int64, n), self._drawing, plan, ink.paper, ink.flip,
+                table, self._states, view(ends, np.int64, n), self._params, plan, ink.paper, ink.flip,
                 view(in_words, np.uint64, max(1, bytes_written // 8)),
                 view(written, ink.pixel, bytes_written // ink.pixel.itemsize),
                 view(reason, np.uint8, n),
             )  # fmt: skip
 
     def _rebuilt(self, ends: torch.Tensor) -> NDArray[np.float64]:
-        """Bars of the windows, rebuilt on the CPU; of rows that end no window, whatever."""
+        """Rebuild the bars of the windows on the CPU; those of rows where no window ends are undefined."""
         rows = ends.cpu().numpy()
         states = self._states_on_host
-        there = (rows >= 0) & (rows < len(states))
-        there[there] = states[rows[there]] & rules.WHOLE != 0
-        rows = rows[there]
+        inside = (rows >= 0) & (rows < len(states))
+        inside[inside] = states[rows[inside]] & rules.WHOLE != 0
+        rows = rows[inside]
         first = self._offsets[np.searchsorted(self._offsets, rows, side="right") - 1]
-        table = np.zeros((self._fields, len(there), self._drawing.bars))
-        drawn = np.empty((self._fields, len(rows) * self._drawing.bars))
-        kernels.tabulate_rebuilt(
-            self._bars, self._total_return, first, rows, self._averages, self._drawing, drawn
+        table = np.zeros((self._fields, len(inside), self._params.bars))
+        drawn = np.empty((self._fields, len(rows) * self._params.bars))
+        window_bars.tabulate_rebuilt(
+            self._arrays.bars, self._arrays.total_return, first, rows, self._averages, self._params, drawn
         )
-        table[:, there] = drawn.reshape(self._fields, len(rows), self._drawing.bars)
+        table[:, inside] = drawn.reshape(self._fields, len(rows), self._params.bars)
         return table.reshape(self._fields, -1)
 
 
 class _Ink(NamedTuple):
-    """Output in words of 8 bytes: the word of blank pixels, and what changes it to one of ink."""
+    """Pixels as words of 8 bytes: the blank word, and the bits that flip it to ink."""
 
     paper: np.uint64
     flip: np.uint64
@@ -345,7 +332,7 @@ class _Ink(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _ink(dtype: str, mean: float, std: float) -> _Ink:
-    """The two values that a pixel can have, rounded to their type by torch."""
+    """Return the two values that a pixel can have, rounded to their type by torch."""
     import torch
 
     values = torch.tensor([0, 255], dtype=torch.uint8)
@@ -357,14 +344,12 @@ def _ink(dtype: str, mean: float, std: float) -> _Ink:
     return _Ink(paper, paper ^ ink, np.dtype(f"u{size}"), {1: 3, 2: 2, 4: 1}[size])
 
 
-def _states(
-    offsets: NDArray[np.int64], spec: ImageSpec, up: NDArray[np.bool_], down: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """Bits of every panel row: whether a window ends there, and whether it holds limit flags that are drawn."""
+def _states(offsets: NDArray[np.int64], spec: ImageSpec, arrays: PanelArrays) -> NDArray[np.uint8]:
+    """Return bits of every panel row: whether a window ends there, and whether it holds limits that are drawn."""
     states = np.full(offsets[-1], rules.WHOLE, np.uint8)
     for first, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         states[first : min(first + spec.lookback - 1, end)] = 0
-    for flags, bit in ((up, rules.UP), (down, rules.DOWN)):
+    for flags, bit in ((arrays.up, rules.UP), (arrays.down, rules.DOWN)):
         if len(flags) and spec.style == "image_trading":
             count = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
             begin = np.maximum(np.arange(1, len(flags) + 1) - spec.lookback, 0)
@@ -373,7 +358,7 @@ def _states(
 
 
 class _View:
-    """Memory of a torch tensor as another type, which torch's own interface refuses for bfloat16."""
+    """Memory of a torch tensor as an array of another type; torch's own interface refuses bfloat16."""
 
     def __init__(self, tensor: torch.Tensor, dtype: Any, count: int) -> None:
         self.tensor = tensor
@@ -386,15 +371,15 @@ class _View:
         }
 
 
-class _Seen(NamedTuple):
-    """A tensor, and its memory as a kernel takes it."""
+class _DeviceArray(NamedTuple):
+    """A tensor, and its memory as the array that a kernel takes."""
 
     tensor: torch.Tensor
     array: Any
 
 
 def gpu_of(device: Any) -> torch.device:
-    """Return the one name of a GPU: with its number, torch's current one where none is given.
+    """Return a GPU as a torch device with its number; torch's current one where none is given.
 
     Parameters
     ----------
@@ -426,7 +411,7 @@ def gpu_of(device: Any) -> torch.device:
     wanted = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
     if wanted.type != "cuda":
         raise ValueError(
-            f"device={device!r} is no GPU: give 'cuda', 'cuda:1' or a number, or use render_panel"
+            f"device={device!r} is not a GPU: give 'cuda', 'cuda:1' or a number, or use render_panel"
         )
     found = torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
     if not cuda.is_available():
@@ -440,8 +425,8 @@ def gpu_of(device: Any) -> torch.device:
 class _Gpu:
     """One GPU as torch and Numba see it, or CUDA's simulator.
 
-    Torch's allocator gives the memory of a tensor that is gone to the next one on the stream where it was made:
-    work that another stream still has to do with it must be recorded, which `launch` does for all it is given.
+    When a tensor is freed, torch's allocator gives its memory to the next tensor of the stream where it was made.
+    Work that other streams still have to do with it must be recorded: `launch` does so for all its arguments.
     """
 
     def __init__(self, device: Any) -> None:
@@ -454,45 +439,45 @@ class _Gpu:
         self.torch, self._cuda, self._kernels = torch, cuda, cuda_kernels
         self.simulated = cuda_kernels.SIMULATED
 
-    def threads(self, drawing: rules.Drawing) -> int:
+    def threads(self, params: rules.DrawParams) -> int:
         """Threads a block, a power of two: a warp where that is enough to write the image."""
-        size = drawing.height * drawing.width
+        size = params.height * params.width
         if self.simulated:
             return 4
         return 32 if size <= 8 << 10 else 64 if size <= 32 << 10 else 128
 
-    def plan(self, drawing: rules.Drawing, averages: int, threads: int) -> tuple[Any, int]:
-        """Layout of a block's shared memory, and its bytes."""
-        groups = 4 if drawing.per_field else 1 + drawing.volume
+    def plan(self, params: rules.DrawParams, averages: int, threads: int) -> tuple[Any, int]:
+        """Return the layout of a block's shared memory, and its bytes."""
+        groups = 4 if params.per_field else 1 + params.volume
         counts_at = 2 * groups * threads
         image_at = counts_at + threads
-        strip = drawing.height
-        if strip * drawing.width > _LARGEST_WHOLE:
-            strip = _STRIP_BYTES // drawing.width
-        shared = 8 * (image_at + (strip * drawing.width + 7 + 7) // 8)
+        strip = params.height
+        if strip * params.width > _LARGEST_WHOLE:
+            strip = _STRIP_BYTES // params.width
+        shared = 8 * (image_at + (strip * params.width + 7 + 7) // 8)
         return self._kernels.Plan(averages, counts_at, image_at, strip, word_shift=3, packed=0, dry=0), shared
 
     def context(self) -> AbstractContextManager[Any]:
         """Where Numba's calls reach this device: ``upload``, ``view`` and ``launch`` belong inside."""
         return nullcontext() if self.simulated else self._cuda.gpus[self.device.index]
 
-    def upload(self, array: NDArray[Any]) -> _Seen:
-        """A copy on the device, there for every stream when this returns.
+    def upload(self, array: NDArray[Any]) -> _DeviceArray:
+        """Copy an array to the device; every stream sees the copy when this returns.
 
-        For a copy that may block, torch waits for the stream that it queued the copy on: no event has to.
+        torch waits for the stream of a blocking copy, so no event is needed.
         """
         return self.view(self.torch.from_numpy(array).to(self.device), array.dtype, *array.shape)
 
     def send(self, array: NDArray[Any]) -> torch.Tensor:
-        """A copy on the device for what torch's current stream does next, without waiting for it.
+        """Queue a copy to the device on torch's current stream, without waiting for it.
 
-        Only from pinned memory does a copy not wait; torch uses that again when the copy is done.
+        Only from pinned memory does a copy not wait; torch reuses that memory when the copy is done.
         """
         tensor = self.torch.from_numpy(array)
         return tensor if self.simulated else tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def view(self, tensor: torch.Tensor, dtype: Any, *shape: int) -> _Seen:
-        """The first memory of a tensor as an array of another type."""
+    def view(self, tensor: torch.Tensor, dtype: Any, *shape: int) -> _DeviceArray:
+        """Return the beginning of a tensor's memory as an array of another type."""
         count = math.prod(shape)
         if self.simulated:
             from numba.cuda.cudadrv.devicearray import FakeCUDAArray
@@ -502,12 +487,12 @@ class _Gpu:
             array = FakeCUDAArray(memory[: count * np.dtype(dtype).itemsize].view(dtype))
         else:
             array = self._cuda.as_cuda_array(_View(tensor, dtype, count), sync=False)
-        return _Seen(tensor, array.reshape(*shape))
+        return _DeviceArray(tensor, array.reshape(*shape))
 
     def launch(self, shape: tuple[int, int, int], *arguments: Any) -> None:
         """Start the kernel over so many images, threads and bytes of shared memory, on torch's current stream."""
         images, threads, shared = shape
-        arrays = [each.array if isinstance(each, _Seen) else each for each in arguments]
+        arrays = [each.array if isinstance(each, _DeviceArray) else each for each in arguments]
         if self.simulated:
             self._kernels.draw[images, threads, 0, shared](*arrays)
             return
@@ -517,5 +502,5 @@ class _Gpu:
         stream = self._cuda.external_stream(handle) if handle else self._cuda.legacy_default_stream()
         self._kernels.draw[blocks, threads, stream, shared](*arrays)
         for each in arguments:
-            if isinstance(each, _Seen):
+            if isinstance(each, _DeviceArray):
                 each.tensor.record_stream(current)

@@ -1,18 +1,18 @@
-"""The GPU's drawing: one kernel for every spec, a block of threads an image.
+"""Drawing on a GPU: one kernel for every spec, a block of threads an image.
 
-Rules, constants and reason codes are those of ``kernels.py``: Numba compiles the same functions of numbers for
-the CPU and for the GPU, and CUDA's simulator calls the CPU's. What is written here is who does what:
+Rules, constants and reason codes are those of ``rules.py``: Numba compiles the same functions of numbers for the CPU
+and for the GPU, and CUDA's simulator calls the CPU's. This module divides the work among threads:
 
-1.  A window's bars lie in a table on the device, prepared by ``kernels.tabulate``. Each thread takes every
+1.  A window's bars lie in a table on the device, prepared by ``window_bars.tabulate``. Each thread takes every
     `threads`-th bar, the block finds the window's extremes and with them its reason and scale.
 2.  The image is drawn in shared memory, a byte a pixel, each thread its bars; threads that draw the same pixel
     write the same byte. Tall images are drawn in strips of rows that fit.
 3.  The block copies it out as a flat run of 8-byte words, each thread every `threads`-th. The image lies in
     shared memory as it will lie in memory, relative to a word; where it does not begin or end with a word, its
-    edges are written pixel by pixel, so that nobody writes what belongs to a neighbour.
+    edges are written pixel by pixel, so that no block writes a byte of its neighbour.
 
-Every pixel is decided in float64 by operations that round on their own; ``kernels.truncated_level`` says what
-keeps a product and a sum apart.
+Every pixel is decided in float64 by operations that are rounded one by one; ``rules.truncated_level`` says how a
+product and a sum are kept from being fused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pricepix.render.rules import (
     UP,
     VOLUME,
     WHOLE,
-    Drawing,
+    DrawParams,
     cnn_for_trading_reason,
     field_level,
     is_odd_bar,
@@ -63,7 +63,7 @@ ODD, VOLUMES = 1 << 40, 1 << 20
 
 
 class Plan(NamedTuple):
-    """Where things lie in shared memory, how pixels become words, and what is asked for."""
+    """Layout of shared memory, how pixels become words, and what the call asks for."""
 
     averages: int
     counts_at: int
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     packed: int
     """Whether the table holds the bars of the windows asked for, one window after the other."""
     dry: int
-    """Whether reasons alone are asked for."""
+    """Whether only the reasons are asked for."""
 
 
 class Scale(NamedTuple):
@@ -103,14 +103,14 @@ class Strip(NamedTuple):
 
 
 @jit
-def least(a: Any, b: Any) -> Any:
+def smaller(a: Any, b: Any) -> Any:
     """``min``, which the CUDA target that comes with Numba 0.68 does not compile; b where a is NaN."""
     return a if a < b else b
 
 
 @jit
-def most(a: Any, b: Any) -> Any:
-    """``max``, likewise."""
+def larger(a: Any, b: Any) -> Any:
+    """``max``, which it does not compile either; b where a is NaN."""
     return a if a > b else b
 
 
@@ -136,7 +136,7 @@ def ink_word(pixels: Any, word_shift: int, paper: Any, flip: Any) -> Any:
 
 @jit
 def ink_pixel(pixel: int, word_shift: int, paper: Any, flip: Any) -> Any:
-    """One pixel of such a word."""
+    """One pixel of a word of ``ink_word``."""
     word = np.uint64(paper ^ flip) if pixel else np.uint64(paper)
     return np.uint64(word & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - (64 >> word_shift))))
 
@@ -146,15 +146,15 @@ def ink_pixel(pixel: int, word_shift: int, paper: Any, flip: Any) -> Any:
 
 @cuda.jit(device=True)
 def _cell(table: Any, field: int, row: int) -> float:
-    """A table's value."""
-    # An index that may be negative, as Numba sees it, costs six operations more; so loops use unsigned ones.
+    """Value of a table."""
+    # An index that may be negative, as Numba sees it, costs six operations more; so indices are unsigned.
     value: float = table[np.uint64(field), np.uint64(row)]
     return value
 
 
 @cuda.jit(device=True)
 def _measure(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any
+    table: Any, last: int, stride: int, params: DrawParams, plan: Plan, extremes: Any, counts: Any
 ) -> None:
     """Lowest and highest of each group of fields, into ``extremes[2 * group * threads]`` and ``threads`` on.
 
@@ -162,40 +162,40 @@ def _measure(
     prices, volumes and odd bars there are.
     """
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
-    first = last - (drawing.bars - 1) * stride
-    groups = 4 if drawing.per_field else 1 + drawing.volume
+    first = last - (params.bars - 1) * stride
+    groups = 4 if params.per_field else 1 + params.volume
     lowest, highest, smallest, largest = np.inf, -np.inf, np.inf, -np.inf
     found = 0
-    if drawing.per_field:
+    if params.per_field:
         for field in range(4):
             lowest, highest = np.inf, -np.inf
             d = t
-            while d < drawing.bars:
+            while d < params.bars:
                 value = _cell(table, field, first + d * stride)
-                lowest, highest = least(value, lowest), most(value, highest)
+                lowest, highest = smaller(value, lowest), larger(value, highest)
                 found += number(value)
                 d += threads
             extremes[2 * field * threads + t], extremes[(2 * field + 1) * threads + t] = lowest, highest
     else:
         d = t
-        while d < drawing.bars:
+        while d < params.bars:
             row = first + d * stride
-            # All of a bar is asked for before any of it is looked at: memory is waited for once, not field by field.
+            # All fields of a bar are loaded before the first is used: one wait for memory instead of one a field.
             open_, high = _cell(table, OPEN, row), _cell(table, HIGH, row)
             low, close = _cell(table, LOW, row), _cell(table, CLOSE, row)
-            volume = _cell(table, VOLUME, row) if drawing.volume else np.nan
-            for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+            volume = _cell(table, VOLUME, row) if params.volume else np.nan
+            for n in range(4 + params.volume, 4 + params.volume + plan.averages):
                 average = _cell(table, n, row)
-                lowest, highest = least(average, lowest), most(average, highest)
-            lowest = least(open_, least(high, least(low, least(close, lowest))))
-            highest = most(open_, most(high, most(low, most(close, highest))))
-            smallest, largest = least(volume, smallest), most(volume, largest)
+                lowest, highest = smaller(average, lowest), larger(average, highest)
+            lowest = smaller(open_, smaller(high, smaller(low, smaller(close, lowest))))
+            highest = larger(open_, larger(high, larger(low, larger(close, highest))))
+            smallest, largest = smaller(volume, smallest), larger(volume, largest)
             found += number(open_) + number(high) + number(low) + number(close) + VOLUMES * number(volume)
-            if drawing.style == CNN_FOR_TRADING and is_odd_bar(open_, high, low, close):
+            if params.style == CNN_FOR_TRADING and is_odd_bar(open_, high, low, close):
                 found += ODD
             d += threads
         extremes[t], extremes[threads + t] = lowest, highest
-        if drawing.volume:
+        if params.volume:
             extremes[2 * threads + t], extremes[3 * threads + t] = smallest, largest
     counts[plan.counts_at + t] = found
     step = threads // 2
@@ -204,9 +204,9 @@ def _measure(
         if t < step:
             for group in range(groups):
                 at = 2 * group * threads + t
-                extremes[at] = least(extremes[at], extremes[at + step])
+                extremes[at] = smaller(extremes[at], extremes[at + step])
                 at += threads
-                extremes[at] = most(extremes[at], extremes[at + step])
+                extremes[at] = larger(extremes[at], extremes[at + step])
             counts[plan.counts_at + t] += counts[plan.counts_at + t + step]
         step //= 2
     cuda.syncthreads()
@@ -216,8 +216,8 @@ def _measure(
 def _column(image: Any, column: int, top: int, end: int, strip: Strip) -> None:
     """Ink the rows from `top` to `end` of a column, as far as they lie in the strip."""
     # In 32 bits, beyond which shared memory does not go: five operations a pixel instead of seven.
-    at = np.int32(strip.at + column + (most(top, strip.top) - strip.top) * strip.width)
-    last = np.int32(strip.at + column + (least(end, strip.end - 1) - strip.top) * strip.width)
+    at = np.int32(strip.at + column + (larger(top, strip.top) - strip.top) * strip.width)
+    last = np.int32(strip.at + column + (smaller(end, strip.end - 1) - strip.top) * strip.width)
     while at <= last:
         image[np.uint32(at)] = INK
         at = np.int32(at + strip.width)
@@ -225,20 +225,20 @@ def _column(image: Any, column: int, top: int, end: int, strip: Strip) -> None:
 
 @cuda.jit(device=True)
 def _draw_joint(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, scale: Scale, image: Any, strip: Strip
+    table: Any, last: int, stride: int, params: DrawParams, plan: Plan, scale: Scale, image: Any, strip: Strip
 ) -> None:
     """Draw the styles jkx and image_trading."""
-    bars = drawing.bars
+    bars = params.bars
     first = last - (bars - 1) * stride
-    floor, lowest, ppu = drawing.price_height - 1 - scale.base, scale.lowest, scale.ppu
-    volume_ppu = volume_scale(drawing.volume_height, scale.largest)
+    floor, lowest, ppu = params.price_height - 1 - scale.base, scale.lowest, scale.ppu
+    volume_ppu = volume_scale(params.volume_height, scale.largest)
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
         high, low = _cell(table, HIGH, row), _cell(table, LOW, row)
         if not (math.isnan(high) or math.isnan(low)):
             top, end = floor - price_level(high, lowest, ppu), floor - price_level(low, lowest, ppu)
-            if drawing.pixel_chart:
+            if params.pixel_chart:
                 _column(image, column + 1, top, top, strip)
                 _column(image, column + 1, end, end, strip)
             else:
@@ -247,22 +247,22 @@ def _draw_joint(
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column, top, top, strip)
-                if drawing.style == JKX:
+                if params.style == JKX:
                     _column(image, column + 1, top, top, strip)
             price = _cell(table, CLOSE, row)
             if not math.isnan(price):
                 top = floor - price_level(price, lowest, ppu)
                 _column(image, column + 2, top, top, strip)
-        if drawing.volume:
-            tall = volume_rows(_cell(table, VOLUME, row), volume_ppu)
-            if tall > 0:
-                top = drawing.height - tall
-                _column(image, column + 1, top, top if drawing.pixel_chart else drawing.height - 1, strip)
-        for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+        if params.volume:
+            rows = volume_rows(_cell(table, VOLUME, row), volume_ppu)
+            if rows > 0:
+                top = params.height - rows
+                _column(image, column + 1, top, top if params.pixel_chart else params.height - 1, strip)
+        for n in range(4 + params.volume, 4 + params.volume + plan.averages):
             if math.isnan(_cell(table, n, row)):
                 continue
             here = floor - price_level(_cell(table, n, row), lowest, ppu)
-            if d == bars - 1 or drawing.pixel_chart:
+            if d == bars - 1 or params.pixel_chart:
                 _column(image, column + 1, here, here, strip)
             elif not math.isnan(_cell(table, n, row + stride)):
                 there = floor - price_level(_cell(table, n, row + stride), lowest, ppu)
@@ -277,11 +277,11 @@ def _draw_joint(
 
 @cuda.jit(device=True)
 def _draw_per_field(
-    table: Any, last: int, stride: int, drawing: Drawing, flat: bool, up: bool, extremes: Any, image: Any,
+    table: Any, last: int, stride: int, params: DrawParams, flat: bool, up: bool, extremes: Any, image: Any,
     strip: Strip,
 ) -> None:  # fmt: skip
     """Draw ImageTrading's own scale."""
-    bars, threads, bottom = drawing.bars, cuda.blockDim.x, drawing.height - 1
+    bars, threads, bottom = params.bars, cuda.blockDim.x, params.height - 1
     first = last - (bars - 1) * stride
     d = cuda.threadIdx.x
     while d < bars:
@@ -303,13 +303,20 @@ def _draw_per_field(
 
 @cuda.jit(device=True)
 def _draw_cnn_for_trading(
-    table: Any, last: int, stride: int, drawing: Drawing, plan: Plan, extremes: Any, image: Any, strip: Strip
+    table: Any,
+    last: int,
+    stride: int,
+    params: DrawParams,
+    plan: Plan,
+    extremes: Any,
+    image: Any,
+    strip: Strip,
 ) -> None:
     """Draw CNN-for-Trading's style."""
-    bars, threads, bottom = drawing.bars, cuda.blockDim.x, drawing.height - 1
+    bars, threads, bottom = params.bars, cuda.blockDim.x, params.height - 1
     first = last - (bars - 1) * stride
     lowest, highest = extremes[0], extremes[threads]
-    span, base = truncation(drawing)
+    span, base = truncation(params)
     d = cuda.threadIdx.x
     while d < bars:
         row, column = first + d * stride, 3 * d
@@ -320,20 +327,20 @@ def _draw_cnn_for_trading(
         _column(image, column + 1, top, end, strip)
         top = bottom - truncated_level(_cell(table, CLOSE, row), lowest, highest, span, base)
         _column(image, column + 2, top, top, strip)
-        for n in range(4 + drawing.volume, 4 + drawing.volume + plan.averages):
+        for n in range(4 + params.volume, 4 + params.volume + plan.averages):
             if not math.isnan(_cell(table, n, row)):
                 top = bottom - truncated_level(_cell(table, n, row), lowest, highest, span, base)
                 _column(image, column, top, top, strip)
                 _column(image, column + 1, top, top, strip)
-        if drawing.volume:
+        if params.volume:
             smallest, largest = extremes[2 * threads], extremes[3 * threads]
-            tall = truncated_volume_rows(_cell(table, VOLUME, row), smallest, largest, drawing.volume_height)
-            _column(image, column + 1, drawing.height - tall, drawing.height - 1, strip)
+            rows = truncated_volume_rows(_cell(table, VOLUME, row), smallest, largest, params.volume_height)
+            _column(image, column + 1, params.height - rows, params.height - 1, strip)
         d += threads
 
 
 @cuda.jit(device=True)
-def _judge(state: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any) -> Any:
+def _reason_and_scale(state: int, params: DrawParams, plan: Plan, extremes: Any, counts: Any) -> Any:
     """Reason code and scale of the window that was measured."""
     threads = cuda.blockDim.x
     up, down = state & UP != 0, state & DOWN != 0
@@ -344,11 +351,11 @@ def _judge(state: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any)
     if volumes > 0:
         smallest, largest = extremes[2 * threads], extremes[3 * threads]
     ppu, base, flat = 0.0, 0, 0
-    if drawing.style == CNN_FOR_TRADING:
-        reason = cnn_for_trading_reason(prices, lowest, highest, volumes, smallest, largest, drawing)
+    if params.style == CNN_FOR_TRADING:
+        reason = cnn_for_trading_reason(prices, lowest, highest, volumes, smallest, largest, params)
         if reason == VALID:
-            reason = odd_bars_reason(odd_bars, drawing)
-    elif drawing.per_field:
+            reason = odd_bars_reason(odd_bars, params)
+    elif params.per_field:
         infinite = False
         for field in range(4):
             lowest, highest = extremes[2 * field * threads], extremes[(2 * field + 1) * threads]
@@ -356,9 +363,9 @@ def _judge(state: int, drawing: Drawing, plan: Plan, extremes: Any, counts: Any)
                 flat += 1
             if highest == np.inf or lowest == -np.inf:
                 infinite = True
-        reason = per_field_reason(prices, infinite, flat, drawing, up, down)
+        reason = per_field_reason(prices, infinite, flat, params, up, down)
     else:
-        reason, ppu, base = joint_scale(prices, lowest, highest, largest, drawing, up, down)
+        reason, ppu, base = joint_scale(prices, lowest, highest, largest, params, up, down)
     return reason, Scale(lowest, ppu, base, largest, flat)
 
 
@@ -387,12 +394,12 @@ def _write(
         while word < last:
             words[np.uint64(word)] = ink_word(pairs[np.uint64(word + (origin >> 1))], shift, paper, flip)
             word += threads
-    head = least(first << shift, end)
+    head = smaller(first << shift, end)
     at = begin + t
     while at < head:
         pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
         at += threads
-    at = most(last << shift, head) + t
+    at = larger(last << shift, head) + t
     while at < end:
         pixels[at] = ink_pixel(bytes_[at + origin], shift, paper, flip)
         at += threads
@@ -400,17 +407,17 @@ def _write(
 
 @cuda.jit
 def draw(
-    table: Any, states: Any, ends: Any, drawing: Drawing, plan: Plan, paper: Any, flip: Any,
+    table: Any, states: Any, ends: Any, params: DrawParams, plan: Plan, paper: Any, flip: Any,
     words: Any, pixels: Any, reasons: Any,
 ) -> None:  # fmt: skip
     """Draw the windows that end at panel rows `ends`, a block each.
 
-    `table` float64 (fields, rows) as ``kernels.tabulate`` writes it, or ``tabulate_rebuilt`` where `plan` says
+    `table` float64 (fields, rows) as ``window_bars.tabulate`` writes it, or ``tabulate_rebuilt`` where `plan` says
     packed; `states` uint8 (panel rows). The output is seen twice: `words` uint64, as far as whole words go, and
     `pixels` as unsigned integers of a pixel's size. `paper` and `flip` are uint64 words of pixels.
     """
-    # The same shared memory, as what lies in it. The compiler takes these for different memory: only a barrier
-    # may stand between a write through one and a read through another.
+    # The same shared memory, seen as several types. The compiler takes these for different memory: a write through
+    # one and a read through another need a barrier between them.
     extremes = cuda.shared.array(0, float64)
     counts = cuda.shared.array(0, int64)
     bytes_ = cuda.shared.array(0, uint8)
@@ -418,9 +425,9 @@ def draw(
     fours = cuda.shared.array(0, uint32)
     eights = cuda.shared.array(0, uint64)
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
-    width = drawing.width
-    stride = 1 if plan.packed else drawing.aggregate
-    # One image a block: a loop over images would keep in registers all that is the same for each.
+    width = params.width
+    stride = 1 if plan.packed else params.aggregate
+    # One image a block: a loop over images would keep in registers everything that they have in common.
     image = int64(cuda.blockIdx.x)
     if image >= ends.shape[0]:
         return
@@ -431,17 +438,17 @@ def draw(
     reason, scale = OUTSIDE, Scale(0.0, 0.0, 0, 0.0, 0)
     if state & WHOLE:
         if plan.packed:
-            last = (image + 1) * drawing.bars - 1
-        _measure(table, last, stride, drawing, plan, extremes, counts)
-        reason, scale = _judge(state, drawing, plan, extremes, counts)
+            last = (image + 1) * params.bars - 1
+        _measure(table, last, stride, params, plan, extremes, counts)
+        reason, scale = _reason_and_scale(state, params, plan, extremes, counts)
     if t == 0:
         reasons[image] = reason
     if plan.dry:
         return
     top = 0
-    while top < drawing.height:
-        end = least(top + plan.strip, drawing.height)
-        begin: Any = (image * drawing.height + top) * width
+    while top < params.height:
+        end = smaller(top + plan.strip, params.height)
+        begin: Any = (image * params.height + top) * width
         strip = Strip(8 * plan.image_at + (begin & 7), top, end, width)
         word = t
         while word < ((begin & 7) + (end - top) * width + 7) >> 3:
@@ -449,13 +456,13 @@ def draw(
             word += threads
         cuda.syncthreads()
         if reason == VALID:
-            if drawing.style == CNN_FOR_TRADING:
-                _draw_cnn_for_trading(table, last, stride, drawing, plan, extremes, bytes_, strip)
-            elif drawing.per_field:
+            if params.style == CNN_FOR_TRADING:
+                _draw_cnn_for_trading(table, last, stride, params, plan, extremes, bytes_, strip)
+            elif params.per_field:
                 flat, up = scale.flat == 4, state & UP != 0
-                _draw_per_field(table, last, stride, drawing, flat, up, extremes, bytes_, strip)
+                _draw_per_field(table, last, stride, params, flat, up, extremes, bytes_, strip)
             else:
-                _draw_joint(table, last, stride, drawing, plan, scale, bytes_, strip)
+                _draw_joint(table, last, stride, params, plan, scale, bytes_, strip)
         cuda.syncthreads()
         _write(
             begin, begin + (end - top) * width, plan, bytes_, pairs, fours, eights, words, pixels, paper, flip

@@ -17,7 +17,7 @@ from pricepix._checks import whole_number
 from pricepix.render import bits as render_bits
 from pricepix.render import fast, kernels, rules
 from pricepix.render.memory import memory_for
-from pricepix.render.rules import Drawing
+from pricepix.render.rules import DrawParams, PanelArrays, WindowRows
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ _STYLE_CODES = {
 # Windows a task: enough to share the moving averages of a stretch, few enough to balance two threads.
 _TASK_WINDOWS = 256
 # Numba's default threading layer kills the process when two threads are inside a parallel region at once, and
-# its threads do not survive a fork. Whoever does not get the lock, or is a forked child, runs worker threads
-# of its own over the serial driver instead.
+# its threads do not survive a fork. Threads that fail to get the lock, and forked children, use a pool of their own
+# over the serial driver instead.
 _parallel_region = threading.Lock()
-# The process that first asked Numba for threads, and how many it was last allowed.
+# The process that first asked Numba for threads, and how many Numba last allowed it.
 _parallel_process: int | None = None
 _allowed_threads = 1
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
-NO_MA = np.zeros((0, 0))
+_NO_MA = np.zeros((0, 0))
 
 
 class RenderResult(NamedTuple):
@@ -51,7 +51,7 @@ class RenderResult(NamedTuple):
     """uint8 (N,): 0 for a valid window, else a code that ``REASONS`` names."""
 
 
-def drawing_of(spec: ImageSpec) -> Drawing:
+def draw_params(spec: ImageSpec) -> DrawParams:
     """Translate a spec into the integers that kernels take."""
     height = spec.height
     if spec.style == "cnn_for_trading":
@@ -60,7 +60,7 @@ def drawing_of(spec: ImageSpec) -> Drawing:
     else:
         volume_height = height // 5
         price_height = height - volume_height - 1 if spec.volume else height
-    return Drawing(
+    return DrawParams(
         style=_STYLE_CODES[spec.style],
         pixel_chart=int(spec.chart == "pixel"),
         per_field=int(spec.scale == "per_field"),
@@ -124,16 +124,14 @@ def render_windows(
         raise ValueError(
             "rebuild='returns' needs the returns of a panel: use render_panel, or spec.replace(rebuild=None)"
         )
-    bars, given, up, down = checked_windows(ohlcv, spec, ma, at_limit)
-    n = len(bars) // spec.lookback
+    arrays = checked_windows(ohlcv, spec, ma, at_limit)
+    n = len(arrays.bars) // spec.lookback
     images = np.empty((n, *spec.shape), np.uint8)
     reason = np.empty(n, np.uint8)
-    last = np.arange(n, dtype=np.int64) * spec.lookback + (spec.lookback - 1)
-    run(
-        bars, _NO_VALUES, up, down, given, spec,
-        first=last - (spec.lookback - 1), row=last, dest=np.arange(n, dtype=np.int64),
-        out=images, mode=rules.PIXELS, reason=reason, threads=None,
-    )  # fmt: skip
+    position = np.arange(n, dtype=np.int64)
+    first = position * spec.lookback
+    rows = WindowRows(first, first + (spec.lookback - 1), position)
+    run(arrays, spec, rows, images, rules.PIXELS, reason, None)
     return RenderResult(images, reason)
 
 
@@ -147,7 +145,7 @@ def render_rows(
     reason: NDArray[np.uint8],
     threads: int | None = None,
 ) -> None:
-    """Draw the windows that end at panel rows `row`, in any order; ``out=None`` finds the reasons alone."""
+    """Draw the windows that end at panel rows `row`, in any order; ``out=None`` finds only the reasons."""
     offsets = panel.offsets
     if len(row) and (row.min() < 0 or row.max() >= offsets[-1]):
         raise ValueError(
@@ -168,27 +166,22 @@ def render_rows(
         mode, target = rules.BITS, out[:, :, None]
     else:
         mode, target = rules.PIXELS, out
-    run(
-        panel.bars, *fields_of(panel, spec), NO_MA, spec, first=first, row=row, dest=dest, out=target,
-        mode=mode, reason=reason, threads=threads,
-    )  # fmt: skip
+    run(panel_arrays(panel, spec), spec, WindowRows(first, row, dest), target, mode, reason, threads)
 
 
-def fields_of(
-    panel: Panel, spec: ImageSpec
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Total returns, if the spec draws from them, and the flags of up-limit and down-limit."""
+def panel_arrays(panel: Panel, spec: ImageSpec) -> PanelArrays:
+    """Return what the kernels draw from; total returns only if the spec draws from them."""
     fields = panel.fields
     total_return = _NO_VALUES
     if spec.rebuild == "returns":
         if "total_return" not in fields:
             raise ValueError(
                 "rebuild='returns' needs total returns, but the panel has "
-                f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use "
-                "rebuild=None"
+                f"{', '.join(fields) or 'no optional fields'}: map a column to total_return, or use rebuild=None"
             )
         total_return = fields["total_return"]
-    return total_return, fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS)
+    up, down = fields.get("up_limit", _NO_FLAGS), fields.get("down_limit", _NO_FLAGS)
+    return PanelArrays(panel.bars, total_return, up, down, _NO_MA)
 
 
 def _ascending(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -207,101 +200,76 @@ def _ascending(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def run(
-    bars: NDArray[np.float64],
-    total_return: NDArray[np.float64],
-    up: NDArray[np.bool_],
-    down: NDArray[np.bool_],
-    given_ma: NDArray[np.float64],
+    arrays: PanelArrays,
     spec: ImageSpec,
-    *,
-    first: NDArray[np.int64],
-    row: NDArray[np.int64],
-    dest: NDArray[np.int64],
+    rows: WindowRows,
     out: NDArray[np.uint8],
     mode: int,
     reason: NDArray[np.uint8],
     threads: int | None,
 ) -> None:
     """Cut the windows (ascending by row) into tasks and run them on the path and the driver that fit."""
-    if len(row) == 0:
+    if len(rows.last) == 0:
         return
-    wanted: Any = _usable_threads() if threads is None else threads
-    wanted = whole_number(wanted, "threads", 1, otherwise="None for all")
-    alone = threads is None
-    quick = _fast_arguments(bars, given_ma, up, down, spec)
-    if quick is not None:
-        rest = (first, row, dest, out.reshape(-1, copy=False), mode, fast.streams(out), reason)
-        _drive(fast, quick, fast.plan_tasks(len(row)), rest, wanted, alone)
-        left = np.flatnonzero(reason[dest] == fast.DEFERRED)
-        if len(left) == 0:
+    job = fast_job(arrays, spec)
+    if job is not None:
+        rest = (rows, out.reshape(-1, copy=False), mode, fast.uses_nontemporal_stores(out), reason)
+        _drive(fast, job, fast.plan_tasks(len(rows.last)), rest, threads)
+        deferred = np.flatnonzero(reason[rows.dest] == fast.DEFERRED)
+        if len(deferred) == 0:
             return
-        first, row, dest = first[left], row[left], dest[left]
-    fields = (total_return, up, down)
-    _run_plain(bars, fields, given_ma, spec, first, row, dest, out, mode, reason, wanted, alone)
+        rows = WindowRows(*(values[deferred] for values in rows))
+    run_plain(arrays, spec, rows, out, mode, reason, threads)
 
 
-def _fast_arguments(
-    bars: NDArray[np.float64],
-    given_ma: NDArray[np.float64] | None,
-    up: NDArray[np.bool_],
-    down: NDArray[np.bool_],
+def fast_job(arrays: PanelArrays, spec: ImageSpec) -> fast.Job | None:
+    """Return what the fast path's drivers draw from; None where only the plain kernels support the spec."""
+    return fast.job_of(arrays, spec) if fast.supports(spec) else None
+
+
+def run_plain(
+    arrays: PanelArrays,
     spec: ImageSpec,
-) -> tuple[Any, ...] | None:
-    """The one place that chooses: what the fast path's drivers take first, None for the plain kernels."""
-    return fast.arguments_of(bars, given_ma, len(up) + len(down) > 0, spec) if fast.takes(spec) else None
-
-
-def _run_plain(
-    bars: NDArray[np.float64],
-    fields: tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]],
-    given_ma: NDArray[np.float64],
-    spec: ImageSpec,
-    first: NDArray[np.int64],
-    row: NDArray[np.int64],
-    dest: NDArray[np.int64],
+    rows: WindowRows,
     out: NDArray[np.uint8],
     mode: int,
     reason: NDArray[np.uint8],
-    threads: int,
-    alone: bool,
+    threads: int | None,
 ) -> None:
-    """Draw with the plain kernels, which take every spec."""
-    starts = np.empty(len(row) + 1, np.int64)
-    tasks = kernels.plan_tasks(row, first, spec.lookback, _TASK_WINDOWS, starts)
-    arguments = (bars, *fields, given_ma, np.array(spec.ma, np.int64), drawing_of(spec))
-    _drive(kernels, arguments, starts[: tasks + 1], (first, row, dest, out, mode, reason), threads, alone)
+    """Draw with the plain kernels, which support every spec."""
+    starts = np.empty(len(rows.last) + 1, np.int64)
+    tasks = kernels.plan_tasks(rows.last, rows.first, spec.lookback, _TASK_WINDOWS, starts)
+    source = (arrays, np.array(spec.ma, np.int64), draw_params(spec))
+    _drive(kernels, source, starts[: tasks + 1], (rows, out, mode, reason), threads)
 
 
 def _drive(
-    path: Any,
-    arguments: tuple[Any, ...],
-    starts: NDArray[np.int64],
-    rest: tuple[Any, ...],
-    threads: int,
-    alone: bool,
+    path: Any, source: tuple[Any, ...], starts: NDArray[np.int64], rest: tuple[Any, ...], threads: int | None
 ) -> None:
-    """Run the tasks on a driver of `path`; Numba's threads only where the caller left the choice to us."""
+    """Run the tasks on a driver of `path`; on Numba's threads only if `threads` leaves the choice to us."""
+    allowed: Any = _usable_threads() if threads is None else threads
+    allowed = whole_number(allowed, "threads", 1, otherwise="None for all")
     tasks = len(starts) - 1
-    if threads == 1 or tasks == 1:
-        path.render_serial(*arguments, starts, *rest)
-    elif alone and _enter_parallel_region():
+    if allowed == 1 or tasks == 1:
+        path.render_serial(*source, starts, *rest)
+    elif threads is None and _enter_parallel_region():
         try:
-            path.render_parallel(*arguments, starts, *rest)
+            path.render_parallel(*source, starts, *rest)
         finally:
             _parallel_region.release()
     else:
         # Tasks are many and of similar size, so a few slices a thread balance well.
-        cuts = np.linspace(0, tasks, min(tasks, 8 * threads) + 1).astype(np.int64)
-        with ThreadPoolExecutor(threads) as pool:
+        cuts = np.linspace(0, tasks, min(tasks, 8 * allowed) + 1).astype(np.int64)
+        with ThreadPoolExecutor(allowed) as pool:
             slices = (starts[a : b + 1] for a, b in itertools.pairwise(cuts))
-            list(pool.map(lambda part: path.render_serial(*arguments, part, *rest), slices))
+            list(pool.map(lambda part: path.render_serial(*source, part, *rest), slices))
 
 
 def _usable_threads() -> int:
-    """Threads that Numba may use in this process, or might in the one that this was forked from.
+    """Threads that Numba may use in this process; in a forked child, what it allowed the parent.
 
-    A forked child must not even ask: Numba takes a lock between processes, and a child that was forked while
-    another thread held it never gives it back.
+    A forked child must not ask Numba: it takes a lock to answer, and if another thread held that lock at the
+    fork, nothing in the child ever releases it.
     """
     global _parallel_process, _allowed_threads  # noqa: PLW0603
     if not _forked():
@@ -346,18 +314,16 @@ def widen(
         out = memory_for((len(bits), height, width))
     elif out.shape != (len(bits), height, width) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {(len(bits), height, width)}")
-    if len(bits) and fast.widens(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
-        tables = fast.tables_of_size(height, width)
-        fast.widen(bits, height, width, tables, out.reshape(-1), fast.streams(out))
+    if len(bits) and fast.expands_bits(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
+        tables = fast.build_byte_tables(height, width)
+        fast.widen(bits, height, width, tables, out.reshape(-1), fast.uses_nontemporal_stores(out))
     else:
         render_bits.unpack_images(bits, out)
     return out
 
 
-def checked_windows(
-    ohlcv: Any, spec: ImageSpec, ma: Any, at_limit: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Check windows that are given bar by bar; return their bars end to end, averages and flags of limits."""
+def checked_windows(ohlcv: Any, spec: ImageSpec, ma: Any, at_limit: Any) -> PanelArrays:
+    """Check windows that are given bar by bar; return them as a panel of their bars end to end."""
     block = _exact_floats("ohlcv", ohlcv)
     if block.ndim != 3 or block.shape[1:] != (spec.lookback, 5):
         raise ValueError(
@@ -365,7 +331,8 @@ def checked_windows(
             f"{spec.lookback} bars with open, high, low, close and volume"
         )
     n = len(block)
-    return block.reshape(-1, 5), _given_averages(ma, n, spec), *_limit_flags(at_limit, n, spec)
+    up, down = _limit_flags(at_limit, n, spec)
+    return PanelArrays(block.reshape(-1, 5), _NO_VALUES, up, down, _given_averages(ma, n, spec))
 
 
 def _exact_floats(name: str, values: Any) -> NDArray[np.float64]:
@@ -384,7 +351,7 @@ def _given_averages(ma: Any, n: int, spec: ImageSpec) -> NDArray[np.float64]:
     if not spec.ma:
         if ma is not None:
             raise ValueError("ma is given but the spec draws none: drop it, or use spec.replace(ma=(...))")
-        return NO_MA
+        return _NO_MA
     expected = (n, spec.lookback, len(spec.ma))
     if ma is None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The fast path: bars to images at the speed of memory, for the images that the field draws.
 
-It draws the same bytes as ``kernels.py``, which stays the definition, and takes the specs that ``takes`` names;
-``api.run`` is the one place that chooses. How it differs from drawing pixel by pixel:
+It draws the same bytes as ``kernels.py``, which stays the definition, for the specs that ``supports`` names;
+``draw.run`` chooses between the two. How it differs from drawing pixel by pixel:
 
 1.  A pixel column is a WORD: 64 rows are 64 bits of one int64, the top row the highest bit. A stem is two
     shifts and an AND, a tick one shift, a volume bar one shift, a segment of a moving average one look-up in a
@@ -11,12 +11,12 @@ It draws the same bytes as ``kernels.py``, which stays the definition, and takes
 3.  A word's eight bytes lie in eight PLANES, one for every 8 rows, each a byte a column. 32 pixels of a row are
     32 bytes of a plane, tested for one bit and written as 0 or 255 (``_write``): three instructions.
 4.  Rows are seldom a multiple of 32 bytes. The planes hold their row of bytes several times over, so that 32
-    bytes may run over the end of a row; which bit to test then differs within the vector, and a small table
-    knows. So all stores are whole, aligned vectors, and may bypass the caches.
+    bytes may run over the end of a row; which bit to test then differs within the vector, and a small table holds
+    it. So all stores are whole, aligned vectors, and may bypass the caches.
 5.  Windows pass through these steps in a PIPELINE: while one is drawn, the planes of the one before are made
     and the image of the one before that is written. No step waits for what the step before has just stored.
 
-What each of them gained is told beside the code; measured on one thread of a 2-core Zen 3 (AVX2), 64x60.
+What each of them gained stands beside the code, measured on one thread of a 2-core Zen 3 (AVX2), 64x60.
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from pricepix.render.kernels import moving_average
 from pricepix.render.reasons import CONSTANT_VOLUME, FLAT, FLAT_BARS, INFINITE, NO_PRICE, VALID
 from pricepix.render.rules import CLOSE as CLOSE_COLUMN
-from pricepix.render.rules import CNN_FOR_TRADING, DRY, IMAGE_TRADING, JKX, PIXELS, jit, parallel_jit
+from pricepix.render.rules import (
+    CNN_FOR_TRADING,
+    DRY,
+    IMAGE_TRADING,
+    JKX,
+    PIXELS,
+    PanelArrays,
+    WindowRows,
+    jit,
+    parallel_jit,
+)
 from pricepix.render.simd import (
     absolute,
     bits_of,
@@ -54,14 +63,15 @@ from pricepix.render.simd import (
     splat,
     splat_f,
     store,
+    store_nontemporal,
     store_planes,
     store_swapped,
     store_word,
-    stream,
     where_above,
     where_higher,
     where_nan,
 )
+from pricepix.render.window_bars import moving_average
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,14 +86,14 @@ DEFERRED: Final = 255
 """Reason code, internal to the renderer, of a window that the plain kernel must draw."""
 
 TASK_WINDOWS: Final = 256
-# From here on stores go past the caches. Through them, every line is first read from memory only to be replaced,
-# which cost a third of the speed; but a small output is wanted in the cache by whoever asked for it.
-STREAM_BYTES: Final = 32 << 20
-# Windows between the fetch of a window's bars and their use. In a shuffled batch, where nothing leads up to them,
-# that saves a tenth of the time and more if the panel is larger than the caches.
-_AHEAD: Final = 3
-LAID_OUT: Final = 6
-"""Columns of what ``lay_out`` writes."""
+# Outputs from this size on are stored past the caches. Through them, every line is first read from memory only to be
+# replaced, which cost a third of the speed; but whoever asked for a small output will read it from the cache.
+NONTEMPORAL_BYTES: Final = 32 << 20
+# Windows between the prefetch of a window's bars and their use. In a shuffled batch, where no earlier window has read
+# them, that saves a tenth of the time and more if the panel is larger than the caches.
+_PREFETCH_WINDOWS: Final = 3
+INTERLEAVED_COLUMNS: Final = 6
+"""Columns of the table that ``interleave_averages`` writes."""
 MAX_LOOKBACK: Final = 512
 MAX_AVERAGE: Final = 512
 MAX_HEIGHT: Final = 512
@@ -95,28 +105,28 @@ MAGIC: Final = 6755399441055744.0
 MAGIC_BITS: Final = 0x4338000000000000
 NEVER: Final = MAGIC_BITS + 1023
 
-# Scratch of a task, in float64: one stretch of rows a field. The odd distance keeps fields apart in the cache.
-ROOM: Final = 808
+# Fields of a task's float64 scratch, one value a row each. The odd distance keeps them apart in the cache.
+FIELD_STRIDE: Final = 808
 OPEN: Final = 0
-HIGH: Final = 1 * ROOM
-LOW: Final = 2 * ROOM
-CLOSE: Final = 3 * ROOM
-VOLUME: Final = 4 * ROOM
-AVERAGE: Final = 5 * ROOM
-LOWEST: Final = 6 * ROOM
-HIGHEST: Final = 7 * ROOM
-MOST: Final = 8 * ROOM
-LEAST: Final = 9 * ROOM
-SCALE: Final = 10 * ROOM
-VOLUME_SCALE: Final = 11 * ROOM
-ODD: Final = 12 * ROOM
-REASON: Final = 13 * ROOM
-HISTORY: Final = 14 * ROOM
-FLOATS: Final = 16 * ROOM
+HIGH: Final = 1 * FIELD_STRIDE
+LOW: Final = 2 * FIELD_STRIDE
+CLOSE: Final = 3 * FIELD_STRIDE
+VOLUME: Final = 4 * FIELD_STRIDE
+AVERAGE: Final = 5 * FIELD_STRIDE
+LOWEST: Final = 6 * FIELD_STRIDE
+HIGHEST: Final = 7 * FIELD_STRIDE
+LARGEST: Final = 8 * FIELD_STRIDE
+SMALLEST: Final = 9 * FIELD_STRIDE
+SCALE: Final = 10 * FIELD_STRIDE
+VOLUME_SCALE: Final = 11 * FIELD_STRIDE
+ODD: Final = 12 * FIELD_STRIDE
+REASON: Final = 13 * FIELD_STRIDE
+HISTORY: Final = 14 * FIELD_STRIDE
+FLOATS: Final = 16 * FIELD_STRIDE
 
 
-class Sketch(NamedTuple):
-    """What the fast path needs to know of a spec, in numbers."""
+class FastParams(NamedTuple):
+    """An ImageSpec in the numbers that the fast path takes."""
 
     style: int
     volume: int
@@ -128,10 +138,12 @@ class Sketch(NamedTuple):
     volume_height: int
     span: float
     rise: float
+    at_limit: int
+    """Whether flat windows may be drawn, which is the plain kernel's work."""
 
 
 class Tables(NamedTuple):
-    """Arrays that depend on the spec alone."""
+    """Arrays that depend only on the spec; see ``_segment_table`` and ``_byte_tables``."""
 
     segments: Any
     offsets: Any
@@ -143,7 +155,51 @@ class Tables(NamedTuple):
     jump: int
 
 
-def takes(spec: ImageSpec) -> bool:
+class Job(NamedTuple):
+    """What the drivers draw from: their first arguments."""
+
+    bars: Any
+    """float64 (rows, 5), or (rows, 6) as ``interleave_averages`` writes it."""
+    averages: Any
+    """float64 (rows, 1), empty where averages come from the closes; None where they lie in `bars`."""
+    params: FastParams
+    banded: Any
+    """True for images of more than 64 rows, else None: Numba compiles the branches on None away."""
+    truncated: Any
+    """True where levels are truncated instead of rounded, else None."""
+    tables: Tables
+
+
+class Scratch(NamedTuple):
+    """Memory of one task, as addresses, and what the steps of the pipeline use of each of its slots."""
+
+    memory: Any
+    """The array that owns it all."""
+    planes: Any
+    edge: Any
+    ints: Any
+    rest: int
+    """Byte of `memory` where what only one caller needs begins."""
+    batch: int
+    """Images that go through a step at once."""
+    slots: int
+    """Images whose words and planes are kept: two batches."""
+    word_slot: int
+    plane_slot: int
+
+
+class Pattern(NamedTuple):
+    """Tables of the image's bytes in compiled code: addresses instead of arrays."""
+
+    offsets: Any
+    masks: Any
+    last_mask: Any
+    last_offset: int
+    period: int
+    jump: int
+
+
+def supports(spec: ImageSpec) -> bool:
     """Whether the fast path draws this spec: one price scale, bars, at most one average, prices as they are."""
     return (
         spec.chart == "bar"
@@ -158,40 +214,31 @@ def takes(spec: ImageSpec) -> bool:
     )
 
 
-def arguments_of(
-    bars: NDArray[np.float64], given: NDArray[np.float64] | None, at_limit: bool, spec: ImageSpec
-) -> tuple[Any, ...]:
-    """First arguments of the drivers.
-
-    `given` are averages, float64 (rows, 1); none of them where they come from the closes; None where `bars` is
-    what ``lay_out`` writes. `at_limit`: flat windows may be drawn, which is the plain kernel's work.
-    """
-    sketch = sketch_of(spec)
-    tall = True if spec.height > 64 else None
-    truncated = True if spec.style == "cnn_for_trading" else None
-    return (
-        bars,
-        given,
-        int(at_limit and sketch.style == IMAGE_TRADING),
-        sketch,
-        tall,
-        truncated,
-        tables_of(sketch),
+def job_of(arrays: PanelArrays, spec: ImageSpec) -> Job:
+    """Return what the drivers draw from; ``arrays.averages`` is None where bars and averages are interleaved."""
+    params = fast_params(spec, at_limit=len(arrays.up) + len(arrays.down) > 0)
+    return Job(
+        bars=arrays.bars,
+        averages=arrays.averages,
+        params=params,
+        banded=True if spec.height > 64 else None,
+        truncated=True if spec.style == "cnn_for_trading" else None,
+        tables=build_tables(params),
     )
 
 
 def plan_tasks(windows: int) -> NDArray[np.int64]:
-    """Bounds of the tasks: equally many windows each, of whatever instruments."""
+    """Bounds of the tasks: equally many windows each, whatever their instruments."""
     return np.append(np.arange(0, windows, TASK_WINDOWS), windows)
 
 
-def streams(out: NDArray[np.uint8]) -> bool:
-    """Whether `out` is so large that nothing of it would stay in the caches anyway."""
-    return out.nbytes >= STREAM_BYTES
+def uses_nontemporal_stores(out: NDArray[np.uint8]) -> bool:
+    """Whether `out` is too large to stay in the caches, so that stores had better bypass them."""
+    return out.nbytes >= NONTEMPORAL_BYTES
 
 
-def sketch_of(spec: ImageSpec) -> Sketch:
-    """Translate a spec that ``takes`` accepts."""
+def fast_params(spec: ImageSpec, at_limit: bool) -> FastParams:
+    """Translate a spec that ``supports`` accepts; `at_limit`: the panel has flags of limits."""
     height, volume_height, price_height, span, rise = spec.height, 0, spec.height, 0.0, 0.0
     if spec.style == "cnn_for_trading":
         span = height - 1.0
@@ -202,7 +249,7 @@ def sketch_of(spec: ImageSpec) -> Sketch:
             volume_height = height // 5
             price_height = height - volume_height - 1
         span = price_height - 1.0
-    return Sketch(
+    return FastParams(
         style={"jkx": JKX, "cnn_for_trading": CNN_FOR_TRADING, "image_trading": IMAGE_TRADING}[spec.style],
         volume=int(spec.volume),
         average=sum(spec.ma),
@@ -213,27 +260,28 @@ def sketch_of(spec: ImageSpec) -> Sketch:
         volume_height=volume_height,
         span=span,
         rise=rise,
+        at_limit=int(at_limit and spec.style == "image_trading"),
     )
 
 
 @lru_cache(maxsize=64)
-def tables_of(sketch: Sketch) -> Tables:
+def build_tables(params: FastParams) -> Tables:
     """Build the tables of a spec: about a millisecond."""
-    height, width = sketch.height, sketch.width
-    lines = sketch.average > 0 and sketch.style != CNN_FOR_TRADING
+    height, width = params.height, params.width
+    lines = params.average > 0 and params.style != CNN_FOR_TRADING
     return Tables(
-        _segment_table(sketch.price_height) if lines else np.zeros(4, np.int64), *_byte_tables(height, width)
+        _segment_table(params.price_height) if lines else np.zeros(4, np.int64), *_byte_tables(height, width)
     )
 
 
 @lru_cache(maxsize=64)
-def tables_of_size(height: int, width: int) -> Tables:
-    """Build the tables that ``widen`` needs."""
+def build_byte_tables(height: int, width: int) -> Tables:
+    """Build the tables of an image size, which are all that ``widen`` needs."""
     return Tables(np.zeros(4, np.int64), *_byte_tables(height, width))
 
 
-def widens(height: int, width: int) -> bool:
-    """Whether ``widen`` takes images of this size: a vector of 32 bytes must not span three planes."""
+def expands_bits(height: int, width: int) -> bool:
+    """Whether ``widen`` supports images of this size: a vector of 32 bytes must not span three planes."""
     return height <= MAX_HEIGHT and height * width >= 64 and width >= 4
 
 
@@ -246,15 +294,15 @@ def _segment_table(price_height: int) -> NDArray[np.int64]:
     parts = (price_height + 63) // 64
     table = np.zeros((parts, 2 * price_height + 1, 4), np.int64)
     for rise in range(1 - price_height, price_height):
-        way = abs(rise)
+        climb = abs(rise)
         for c in range(4):
-            if way < 3:
-                start = end = (2 * way * c + 3) // 6
+            if climb < 3:
+                start = end = (2 * climb * c + 3) // 6
             else:
                 # -(-n // 6) is the ceiling of n / 6.
-                start = 0 if c == 0 else -(-(2 * c - 1) * way // 6)
-                end = way if c == 3 else -(-(2 * c + 1) * way // 6) - 1
-            lowest = start if rise >= 0 else way - end
+                start = 0 if c == 0 else -(-(2 * c - 1) * climb // 6)
+                end = climb if c == 3 else -(-(2 * c + 1) * climb // 6) - 1
+            lowest = start if rise >= 0 else climb - end
             word = (1 << end + 1 - start) - 1 << lowest
             table[:, rise + price_height - 1, c] = np.frombuffer(word.to_bytes(8 * parts, "little"), "<i8")
     table[0, 2 * price_height, 0] = 1
@@ -265,8 +313,8 @@ def _byte_tables(height: int, width: int) -> tuple[Any, ...]:
     """Where in the planes each aligned vector of an image begins, and which bit each of its 32 bytes tests.
 
     An image begins anywhere in memory: its first ``head`` bytes lie before the first aligned vector. Vector t
-    then covers the bytes from ``head + 32 * t`` on. What it needs repeats after `period` vectors, the least
-    number that fills whole planes: 8, 16 or 32 rows.
+    then covers the bytes from ``head + 32 * t`` on. What it needs repeats after `period` vectors, the
+    smallest number that fills whole planes: 8, 16 or 32 rows.
 
     The planes follow one another, each holding its `width` bytes `copies` times, at least 31 bytes more than
     once. A vector that ends before its plane's 8 rows do begins at its column in the first copy; the last one
@@ -295,11 +343,11 @@ def _byte_tables(height: int, width: int) -> tuple[Any, ...]:
 
 
 @jit
-def lay_out(bars: Any, offsets: Any, average: int, partial: int, table: Any) -> None:
-    """Write bars and their moving average side by side: open, high, low, close, volume, average of every row.
+def interleave_averages(bars: Any, offsets: Any, average: int, partial: int, table: Any) -> None:
+    """Write open, high, low, close, volume and moving average of every row side by side.
 
-    For windows from anywhere. Each averages 20 bars of its own for 20 columns of pixels, and fetches 39 bars,
-    which lie in 25 lines of memory; of this table it reads 15 and averages nothing.
+    For windows at random rows. One of jkx20 averages 20 closes for each of its 20 bars, from 39 bars in 25 cache
+    lines; in this table it reads 15 lines and averages nothing.
     """
     for instrument in range(offsets.shape[0] - 1):
         a, b = offsets[instrument], offsets[instrument + 1]
@@ -309,55 +357,55 @@ def lay_out(bars: Any, offsets: Any, average: int, partial: int, table: Any) -> 
         table[a:b, 5] = means
 
 
-# A stretch of bars -------------------------------------------------------------------------------------------
+# Rows of bars ------------------------------------------------------------------------------------------------
 
 
 @inlined
-def _judge(f, i, sketch, averages_given):
+def _reason_of(f, i, params, averages_given):
     """Reason code of the window that begins at row i."""
-    lookback = sketch.lookback
-    lowest, highest, most = f[LOWEST + i], f[HIGHEST + i], f[MOST + i]
-    if sketch.style == CNN_FOR_TRADING:
+    lookback = params.lookback
+    lowest, highest, largest = f[LOWEST + i], f[HIGHEST + i], f[LARGEST + i]
+    if params.style == CNN_FOR_TRADING:
         odd = f[ODD + i + lookback] - f[ODD + i]
-        if odd >= 1000.0 or highest == np.inf or (sketch.volume and most == np.inf):
+        if odd >= 1000.0 or highest == np.inf or (params.volume and largest == np.inf):
             return DEFERRED
-        if sketch.volume and most == f[LEAST + i]:
+        if params.volume and largest == f[SMALLEST + i]:
             return CONSTANT_VOLUME
         if highest == lowest:
             return FLAT
         return FLAT_BARS if odd > lookback // 5 else VALID
     if lowest > highest or (averages_given and f[ODD + i + lookback] == f[ODD + i]):
         return NO_PRICE
-    if highest == np.inf or (sketch.volume and most == np.inf):
+    if highest == np.inf or (params.volume and largest == np.inf):
         return INFINITE
     if f[SCALE + i] == np.inf:
         return FLAT
-    if sketch.volume and most > 0.0 and f[VOLUME_SCALE + i] == np.inf:
+    if params.volume and largest > 0.0 and f[VOLUME_SCALE + i] == np.inf:
         return DEFERRED
     return VALID
 
 
 @jit
-def _prepare(
-    panel: Any, total: int, given: Any, first: int, start: int, count: int, sketch: Sketch, f: Any
+def _prepare_windows(
+    panel: Any, total: int, averages: Any, first: int, start: int, count: int, params: FastParams, f: Any
 ) -> None:
     """Fill the scratch `f` for the windows inside panel rows start..start + count - 1 of one instrument.
 
     Field k of the i-th row, or of the window that begins there, is ``f[k + i]``. The loops run over whole
-    vectors and a little past the end, where nobody looks. This costs 16 ns an image, of which the moving
+    vectors and up to three rows past the end, which nothing reads. This costs 16 ns an image, of which the moving
     average takes 3.
     """
-    lookback, volume, average = sketch.lookback, sketch.volume, sketch.average
-    columns = LAID_OUT if given is None else 5
+    lookback, volume, average = params.lookback, params.volume, params.average
+    columns = INTERLEAVED_COLUMNS if averages is None else 5
     lead = 0
-    if given is not None and average and given.shape[0] == 0:
+    if averages is not None and average and averages.shape[0] == 0:
         lead = average - 1
         known = min(lead, start - first)
         for i in range(lead - known):
             f[HISTORY + i] = np.nan
         for i in range(lead - known, lead):
             f[HISTORY + i] = abs(panel[5 * (start - lead + i) + CLOSE_COLUMN])
-    infinite, zero, least = splat_f(np.inf), splat_f(0.0), splat_f(-np.inf)
+    infinite, zero, minus_infinite = splat_f(np.inf), splat_f(0.0), splat_f(-np.inf)
     for i in range(0, count, 4):
         rows, at = panel, columns * (start + i)
         if start + i + 4 > total:
@@ -365,7 +413,7 @@ def _prepare(
             for k in range(columns * (total - start - i)):
                 f[ODD + k] = panel[at + k]
             rows, at = f, ODD
-        if given is None:
+        if averages is None:
             o, h, l, c, v, m = load_wide_bars(rows, at)
         else:
             o, h, l, c, v = load_bars(rows, at)
@@ -373,13 +421,13 @@ def _prepare(
         o, h, l, c = absolute(o), absolute(h), absolute(l), absolute(c)
         # All prices make the scale. The comparisons are such that a NaN loses against the number beside it.
         low = lower_of(o, lower_of(h, lower_of(l, lower_of(c, infinite))))
-        high = higher_of(o, higher_of(h, higher_of(l, higher_of(c, least))))
-        if given is None:
+        high = higher_of(o, higher_of(h, higher_of(l, higher_of(c, minus_infinite))))
+        if averages is None:
             low, high = lower_of(m, low), higher_of(m, high)
             store(f, AVERAGE + i, where_nan(m, infinite, m))
         store(f, LOWEST + i, low)
         store(f, HIGHEST + i, high)
-        # Nothing of a bar without high or low is drawn, and infinite is what the drawing takes for missing.
+        # A bar without high or low is not drawn at all, and the drawing treats infinite prices as missing.
         o = where_nan(h, infinite, where_nan(l, infinite, where_nan(o, infinite, o)))
         c = where_nan(h, infinite, where_nan(l, infinite, where_nan(c, infinite, c)))
         store(f, OPEN + i, o)
@@ -390,16 +438,16 @@ def _prepare(
             v = absolute(v)
             v = where_nan(v, zero, v)
             store(f, VOLUME + i, v)
-            store(f, MOST + i, v)
-            store(f, LEAST + i, v)
-    averages_given = given is not None and given.shape[0] > 0
-    if sketch.style == CNN_FOR_TRADING or averages_given:
-        _count_odd_bars(panel, columns, start, count, sketch, f)
-    if average and given is not None:
-        if given.shape[0] > 0:
+            store(f, LARGEST + i, v)
+            store(f, SMALLEST + i, v)
+    averages_given = averages is not None and averages.shape[0] > 0
+    if params.style == CNN_FOR_TRADING or averages_given:
+        _count_odd_bars(panel, columns, start, count, params, f)
+    if average and averages is not None:
+        if averages.shape[0] > 0:
             for i in range(count):
-                f[AVERAGE + i] = abs(given[start + i, 0])
-        elif sketch.style == CNN_FOR_TRADING:
+                f[AVERAGE + i] = abs(averages[start + i, 0])
+        elif params.style == CNN_FOR_TRADING:
             _mean_of_known(f, average, count)
         else:
             _mean(f, average, count)
@@ -408,29 +456,29 @@ def _prepare(
             store(f, LOWEST + i, lower_of(m, load_f(f, LOWEST + i)))
             store(f, HIGHEST + i, higher_of(m, load_f(f, HIGHEST + i)))
             store(f, AVERAGE + i, where_nan(m, infinite, m))
-    if count == lookback and count >= 4 and sketch.style != CNN_FOR_TRADING:
+    if count == lookback and count >= 4 and params.style != CNN_FOR_TRADING:
         # A window that shares no bar with another, as in a shuffled batch.
-        _join_all(f, count, sketch)
+        _join_all(f, count, params)
     else:
         # Rolling extremes over 1, 2, 4, 8 ... rows, and once more overlapping for the rest.
         width = 1
         while 2 * width <= lookback:
-            _roll(f, width, count - 2 * width + 1, sketch)
+            _roll(f, width, count - 2 * width + 1, params)
             width *= 2
         if width < lookback:
-            _roll(f, lookback - width, count - lookback + 1, sketch)
+            _roll(f, lookback - width, count - lookback + 1, params)
     windows = count - lookback + 1
-    if sketch.style == CNN_FOR_TRADING:
+    if params.style == CNN_FOR_TRADING:
         for i in range(0, windows, 4):
             store(f, SCALE + i, load_f(f, HIGHEST + i) - load_f(f, LOWEST + i))
-            store(f, VOLUME_SCALE + i, load_f(f, MOST + i) - load_f(f, LEAST + i))
+            store(f, VOLUME_SCALE + i, load_f(f, LARGEST + i) - load_f(f, SMALLEST + i))
     else:
-        span, volume_span = splat_f(sketch.span), splat_f(np.float64(sketch.volume_height))
+        span, volume_span = splat_f(params.span), splat_f(np.float64(params.volume_height))
         for i in range(0, windows, 4):
             store(f, SCALE + i, span / (load_f(f, HIGHEST + i) - load_f(f, LOWEST + i)))
-            store(f, VOLUME_SCALE + i, volume_span / load_f(f, MOST + i))
+            store(f, VOLUME_SCALE + i, volume_span / load_f(f, LARGEST + i))
     for i in range(windows):
-        f[REASON + i] = _judge(f, i, sketch, averages_given)
+        f[REASON + i] = _reason_of(f, i, params, averages_given)
 
 
 @jit
@@ -456,7 +504,7 @@ def _mean(f: Any, window: int, count: int) -> None:
 
 @jit
 def _mean_of_known(f: Any, window: int, count: int) -> None:
-    """Means of those of the last `window` closes that exist."""
+    """Means of the last `window` closes, without the missing ones."""
     zero, one = splat_f(0.0), splat_f(1.0)
     for i in range(0, count, 4):
         total, found = zero, zero
@@ -468,28 +516,28 @@ def _mean_of_known(f: Any, window: int, count: int) -> None:
 
 
 @jit
-def _roll(f: Any, step: int, count: int, sketch: Sketch) -> None:
-    """Join the extremes of each row with those `step` rows on."""
+def _roll(f: Any, step: int, count: int, params: FastParams) -> None:
+    """Join the extremes of each row with those of the row `step` later."""
     for i in range(0, count, 4):
         store(f, LOWEST + i, lower_of(load_f(f, LOWEST + i), load_f(f, LOWEST + i + step)))
         store(f, HIGHEST + i, higher_of(load_f(f, HIGHEST + i), load_f(f, HIGHEST + i + step)))
-    if sketch.volume:
+    if params.volume:
         for i in range(0, count, 4):
-            store(f, MOST + i, higher_of(load_f(f, MOST + i), load_f(f, MOST + i + step)))
-        if sketch.style == CNN_FOR_TRADING:
+            store(f, LARGEST + i, higher_of(load_f(f, LARGEST + i), load_f(f, LARGEST + i + step)))
+        if params.style == CNN_FOR_TRADING:
             for i in range(0, count, 4):
-                store(f, LEAST + i, lower_of(load_f(f, LEAST + i), load_f(f, LEAST + i + step)))
+                store(f, SMALLEST + i, lower_of(load_f(f, SMALLEST + i), load_f(f, SMALLEST + i + step)))
 
 
 @jit
-def _join_all(f: Any, count: int, sketch: Sketch) -> None:
+def _join_all(f: Any, count: int, params: FastParams) -> None:
     """Join the extremes of all rows, at least four of them, into those of the first."""
-    low, high, most = load_f(f, LOWEST), load_f(f, HIGHEST), load_f(f, MOST)
+    low, high, volume = load_f(f, LOWEST), load_f(f, HIGHEST), load_f(f, LARGEST)
     whole = count & -4
     for i in range(4, whole, 4):
         low = lower_of(low, load_f(f, LOWEST + i))
         high = higher_of(high, load_f(f, HIGHEST + i))
-        most = higher_of(most, load_f(f, MOST + i))
+        volume = higher_of(volume, load_f(f, LARGEST + i))
     store(f, LOWEST, low)
     store(f, HIGHEST, high)
     lowest = min(f[LOWEST], f[LOWEST + 1], f[LOWEST + 2], f[LOWEST + 3])
@@ -497,17 +545,17 @@ def _join_all(f: Any, count: int, sketch: Sketch) -> None:
     for i in range(whole, count):
         lowest, highest = min(lowest, f[LOWEST + i]), max(highest, f[HIGHEST + i])
     f[LOWEST], f[HIGHEST] = lowest, highest
-    if sketch.volume:
-        store(f, MOST, most)
-        largest = max(f[MOST], f[MOST + 1], f[MOST + 2], f[MOST + 3])
+    if params.volume:
+        store(f, LARGEST, volume)
+        largest = max(f[LARGEST], f[LARGEST + 1], f[LARGEST + 2], f[LARGEST + 3])
         for i in range(whole, count):
-            largest = max(largest, f[MOST + i])
-        f[MOST] = largest
+            largest = max(largest, f[LARGEST + i])
+        f[LARGEST] = largest
 
 
 @jit
-def _count_odd_bars(panel: Any, columns: int, start: int, count: int, sketch: Sketch, f: Any) -> None:
-    """Running number of bars that the style cares for: ``f[ODD + b] - f[ODD + a]`` of rows a..b - 1.
+def _count_odd_bars(panel: Any, columns: int, start: int, count: int, params: FastParams, f: Any) -> None:
+    """Running count of the bars that the style counts: ``f[ODD + b] - f[ODD + a]`` of rows a..b - 1.
 
     With given averages: bars that have a price at all. In CNN-for-Trading: bars whose prices add up to four
     times the open; a bar with anything missing weighs so much that its windows go to the plain kernel.
@@ -524,9 +572,9 @@ def _count_odd_bars(panel: Any, columns: int, start: int, count: int, sketch: Sk
             panel[at + 4],
         )
         total = o + h + l + c
-        if sketch.style != CNN_FOR_TRADING:
+        if params.style != CNN_FOR_TRADING:
             number += not (np.isnan(o) and np.isnan(h) and np.isnan(l) and np.isnan(c))
-        elif np.isnan(total) or (sketch.volume and np.isnan(v)):
+        elif np.isnan(total) or (params.volume and np.isnan(v)):
             number += 1000.0
         else:
             number += total / o == 4.0
@@ -536,34 +584,34 @@ def _count_odd_bars(panel: Any, columns: int, start: int, count: int, sketch: Sk
 # Bars to words -----------------------------------------------------------------------------------------------
 #
 # `base` is the bit of a word in which price level 0 lies, `volume_base` that of the image's lowest row; outside
-# 0..63 they lie in another band. Four words are drawn at once. `tall` is None for images of one band, and
+# 0..63 they lie in another band. Four words are drawn at once. `banded` is None for images of one band, and
 # `truncated` is None unless levels are truncated: Numba compiles the branches on them away.
 
 
 @inlined
-def _levels(f, i, low, scale, sketch, truncated):
+def _levels(f, i, low, scale, params, truncated):
     """MAGIC_BITS + the levels of four prices. Subtract, then multiply (or divide), then round, all in float64."""
     if truncated is None:
         return bits_of((load_f(f, i) - low) * scale + MAGIC)
-    exact = (load_f(f, i) - low) / scale * sketch.span + sketch.rise
+    exact = (load_f(f, i) - low) / scale * params.span + params.rise
     nearest = exact + MAGIC - MAGIC
     return bits_of(where_higher(nearest, exact, nearest - 1.0, nearest) + MAGIC)
 
 
 @inlined
-def _key_segments(f, o, sketch, base, ints, keys):
+def _key_segments(f, o, params, base, ints, keys):
     """Key and lowest bit of every segment, four and four: ``ints[keys + 2 * d]`` and four further on.
 
-    A pass of its own: the table's words are then in reach when ``_draw`` asks for them. In one pass with the
+    A pass of its own: the table's words are then in the cache when ``_draw`` asks for them. In one pass with the
     drawing, each bar waits for its own store, load and look-up (117 instead of 104 ns an image).
     """
     low, scale = splat_f(f[LOWEST + o]), splat_f(f[SCALE + o])
-    rows, last = sketch.price_height, sketch.lookback - 1
+    rows, last = params.price_height, params.lookback - 1
     never, blank, dot = splat(NEVER), splat(4 * (2 * rows - 1)), splat(4 * (2 * rows))
     lift = splat(MAGIC_BITS - base)
     for d in range(0, last + 1, 4):
-        here = _levels(f, AVERAGE + o + d, low, scale, sketch, None)
-        there = _levels(f, AVERAGE + o + d + 1, low, scale, sketch, None)
+        here = _levels(f, AVERAGE + o + d, low, scale, params, None)
+        there = _levels(f, AVERAGE + o + d + 1, low, scale, params, None)
         beyond = splat(0)
         if d + 4 > last:
             # From the last bar no segment starts; its value is a dot if it exists.
@@ -581,12 +629,12 @@ def _key_segments(f, o, sketch, base, ints, keys):
 
 
 @inlined
-def _segment(segments, ints, k, sketch, tall):
+def _segment(segments, ints, k, params, banded):
     """Four words of the segment whose key is ``ints[k]``: one look-up and one shift."""
     key, bit = ints[k], ints[k + 4]
     words = shift_up(load_i(segments, key), splat(bit))
-    if tall is not None:
-        rows = sketch.price_height
+    if banded is not None:
+        rows = params.price_height
         words = words | shift_down(load_i(segments, key), splat(-bit))
         if abs(key - 4 * (rows - 1)) >= 4 * 64:
             # Longer than a word: rare.
@@ -599,16 +647,16 @@ def _segment(segments, ints, k, sketch, tall):
 
 
 @inlined
-def _draw(f, o, sketch, segments, base, volume_base, tall, truncated, ints, keys, words):
+def _draw(f, o, params, segments, base, volume_base, banded, truncated, ints, keys, words):
     """Words of one band of the window that begins at row o, from ``ints[words]`` on, 12 columns at a time.
 
     Columns are stored once, in whole vectors. Adding the segments to words already stored had each load wait
     for two stores that overlap it, which is slow by itself and waits for all stores past the cache before.
     """
     low, scale = splat_f(f[LOWEST + o]), splat_f(f[SCALE + o])
-    volume_low, volume_scale = splat_f(f[LEAST + o]), splat_f(f[VOLUME_SCALE + o])
+    volume_low, volume_scale = splat_f(f[SMALLEST + o]), splat_f(f[VOLUME_SCALE + o])
     one, ones, zero = splat(1), splat(-1), splat(0)
-    nothing, least = splat_f(0.0), splat_f(1.0)
+    no_rows, one_row = splat_f(0.0), splat_f(1.0)
     lift, lift_high, lift_volume = (
         splat(MAGIC_BITS - base),
         splat(MAGIC_BITS - base - 1),
@@ -616,42 +664,42 @@ def _draw(f, o, sketch, segments, base, volume_base, tall, truncated, ints, keys
     )
     floor = splat(-1 << max(0, volume_base))
     before = zero
-    for d in range(0, sketch.lookback, 4):
-        y_open = _levels(f, OPEN + o + d, low, scale, sketch, truncated) - lift
-        y_above = _levels(f, HIGH + o + d, low, scale, sketch, truncated) - lift_high
-        y_low = _levels(f, LOW + o + d, low, scale, sketch, truncated) - lift
-        y_close = _levels(f, CLOSE + o + d, low, scale, sketch, truncated) - lift
-        if tall is not None:
+    for d in range(0, params.lookback, 4):
+        y_open = _levels(f, OPEN + o + d, low, scale, params, truncated) - lift
+        y_above = _levels(f, HIGH + o + d, low, scale, params, truncated) - lift_high
+        y_low = _levels(f, LOW + o + d, low, scale, params, truncated) - lift
+        y_close = _levels(f, CLOSE + o + d, low, scale, params, truncated) - lift
+        if banded is not None:
             y_above = where_above(y_above, zero, y_above, zero)
             y_low = where_above(y_low, zero, y_low, zero)
         left = shift_up(one, y_open)
         # From the low's bit up, but not from the bit above the high's: empty where the high lies below.
         middle = shift_up(ones, y_low) & ~shift_up(ones, y_above)
-        if sketch.style == JKX:
+        if params.style == JKX:
             middle = middle | left
-        if sketch.volume:
+        if params.volume:
             v = load_f(f, VOLUME + o + d)
             if truncated is None:
-                bar = where_higher(v, nothing, higher_of(least, v * volume_scale), nothing) + MAGIC
+                bar = where_higher(v, no_rows, higher_of(one_row, v * volume_scale), no_rows) + MAGIC
             else:
-                exact = (v - volume_low) / volume_scale * np.float64(sketch.volume_height)
+                exact = (v - volume_low) / volume_scale * np.float64(params.volume_height)
                 nearest = exact + MAGIC - MAGIC
                 bar = where_higher(nearest, exact, nearest - 1.0, nearest) + MAGIC
             top = bits_of(bar) - lift_volume
-            if tall is not None:
+            if banded is not None:
                 top = where_above(top, zero, top, zero)
             middle = middle | (floor & ~shift_up(ones, top))
-        if truncated is not None and sketch.average:
-            dash = shift_up(one, _levels(f, AVERAGE + o + d, low, scale, sketch, truncated) - lift)
+        if truncated is not None and params.average:
+            dash = shift_up(one, _levels(f, AVERAGE + o + d, low, scale, params, truncated) - lift)
             left = left | dash
             middle = middle | dash
         a, b, c = interleave(left, middle, shift_up(one, y_close))
-        if truncated is None and sketch.average:
+        if truncated is None and params.average:
             k = keys + 2 * d
-            s0 = _segment(segments, ints, k, sketch, tall)
-            s1 = _segment(segments, ints, k + 1, sketch, tall)
-            s2 = _segment(segments, ints, k + 2, sketch, tall)
-            s3 = _segment(segments, ints, k + 3, sketch, tall)
+            s0 = _segment(segments, ints, k, params, banded)
+            s1 = _segment(segments, ints, k + 1, params, banded)
+            s2 = _segment(segments, ints, k + 2, params, banded)
+            s3 = _segment(segments, ints, k + 3, params, banded)
             more_a, more_b, more_c = chain(before, s0, s1, s2, s3)
             before = s3
             a, b, c = a | more_a, b | more_b, c | more_c
@@ -681,39 +729,24 @@ def _spread(ints, words, stride, height, width, planes, at, copies):
 
 
 @inlined
-def _write(
-    planes,
-    at,
-    out,
-    begin,
-    size,
-    head,
-    half,
-    head_joined,
-    tail_joins,
-    edge,
-    period,
-    jump,
-    offsets,
-    masks,
-    ending,
-    ending_mask,
-    streamed,
-):
-    """Bytes of one image from its planes at `at` to ``out[begin]`` on.
+def _write(planes, at, out, address, begin, size, joins_previous, joins_next, edge, pattern, nontemporal):
+    """Bytes of one image from its planes at `at` to ``out[begin]`` on; `address` is that of ``out[0]``.
 
     Everything between the first and the last multiple of 32 bytes are whole vectors. The ends that remain are
     joined with the neighbouring image's where that is written next (the vector waits in ``edge[96]``), and are
-    written as ordinary, unaligned vectors otherwise. `half` is 32 if the first of the whole vectors is the second
-    half of a line of the cache, else 0.
+    written as ordinary, unaligned vectors otherwise.
     """
+    head = -(address + begin) & 31
+    # 32 if the first of the whole vectors is the second half of a cache line, else 0.
+    half = (address + begin + 31) & 32
+    offsets, masks, period, jump = pattern.offsets, pattern.masks, pattern.period, pattern.jump
     vectors = (size - head) // 32
     if head > 0:
-        if head_joined:
+        if joins_previous:
             v = ink(load_b(planes, at + head - 32), load_b(masks, 1024 * period + 32 * head))
             v = (v & load_b(edge, head)) | load_b(edge, 96)
-            if streamed:
-                stream(out, begin + head - 32, v)
+            if nontemporal:
+                store_nontemporal(out, begin + head - 32, v)
             else:
                 store(out, begin + head - 32, v)
         else:
@@ -723,14 +756,14 @@ def _write(
     left = vectors
     first = 0
     rest = size - head - 32 * vectors
-    if streamed and vectors > 0:
+    if nontemporal and vectors > 0:
         # A vector that shares its line of 64 bytes with an end goes through the cache as that does: past it, it
         # would wait for the line to be written back. That is 320 instead of 610 ns an image of 32x15.
-        if head > 0 and half > 0 and not head_joined:
+        if head > 0 and half > 0 and not joins_previous:
             t = head * period
             store(out, target, ink(load_b(planes, at + offsets[t]), load_b(masks, 32 * t)))
             first = 1
-        if rest > 0 and (half + 32 * vectors) & 63 > 0 and not tail_joins:
+        if rest > 0 and (half + 32 * vectors) & 63 > 0 and not joins_next:
             left -= 1
             if left >= first:
                 t = head * period + left % period
@@ -738,10 +771,10 @@ def _write(
                 store(out, target + 32 * left, v)
     while left > 0:
         n = min(left, period)
-        if streamed:
+        if nontemporal:
             for t in range(first, n):
                 bits = load_b(planes, source + offsets[head * period + t])
-                stream(out, target + 32 * t, ink(bits, load_b(masks, 32 * (head * period + t))))
+                store_nontemporal(out, target + 32 * t, ink(bits, load_b(masks, 32 * (head * period + t))))
         else:
             for t in range(n):
                 bits = load_b(planes, source + offsets[head * period + t])
@@ -751,13 +784,17 @@ def _write(
         source += jump
         first = 0
     if rest > 0:
-        if tail_joins:
+        if joins_next:
             t = head * period + vectors % period
             source = at + vectors // period * jump
             v = ink(load_b(planes, source + offsets[t]), load_b(masks, 32 * t))
             store(edge, 96, v & load_b(edge, 64 - rest))
         else:
-            store(out, begin + size - 32, ink(load_b(planes, at + ending), load_b(ending_mask, 0)))
+            store(
+                out,
+                begin + size - 32,
+                ink(load_b(planes, at + pattern.last_offset), load_b(pattern.last_mask, 0)),
+            )
 
 
 @inlined
@@ -779,7 +816,7 @@ def _pack(ints, words, stride, height, width, out, begin):
                     store_word(out, begin, pending)
                     begin += 8
                     filled -= 64
-                    # The bits of this word that found no room; shifting by 64 is not defined.
+                    # The bits of this word that did not fit; shifting by 64 is not defined.
                     pending = (
                         (word << np.uint64(bits - 1 - filled)) << np.uint64(1) if filled > 0 else np.uint64(0)
                     )
@@ -790,99 +827,128 @@ def _pack(ints, words, stride, height, width, out, begin):
             filled -= 8
 
 
-@jit
-def render_task(
-    panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
-    first: Any, row: Any, dest: Any, out: Any, mode: int, streamed: bool, reason: Any,
-) -> None:  # fmt: skip
-    """Draw the windows that end at the panel rows `row` into image ``dest`` of the flat `out`.
+# Images through the pipeline ---------------------------------------------------------------------------------
 
-    ``first[i]`` is the first row of window i's instrument. At most TASK_WINDOWS windows, of any instruments and in
-    any order; those that follow each other with ascending rows share the work that they have in common.
-    """
-    n = row.shape[0]
-    lookback, height, width = sketch.lookback, sketch.height, sketch.width
+
+@inlined
+def _allocate(height, width, word_stride, copies, extra):
+    """Scratch of a task: planes, then words, then `extra` bytes."""
     size = height * width
-    bands = (height + 63) // 64
-    copies, period, jump, last_offset = tables.copies, tables.period, tables.jump, tables.last_offset
     # Small images go through the steps in batches, about 4 kB at once: else a step is over before the stores
     # of the step before have left the CPU's store queue, and its loads wait for them.
     batch = max(1, 4096 // size)
     slots = 2 * batch
-    word_stride = 12 * ((lookback + 3) // 4)
-    word_slot = bands * word_stride + 32
+    word_slot = (height + 63) // 64 * word_stride + 32
     plane_slot = ((height + 7) // 8 * copies * width + 127) // 32 * 32
-    keys = slots * word_slot
-    n_ints = keys + 2 * lookback + 16
+    n_ints = slots * word_slot
     n_bytes = (slots * plane_slot + 64 + 128 + 63) // 64 * 64
     # A store across two pages waits for all stores past the caches, so what is written unaligned comes first.
-    scratch = np.empty(n_bytes + 8 * (n_ints + FLOATS) + 4096, np.uint8)
-    start = -scratch.ctypes.data & 4095
-    planes = pointer(scratch[start : start + n_bytes - 128])
+    memory = np.empty(n_bytes + 8 * n_ints + extra + 4096, np.uint8)
+    start = -memory.ctypes.data & 4095
+    planes = pointer(memory[start : start + n_bytes - 128])
     start += n_bytes
-    edge_bytes = scratch[start - 128 : start]
-    edge_bytes[:] = 0
-    edge_bytes[32:64] = 255
-    edge = pointer(edge_bytes)
-    ints = pointer(scratch[start : start + 8 * n_ints].view(np.int64))
+    edge = memory[start - 128 : start]
+    edge[:] = 0
+    edge[32:64] = 255
+    ints = pointer(memory[start : start + 8 * n_ints].view(np.int64))
     start += 8 * n_ints
-    f = pointer(scratch[start : start + 8 * FLOATS].view(np.float64))
+    return Scratch(memory, planes, pointer(edge), ints, start, batch, slots, word_slot, plane_slot)
+
+
+@inlined
+def _pattern_of(tables):
+    return Pattern(
+        pointer(tables.offsets),
+        pointer(tables.masks),
+        pointer(tables.last_mask),
+        tables.last_offset,
+        tables.period,
+        tables.jump,
+    )
+
+
+@inlined
+def _prefetch_window(bars, columns, first, last, reach):
+    """Let the CPU fetch the bars of the window that ends at row `last`."""
+    for k in range(columns * max(first, last + 1 - reach), columns * (last + 1), 8):
+        prefetch(bars, k)
+
+
+@inlined
+def _end_of_run(first, last, i, lookback):
+    """First of the windows after i that shares no bar with the one before it, or is too far from window i."""
+    end = i + 1
+    while (
+        end < last.shape[0]
+        and first[end] == first[i]
+        and 0 <= last[end] - last[end - 1] < lookback
+        and last[end] - last[i] < TASK_WINDOWS
+    ):
+        end += 1
+    return end
+
+
+@jit
+def render_task(
+    panel: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, rows: WindowRows,
+    out: Any, mode: int, nontemporal: bool, reason: Any,
+) -> None:  # fmt: skip
+    """Draw windows into the flat `out`; the first arguments are those of a ``Job``.
+
+    At most TASK_WINDOWS windows, of any instruments and in any order; those that follow each other with ascending
+    rows share the work that they have in common.
+    """
+    # Each access to an array of a tuple would count its references; see ``simd.pointer``.
+    first, last, dest = rows.first, rows.last, rows.dest
+    n = last.shape[0]
+    lookback, height, width, copies = params.lookback, params.height, params.width, tables.copies
+    size = height * width
+    bands = (height + 63) // 64
+    word_stride = 12 * ((lookback + 3) // 4)
+    n_keys = 2 * lookback + 16
+    scratch = _allocate(height, width, word_stride, copies, 8 * (n_keys + FLOATS))
+    memory, planes, edge, ints = scratch.memory, scratch.planes, scratch.edge, scratch.ints
+    batch, slots, word_slot, plane_slot = scratch.batch, scratch.slots, scratch.word_slot, scratch.plane_slot
+    keys = slots * word_slot
+    start = scratch.rest + 8 * n_keys
+    f = pointer(memory[start : start + 8 * FLOATS].view(np.float64))
     bars, pixels, address = pointer(panel), pointer(out), np.int64(out.ctypes.data)
-    segments, offsets, masks = pointer(tables.segments), pointer(tables.offsets), pointer(tables.masks)
-    last_mask = pointer(tables.last_mask)
+    segments, pattern = pointer(tables.segments), _pattern_of(tables)
     packed = (size + 7) // 8
-    base, volume_base = 64 - sketch.price_height, 64 - height
+    base, volume_base = 64 - params.price_height, 64 - height
 
     columns, reach = 5, lookback
-    if given is None:
-        columns = LAID_OUT
-    elif sketch.average and given.shape[0] == 0:
-        reach += sketch.average - 1
+    if averages is None:
+        columns = INTERLEAVED_COLUMNS
+    elif params.average and averages.shape[0] == 0:
+        reach += params.average - 1
     run_first = run_end = 0
     joined = False
     for now in range(0, n + 2 * batch, batch):
         for i in range(now, min(now + batch, n)):
-            soon = i + _AHEAD
-            if soon < n and not 0 <= row[soon] - row[soon - 1] < lookback:
-                # Bars that nothing leads up to, as in a shuffled batch, lie anywhere in memory.
-                for k in range(
-                    columns * max(first[soon], row[soon] + 1 - reach), columns * (row[soon] + 1), 8
-                ):
-                    prefetch(bars, k)
+            soon = i + _PREFETCH_WINDOWS
+            if soon < n and not 0 <= last[soon] - last[soon - 1] < lookback:
+                # No earlier window reads these bars, which lie anywhere in memory.
+                _prefetch_window(bars, columns, first[soon], last[soon], reach)
             if i == run_end:
-                run_first = row[i] - lookback + 1
-                run_end += 1
                 # A run of windows that share bars shares all that is computed by bar.
-                while (
-                    run_end < n
-                    and first[run_end] == first[i]
-                    and 0 <= row[run_end] - row[run_end - 1] < lookback
-                    and row[run_end] - row[i] < TASK_WINDOWS
-                ):
-                    run_end += 1
-                _prepare(
-                    bars,
-                    panel.shape[0],
-                    given,
-                    first[i],
-                    run_first,
-                    row[run_end - 1] + 1 - run_first,
-                    sketch,
-                    f,
-                )
-            o = row[i] - lookback + 1 - run_first
-            why = np.int64(f[REASON + o])
-            if why == FLAT and at_limit:
-                why = DEFERRED
-            reason[dest[i]] = why
+                run_first = last[i] - lookback + 1
+                run_end = _end_of_run(first, last, i, lookback)
+                count = last[run_end - 1] + 1 - run_first
+                _prepare_windows(bars, panel.shape[0], averages, first[i], run_first, count, params, f)
+            o = last[i] - lookback + 1 - run_first
+            code = np.int64(f[REASON + o])
+            if code == FLAT and params.at_limit:
+                code = DEFERRED
+            reason[dest[i]] = code
             if mode != DRY:
                 words = i % slots * word_slot
                 for band in range(bands):
-                    if why == VALID:
-                        if sketch.average and truncated is None:
-                            _key_segments(f, o, sketch, base + 64 * band, ints, keys)
+                    if code == VALID:
+                        if params.average and truncated is None:
+                            _key_segments(f, o, params, base + 64 * band, ints, keys)
                         _draw(
-                            f, o, sketch, segments, base + 64 * band, volume_base + 64 * band, tall, truncated,
+                            f, o, params, segments, base + 64 * band, volume_base + 64 * band, banded, truncated,
                             ints, keys, words + band * word_stride,
                         )  # fmt: skip
                     else:
@@ -891,137 +957,118 @@ def render_task(
         for i in range(max(0, now - batch), min(now, n)):
             words = i % slots * word_slot
             if mode == PIXELS:
-                _spread(ints, words, word_stride, height, width, planes, 32 + i % slots * plane_slot, copies)
+                at = 32 + i % slots * plane_slot
+                _spread(ints, words, word_stride, height, width, planes, at, copies)
             elif mode != DRY:
                 _pack(ints, words, word_stride, height, width, pixels, dest[i] * packed)
         if mode == PIXELS:
             for i in range(max(0, now - 2 * batch), min(now - batch, n)):
-                begin = dest[i] * size
                 joins = i + 1 < n and dest[i + 1] == dest[i] + 1
-                _write(
-                    planes, 32 + i % slots * plane_slot, pixels, begin, size, -(address + begin) & 31,
-                    (address + begin + 31) & 32, joined, joins, edge, period, jump, offsets, masks, last_offset,
-                    last_mask, streamed,
-                )  # fmt: skip
+                at = 32 + i % slots * plane_slot
+                begin = dest[i] * size
+                _write(planes, at, pixels, address, begin, size, joined, joins, edge, pattern, nontemporal)
                 joined = joins
     fence()
     # Numba frees an array after its last use, and does not know that pointers into it are uses.
-    scratch[0] = 0
+    memory[0] = 0
 
 
 @jit
 def render_serial(
-    panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
-    starts: Any, first: Any, row: Any, dest: Any, out: Any, mode: int, streamed: bool, reason: Any,
+    bars: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, starts: Any,
+    rows: WindowRows, out: Any, mode: int, nontemporal: bool, reason: Any,
 ) -> None:  # fmt: skip
     """Run the tasks one after the other without the interpreter's lock: for worker threads and dask tasks."""
     for t in range(starts.shape[0] - 1):
         a, b = starts[t], starts[t + 1]
-        render_task(
-            panel, given, at_limit, sketch, tall, truncated, tables,
-            first[a:b], row[a:b], dest[a:b], out, mode, streamed, reason,
-        )  # fmt: skip
+        task = WindowRows(rows.first[a:b], rows.last[a:b], rows.dest[a:b])
+        render_task(bars, averages, params, banded, truncated, tables, task, out, mode, nontemporal, reason)
+
+
+@parallel_jit
+def render_parallel(
+    bars: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, starts: Any,
+    rows: WindowRows, out: Any, mode: int, nontemporal: bool, reason: Any,
+) -> None:  # fmt: skip
+    """Run the tasks on Numba's threads: for one big call from one thread at a time."""
+    for t in numba.prange(starts.shape[0] - 1):
+        a, b = starts[t], starts[t + 1]
+        task = WindowRows(rows.first[a:b], rows.last[a:b], rows.dest[a:b])
+        render_task(bars, averages, params, banded, truncated, tables, task, out, mode, nontemporal, reason)
 
 
 @jit
-def render_some(
-    panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
-    rows: Any, instruments: Any, offsets: Any, which: Any, out: Any, streamed: bool, reason: Any,
-) -> int:  # fmt: skip
+def render_selected(
+    job: Job, row: Any, instruments: Any, offsets: Any, which: Any, out: Any, nontemporal: bool, reason: Any
+) -> int:
     """Draw windows `which` of an index (panel row, instrument) into `out`, in that order; count the undrawn."""
     n = which.shape[0]
-    size = sketch.height * sketch.width
-    most = min(n, TASK_WINDOWS)
-    first, row, dest = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most)
+    size = job.params.height * job.params.width
+    limit = min(n, TASK_WINDOWS)
+    rows = WindowRows(np.empty(limit, np.int64), np.empty(limit, np.int64), np.arange(limit))
     undrawn = 0
     for a in range(0, n, TASK_WINDOWS):
         count = min(n - a, TASK_WINDOWS)
         for i in range(count):
-            row[i] = rows[which[a + i]]
+            rows.last[i] = row[which[a + i]]
             # Beside their averages bars need none before the window: a look-up less in memory far away. Windows that
             # share bars are of one instrument anyway.
-            first[i] = 0 if given is None else offsets[instruments[which[a + i]]]
+            rows.first[i] = 0 if job.averages is None else offsets[instruments[which[a + i]]]
+        task = WindowRows(rows.first[:count], rows.last[:count], rows.dest[:count])
+        images, codes = out[a * size : (a + count) * size], reason[a : a + count]
         render_task(
-            panel, given, at_limit, sketch, tall, truncated, tables,
-            first[:count], row[:count], dest[:count], out[a * size : (a + count) * size], PIXELS, streamed,
-            reason[a : a + count],
+            job.bars, job.averages, job.params, job.banded, job.truncated, job.tables, task, images, PIXELS,
+            nontemporal, codes,
         )  # fmt: skip
         for i in range(count):
             undrawn += reason[a + i] != VALID
     return undrawn
 
 
-@parallel_jit
-def render_parallel(
-    panel: Any, given: Any, at_limit: int, sketch: Sketch, tall: Any, truncated: Any, tables: Tables,
-    starts: Any, first: Any, row: Any, dest: Any, out: Any, mode: int, streamed: bool, reason: Any,
-) -> None:  # fmt: skip
-    """Run the tasks on Numba's threads: for one big call from one thread at a time."""
-    for t in numba.prange(starts.shape[0] - 1):
-        a, b = starts[t], starts[t + 1]
-        render_task(
-            panel, given, at_limit, sketch, tall, truncated, tables,
-            first[a:b], row[a:b], dest[a:b], out, mode, streamed, reason,
-        )  # fmt: skip
+@inlined
+def _load_words(source, at, height, width, ints, words):
+    """Words of one image, from its column bits; reads up to 8 bytes past their end."""
+    bands = (height + 63) // 64
+    if height % 8 == 0:
+        for band in range(bands):
+            for c in range(width):
+                ints[words + band * width + c] = load_word(source, at + (c * height) // 8 + 8 * band)
+    else:
+        for c in range(width):
+            for band in range(bands):
+                bit = c * height + 64 * band
+                byte, skip = at + (bit >> 3), np.uint64(bit & 7)
+                word = load_word(source, byte) << skip
+                word |= np.uint64(source[byte + 8]) >> (np.uint64(8) - skip)
+                ints[words + band * width + c] = word
 
 
 @jit
-def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, streamed: bool) -> None:
+def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, nontemporal: bool) -> None:
     """Turn column bits, uint8 (n, bytes), into images in the flat `out`: the second half of ``render_task``."""
     n, packed = bits.shape
     size = height * width
-    bands = (height + 63) // 64
-    copies, period, jump, last_offset = tables.copies, tables.period, tables.jump, tables.last_offset
-    batch = max(1, 4096 // size)
-    slots = 2 * batch
-    word_slot = bands * width + 32
-    plane_slot = ((height + 7) // 8 * copies * width + 127) // 32 * 32
-    n_ints = slots * word_slot
-    n_bytes = (slots * plane_slot + 64 + 128 + 63) // 64 * 64
-    scratch = np.empty(n_bytes + 8 * n_ints + packed + 16 + 4096, np.uint8)
-    start = -scratch.ctypes.data & 4095
-    planes = pointer(scratch[start : start + n_bytes - 128])
-    start += n_bytes
-    edge_bytes = scratch[start - 128 : start]
-    edge_bytes[:] = 0
-    edge_bytes[32:64] = 255
-    edge = pointer(edge_bytes)
-    ints = pointer(scratch[start : start + 8 * n_ints].view(np.int64))
-    start += 8 * n_ints
-    ending = scratch[start : start + packed + 16]
+    scratch = _allocate(height, width, width, tables.copies, packed + 16)
+    memory, planes, edge, ints = scratch.memory, scratch.planes, scratch.edge, scratch.ints
+    batch, slots, word_slot, plane_slot = scratch.batch, scratch.slots, scratch.word_slot, scratch.plane_slot
+    # The last image's words reach past the end of the bits.
+    last_bits = memory[scratch.rest : scratch.rest + packed + 16]
+    last_bits[:packed] = bits[n - 1]
+    source, last_source = pointer(bits), pointer(last_bits)
     pixels, address = pointer(out), np.int64(out.ctypes.data)
-    offsets, masks, last_mask = pointer(tables.offsets), pointer(tables.masks), pointer(tables.last_mask)
-    source = pointer(bits)
+    pattern = _pattern_of(tables)
     for now in range(0, n + 2 * batch, batch):
         for i in range(now, min(now + batch, n)):
             words = i % slots * word_slot
-            at = i * packed
-            if i == n - 1:
-                # Words reach past the end of the bits.
-                ending[:packed] = bits[i]
-                source = pointer(ending)
-                at = 0
-            if height % 8 == 0:
-                for band in range(bands):
-                    for c in range(width):
-                        ints[words + band * width + c] = load_word(source, at + (c * height) // 8 + 8 * band)
+            if i < n - 1:
+                _load_words(source, i * packed, height, width, ints, words)
             else:
-                for c in range(width):
-                    for band in range(bands):
-                        bit = c * height + 64 * band
-                        byte, skip = at + (bit >> 3), np.uint64(bit & 7)
-                        word = load_word(source, byte) << skip
-                        word |= np.uint64(source[byte + 8]) >> (np.uint64(8) - skip)
-                        ints[words + band * width + c] = word
+                _load_words(last_source, 0, height, width, ints, words)
         for i in range(max(0, now - batch), min(now, n)):
-            _spread(
-                ints, i % slots * word_slot, width, height, width, planes, 32 + i % slots * plane_slot, copies
-            )
+            words, at = i % slots * word_slot, 32 + i % slots * plane_slot
+            _spread(ints, words, width, height, width, planes, at, tables.copies)
         for i in range(max(0, now - 2 * batch), min(now - batch, n)):
-            _write(
-                planes, 32 + i % slots * plane_slot, pixels, i * size, size, -(address + i * size) & 31,
-                (address + i * size + 31) & 32, i > 0, i < n - 1, edge, period, jump, offsets, masks, last_offset,
-                last_mask, streamed,
-            )  # fmt: skip
+            at = 32 + i % slots * plane_slot
+            _write(planes, at, pixels, address, i * size, size, i > 0, i < n - 1, edge, pattern, nontemporal)
     fence()
-    scratch[0] = 0  # held until here, as in render_task
+    memory[0] = 0  # kept alive until here, as in render_task

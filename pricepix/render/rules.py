@@ -1,9 +1,17 @@
-"""The drawing rules: scales, levels, segments, and which bars cannot be drawn, as compiled functions."""
+"""The drawing rules: scales, levels, line segments, and which windows cannot be drawn.
+
+Every rule is a small compiled function of numbers. The CPU's kernels call them, and ``cuda_kernels.py`` compiles
+the same functions for the GPU: there ``math.isnan`` and ``round`` exist in every release of Numba, while their
+NumPy namesakes, ``min`` and ``max`` do not.
+
+Products and sums stand exactly in the order of the pixel specification, in float64 and without fastmath: real
+prices lie on a tick grid, so exact ties are common, and one rounding more or less moves a pixel.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -32,15 +40,15 @@ INK = 255
 
 PIXELS, BITS, DRY = 0, 1, 2
 
-# On a GPU: bits of a panel row's state (some bar of the window that ends there is at its up-limit, at its
-# down-limit; there is such a window at all), and the reason code where there is none.
+# On a GPU: bits of a panel row's state (a bar of the window that ends there is at its up-limit; one is at its
+# down-limit; a window ends there at all), and the reason code where no window ends.
 UP, DOWN, WHOLE = 1, 2, 4
 
 OUTSIDE = 255
 
 
-class Drawing(NamedTuple):
-    """An ImageSpec in the integers that kernels take; all windows count panel bars."""
+class DrawParams(NamedTuple):
+    """An ImageSpec in the integers that kernels take; lookback, history and averages count panel bars."""
 
     style: int
     pixel_chart: int
@@ -58,28 +66,54 @@ class Drawing(NamedTuple):
     partial_ma: int
 
 
+class PanelArrays(NamedTuple):
+    """What the kernels draw from: arrays with one row a panel bar, empty where the spec needs none."""
+
+    bars: Any
+    """float64 (rows, 5): open, high, low, close, volume."""
+    total_return: Any
+    """float64 (rows,)."""
+    up: Any
+    """bool (rows,): the bar is at its up-limit."""
+    down: Any
+    """bool (rows,): the bar is at its down-limit."""
+    averages: Any
+    """float64 (rows, n): moving averages that replace those of the closes."""
+
+
+class WindowRows(NamedTuple):
+    """Windows as int64 arrays (n,)."""
+
+    first: Any
+    """First panel row of the window's instrument."""
+    last: Any
+    """Panel row of the window's last bar."""
+    dest: Any
+    """Position of the window in the output."""
+
+
 # ---- the rules: from prices to rows of pixels, one number at a time
 
 
 @jit
 def joint_scale(
-    prices: int, lowest: float, highest: float, largest: float, drawing: Drawing, up: bool, down: bool
+    prices: int, lowest: float, highest: float, largest: float, params: DrawParams, up: bool, down: bool
 ) -> tuple[int, float, int]:
     """Reason code, pixels a price unit and lowest level of a window with one price scale.
 
-    `prices` counts the prices that are there; `lowest` and `highest` are over all of them and the averages;
-    `largest` is the largest volume, NaN if there is none or none is drawn.
+    `prices` counts the prices that are not missing; `lowest` and `highest` are over all of them and the averages;
+    `largest` is the largest volume, NaN if all are missing or none is drawn.
     """
     if prices == 0:
         return NO_PRICE, 0.0, 0
     if math.isinf(lowest) or math.isinf(highest) or math.isinf(largest):
         return INFINITE, 0.0, 0
-    ppu = (drawing.price_height - 1.0) / (highest - lowest)
-    # A range so small that its inverse overflows can not be drawn either.
+    ppu = (params.price_height - 1.0) / (highest - lowest)
+    # A range so small that its inverse overflows cannot be drawn either.
     if highest == lowest or math.isinf(ppu):
-        if drawing.style != IMAGE_TRADING or not (up or down):
+        if params.style != IMAGE_TRADING or not (up or down):
             return FLAT, 0.0, 0
-        return VALID, 0.0, limit_level(drawing.price_height - 1, up)
+        return VALID, 0.0, limit_level(params.price_height - 1, up)
     return VALID, ppu, 0
 
 
@@ -105,10 +139,10 @@ def volume_scale(volume_height: int, largest: float) -> float:
 @jit
 def volume_rows(volume: float, scale: float) -> int:
     """Height of a volume bar."""
-    tall = volume * scale
-    if math.isnan(tall) or volume == 0.0:
+    exact = volume * scale
+    if math.isnan(exact) or volume == 0.0:
         return 0
-    rows = round(tall)
+    rows = round(exact)
     # A traded volume stays visible however small it is.
     return rows if rows > 1 else 1
 
@@ -129,13 +163,13 @@ def segment_offsets(rise: int, column: int) -> tuple[int, int]:
 
 
 @jit
-def per_field_reason(prices: int, infinite: bool, flat: int, drawing: Drawing, up: bool, down: bool) -> int:
+def per_field_reason(prices: int, infinite: bool, flat: int, params: DrawParams, up: bool, down: bool) -> int:
     """Reason code in ImageTrading's own scale; `flat` counts the fields whose prices are all the same."""
     if infinite:
         return INFINITE
     if prices == 0:
         return NO_PRICE
-    if prices < 4 * drawing.bars:
+    if prices < 4 * params.bars:
         return MISSING_PRICE
     if flat == 4:
         return VALID if up or down else FLAT
@@ -156,17 +190,17 @@ def cnn_for_trading_reason(
     volumes: int,
     smallest: float,
     largest: float,
-    drawing: Drawing,
+    params: DrawParams,
 ) -> int:
     """Reason code in CNN-for-Trading's style, before its odd bars are counted; `prices`, `volumes` are counts."""
     if prices == 0:
         return NO_PRICE
     if math.isinf(lowest) or math.isinf(highest):
         return INFINITE
-    if prices < 4 * drawing.bars:
+    if prices < 4 * params.bars:
         return MISSING_PRICE
-    if drawing.volume:
-        if volumes < drawing.bars:
+    if params.volume:
+        if volumes < params.bars:
             return CONSTANT_VOLUME
         if math.isinf(largest) or math.isinf(smallest):
             return INFINITE
@@ -177,22 +211,22 @@ def cnn_for_trading_reason(
 
 @jit
 def is_odd_bar(open_: float, high: float, low: float, close: float) -> bool:
-    """Whether CNN-for-Trading takes the bar for a flat one."""
+    """Whether CNN-for-Trading counts the bar as flat."""
     return (open_ + high + low + close) / open_ == 4.0
 
 
 @jit
-def odd_bars_reason(odd_bars: int, drawing: Drawing) -> int:
-    """Reason code of a window that has nothing else against it."""
-    return FLAT_BARS if odd_bars > drawing.bars // 5 else VALID
+def odd_bars_reason(odd_bars: int, params: DrawParams) -> int:
+    """Reason code of a window that can be drawn but for its odd bars."""
+    return FLAT_BARS if odd_bars > params.bars // 5 else VALID
 
 
 @jit
-def truncation(drawing: Drawing) -> tuple[float, float]:
+def truncation(params: DrawParams) -> tuple[float, float]:
     """Levels from the lowest to the highest price in CNN-for-Trading's style, and the level of the lowest."""
-    if not drawing.volume:
-        return drawing.height - 1.0, 0.0
-    if drawing.height == 32:
+    if not params.volume:
+        return params.height - 1.0, 0.0
+    if params.height == 32:
         return 24.0, 7.0
     return 50.0, 13.0
 
@@ -201,8 +235,8 @@ def truncation(drawing: Drawing) -> tuple[float, float]:
 def truncated_level(price: float, lowest: float, highest: float, span: float, base: float) -> int:
     """Level of a price in CNN-for-Trading's style."""
     level = (price - lowest) / (highest - lowest) * span
-    # The comparison changes no number. It stands between the product and the sum so that no compiler for a GPU
-    # makes one operation of them, with one rounding less.
+    # The comparison changes no value. It stands between the product and the sum so that a GPU compiler cannot fuse
+    # them into one operation, with one rounding less.
     return int((level if level > 0.0 else 0.0) + base)
 
 

@@ -6,23 +6,48 @@ elements: the body of each function below is its plain NumPy equivalent, the dec
 the LLVM instructions that replace it. Operators (+ - * / & | ~) are NumPy's own or their LLVM counterparts.
 
 Nothing here checks its arguments; loads and stores take an array (or ``pointer(array)``) and an element index.
+
+This is the only module that builds LLVM instructions. It does so through ``numba.extending`` and llvmlite, which may
+change with every release of Numba: ``TESTED_NUMBA`` says with which releases the tests have run.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.datamodel.models import PrimitiveModel
-from numba.core.datamodel.registry import register_default
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+TESTED_NUMBA: Final = ((0, 62), (0, 68))
+"""Oldest and newest release of Numba that all of these instructions were tested with; pyproject.toml asks for these."""
+
+
+def check_numba(version: str) -> None:
+    """Refuse a Numba that is too old for these instructions, and warn of one that is newer than any tested."""
+    oldest, newest = (".".join(map(str, release)) for release in TESTED_NUMBA)
+    release = tuple(int(number) for number in version.split(".")[:2])
+    if release < TESTED_NUMBA[0]:
+        raise ImportError(
+            f"Numba {version} is installed, but the vector kernels need {oldest} or newer: "
+            f"pip install 'numba>={oldest}'"
+        )
+    if release > TESTED_NUMBA[1]:
+        warnings.warn(
+            f"Numba {version} is newer than {newest}, the newest release that the vector kernels were tested "
+            f"with: if compiling fails, pip install 'numba<={newest}.*'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+check_numba(numba.__version__)
 
 
 class Vector(types.Type):
@@ -33,8 +58,8 @@ class Vector(types.Type):
         super().__init__(name=f"Vector({element} x {lanes})")
 
 
-@register_default(Vector)
-class _VectorModel(PrimitiveModel):
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, ir.VectorType(_LLVM[vector.element], vector.lanes))
 
@@ -63,7 +88,7 @@ def _instruction(typing: Any, build: Callable[..., Any]) -> Callable[[Callable[.
         wants_scope = "scope" in inspect.signature(build).parameters
 
         def typed(typingctx: Any, *args: Any) -> Any:
-            sig = typing if isinstance(typing, numba.core.typing.Signature) else typing(*args)
+            sig = typing(*args) if inspect.isfunction(typing) else typing
 
             def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
                 extra = {"scope": (context, sig)} if wants_scope else {}
@@ -105,16 +130,17 @@ def _constant(like: Any, values: Any) -> Any:
 
 
 def _operator(op: Callable[..., Any], names: dict[Any, str]) -> None:
-    class Typing(AbstractTemplate):
-        def generic(self, args: Any, kws: Any) -> Any:
-            if len(args) == 2 and isinstance(args[0], Vector) and args[0].element in names:
-                if args[1] == args[0]:
-                    return signature(args[0], args[0], args[0])
-                if isinstance(args[1], types.Number):
-                    return signature(args[0], args[0], args[0].element)
+    @type_callable(op)
+    def type_operator(context: Any) -> Any:
+        def typer(a: Any, b: Any) -> Any:
+            if isinstance(a, Vector) and a.element in names:
+                if b == a:
+                    return a(a, a)
+                if isinstance(b, types.Number):
+                    return a(a, a.element)
             return None
 
-    infer_global(op)(Typing)
+        return typer
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         a, b = args
@@ -134,10 +160,12 @@ _operator(operator.and_, {types.int64: "and_", types.uint8: "and_"})
 _operator(operator.or_, {types.int64: "or_", types.uint8: "or_"})
 
 
-@infer_global(operator.invert)
-class _InvertTyping(AbstractTemplate):
-    def generic(self, args: Any, kws: Any) -> Any:
-        return signature(_I, _I) if tuple(args) == (_I,) else None
+@type_callable(operator.invert)
+def _type_invert(context: Any) -> Any:
+    def typer(a: Any) -> Any:
+        return _I(_I) if a == _I else None
+
+    return typer
 
 
 @lower_builtin(operator.invert, Vector)
@@ -166,8 +194,8 @@ def _address_of(builder: Any, context: Any, array_type: Any, array: Any, index: 
 def pointer(array: Any) -> Any:
     """The bare address of a contiguous array's first element, to be indexed like a flat array.
 
-    Arrays as such are reference counted at every slice and many calls. The count is an atomic addition, which
-    waits for all stores in flight: it halved the speed of a kernel that streams its output to memory.
+    Numba counts the references to an array at every slice and many calls. The count is an atomic addition, which
+    waits for all stores in flight: it halved the speed of a kernel that stores its output past the caches.
     """
     return array.reshape(-1)
 
@@ -209,16 +237,16 @@ def store(array: Any, i: int, vector: Any) -> None:
     array[i : i + len(vector)] = vector
 
 
-def _build_stream(builder: Any, array: Any, i: Any, vector: Any, scope: Any) -> None:
+def _build_store_nontemporal(builder: Any, array: Any, i: Any, vector: Any, scope: Any) -> None:
     written = builder.store(vector, _address(builder, scope, array, i, vector.type), align=32)
     written.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
 
 
-@_instruction(lambda array, i, vector: types.void(array, types.intp, vector), _build_stream)
-def stream(array: Any, i: int, vector: Any) -> None:
+@_instruction(lambda array, i, vector: types.void(array, types.intp, vector), _build_store_nontemporal)
+def store_nontemporal(array: Any, i: int, vector: Any) -> None:
     """``store`` to an address that is a multiple of 32, past the caches: the old bytes are never fetched.
 
-    Visible to other threads after ``fence()`` only.
+    Other threads see it only after ``fence()``.
     """
     array[i : i + len(vector)] = vector
 
@@ -233,12 +261,12 @@ def _build_prefetch(builder: Any, array: Any, i: Any, scope: Any) -> None:
 
 @_instruction(lambda array, i: types.void(array, types.intp), _build_prefetch)
 def prefetch(array: Any, i: int) -> None:
-    """Let the CPU fetch element i, which will be read soon; outside the array it does nothing."""
+    """Let the CPU fetch element i, which will be read soon; an index outside the array is harmless."""
 
 
 @_instruction(types.void(), lambda builder: builder.fence("seq_cst") and None)
 def fence() -> None:
-    """Let every store before come before everything after, in the eyes of other threads too."""
+    """Finish every store before it, also as other threads see them, before anything after it begins."""
 
 
 def _loading_bars(columns: int) -> Any:
@@ -248,7 +276,7 @@ def _loading_bars(columns: int) -> Any:
             builder.load(_address(builder, scope, bars, builder.add(i, _I64(4 * k)), kind), align=8)
             for k in range(columns)
         ]
-        # Joined to one vector; what fills it up is never picked.
+        # Joined to one vector; the lanes that fill it up are never picked.
         while len(v) > 1:
             v = [
                 _pick(builder, v[k], v[min(k + 1, len(v) - 1)], list(range(2 * v[0].type.count)))
@@ -319,15 +347,6 @@ def where_nan(a: Any, yes: Any, no: Any) -> Any:
 def where_higher(a: Any, b: Any, yes: Any, no: Any) -> Any:
     """``yes`` where a > b, else ``no``."""
     return np.where(a > b, yes, no)
-
-
-@_instruction(
-    _F(_F, _F, _F, _F),
-    lambda builder, a, b, yes, no: builder.select(builder.fcmp_ordered("==", a, b), yes, no),
-)
-def where_equal(a: Any, b: Any, yes: Any, no: Any) -> Any:
-    """``yes`` where a == b, else ``no``."""
-    return np.where(a == b, yes, no)
 
 
 @_instruction(_I(_F), lambda builder, a: builder.bitcast(a, ir.VectorType(_I64, 4)))
@@ -419,9 +438,9 @@ def _build_chain(builder: Any, before: Any, a: Any, b: Any, c: Any, d: Any) -> l
 
 @_instruction(types.UniTuple(_I, 3)(_I, _I, _I, _I, _I), _build_chain)
 def chain(before: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Lay vectors over each other, three lanes apart: a from lane 1 of 12 on, b from 4, c from 7, d from 10.
+    """OR vectors that begin three lanes apart: a in lane 1 of 12, b in 4, c in 7, d in 10.
 
-    `before` lies from lane -2 on, and the last two lanes of d fall off: it is the next call's `before`.
+    `before` begins in lane -2, and the last two lanes of d do not fit: it is the next call's `before`.
     """
     row = np.zeros(16, np.int64)
     for first, v in zip((-2, 1, 4, 7, 10), (before, a, b, c, d), strict=True):
@@ -440,6 +459,21 @@ def _build_ink(builder: Any, plane: Any, mask: Any) -> Any:
 def ink(plane: Any, mask: Any) -> Any:
     """255 where `plane` has all bits of `mask`, else 0."""
     return np.where((plane & mask) == mask, np.uint8(255), np.uint8(0))
+
+
+def _repeat(builder: Any, count: Any, body: Callable[[Any], Any]) -> None:
+    """Build a loop that runs the instructions of ``body(k)`` for k = 0 to count - 1."""
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), loop, after)
+    builder.position_at_end(loop)
+    k = builder.phi(_I64)
+    body(k)
+    following = builder.add(k, _I64(1))
+    k.add_incoming(_I64(0), before)
+    k.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
 
 
 def _build_store_planes(
@@ -471,6 +505,13 @@ def _build_store_planes(
     fours = [[zip_half(twos[k][u], twos[k + 1][u], 4, w) for u in (0, 1) for w in (0, 1)] for k in (0, 2)]
     eights = [zip_half(fours[0][k], fours[1][k], 8, w) for k in range(4) for w in (0, 1)]
 
+    def store_copy(plane: Any, start: Any) -> Callable[[Any], Any]:
+        def body(k: Any) -> None:
+            further = builder.gep(start, [builder.mul(k, width)])
+            builder.store(plane, builder.bitcast(further, plane.type.as_pointer()), align=1)
+
+        return body
+
     stride = builder.mul(width, copies)
     target = _address_of(builder, context, sig.args[3], planes, at, _I8)
     done = builder.append_basic_block("done")
@@ -484,9 +525,7 @@ def _build_store_planes(
         for _ in range(2):
             builder.store(plane, builder.bitcast(copy, plane.type.as_pointer()), align=1)
             copy = builder.gep(copy, [width])
-        with numba.core.cgutils.for_range(builder, builder.sub(copies, _I64(2))) as loop:
-            further = builder.gep(copy, [builder.mul(loop.index, width)])
-            builder.store(plane, builder.bitcast(further, plane.type.as_pointer()), align=1)
+        _repeat(builder, builder.sub(copies, _I64(2)), store_copy(plane, copy))
         target = builder.gep(target, [stride])
     builder.branch(done)
     builder.position_at_end(done)
