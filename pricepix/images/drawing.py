@@ -109,7 +109,7 @@ class BatchRenderer:
         self._row.flags.writeable = self._instrument.flags.writeable = False
         self._arrays = panel_arrays(panel, spec)
         self._job = fast_job(self._arrays, spec)
-        if table is None and self._job is not None and spec.ma and _worth_laying_out(windows):
+        if table is None and self._job is not None and spec.ma and _should_interleave(windows):
             table = np.empty((len(panel.bars), fast.INTERLEAVED_COLUMNS))
             fast.interleave_averages(
                 panel.bars, panel.offsets, spec.ma[0], draw_params(spec).partial_ma, table
