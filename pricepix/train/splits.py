@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
+__all__ = [
+    "Fold",
+    "RandomSplit",
+    "Samples",
+    "Split",
+    "TimeSplit",
+    "WalkForward",
+    "overlap_share",
+    "period_ends",
+    "resolve_split",
+]
 
 Period = str | tuple[Any, Any]
 Index = NDArray[np.int64]
@@ -266,6 +276,31 @@ class RandomSplit:
             "so validation looks better than it is"
         )
         return [fold]
+
+
+def resolve_split(
+    split: Split | str,
+    train: Period | None,
+    validation: Any,
+    test: Period | None,
+    embargo: Any,
+    seed: int,
+) -> Split:
+    """Return a split by its name and the arguments of `fit`, or the one given as an object."""
+    if split == "time":
+        return TimeSplit(train, validation, test, embargo)
+    if split == "random":
+        return RandomSplit(0.7, train, test, seed, embargo)
+    if split == "walk":
+        lengths = {name: value for name, value in (("train", train), ("test", test)) if value is not None}
+        return WalkForward(validation=validation, embargo=embargo, **lengths)  # type: ignore[arg-type]
+    if isinstance(split, str) or not hasattr(split, "folds"):
+        raise ValueError(
+            f"split is {split!r}; choose 'time', 'random', 'walk' or an object such as TimeSplit(...)"
+        )
+    if train is not None or test is not None:
+        raise ValueError("train and test belong to the split's own arguments when it is given as an object")
+    return split
 
 
 def overlap_share(samples: Samples, train: Index, validation: Index) -> float:
