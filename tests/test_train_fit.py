@@ -1,4 +1,4 @@
-"""The loop: learns what is there and nothing else, goes on exactly, and says what is wrong."""
+"""The loop: learns what is there and nothing else, resumes exactly, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def undisturbed(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class TestResume:
-    """A run of 3 epochs of 16 steps with 2 validations each, stopped after some step and gone on with."""
+    """A run of 3 epochs of 16 steps with 2 validations each, stopped after some step and resumed."""
 
     def test_runs_repeat(self, store: ImageStore, undisturbed: Path, tmp_path: Path) -> None:
         _fit(store, SMALL, out=tmp_path / "again", **RESUMED)
@@ -223,7 +223,7 @@ class TestResume:
 
 
 def test_a_real_kill(tmp_path: Path, table: Any) -> None:
-    """The process dies of SIGKILL within a step; a new one goes on and ends with the same weights."""
+    """The process dies of SIGKILL within a step; a new one resumes and ends with the same weights."""
     stored = tmp_path / "store"
     pp.render_universe(table, "jkx5", stored, horizons=(5,), chunk=128, progress=False)
     script = tmp_path / "job.py"
@@ -327,7 +327,7 @@ class TestRun:
         )
         assert model.family == "pricepix"
 
-    def test_training_leaves_the_random_state_alone(self, store: ImageStore, tmp_path: Path) -> None:
+    def test_training_keeps_the_random_state(self, store: ImageStore, tmp_path: Path) -> None:
         before = torch.get_rng_state()
         _fit(store, SMALL, 5, out=tmp_path / "x", **(QUICK | {"epochs": 1}))
         assert torch.equal(torch.get_rng_state(), before)
@@ -375,7 +375,7 @@ def plain(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ({"precision": "bf16-mixed", "channels_last": True}, 0.05),
     ],
 )
-def test_options_of_speed_change_what_is_learnt_by_rounding_alone(
+def test_options_of_speed_change_what_is_learnt_only_by_rounding(
     plain: Any,
     store: ImageStore,
     tmp_path: Path,
@@ -763,7 +763,7 @@ class TestBadInput:
         # The corrected call, of other arguments.
         assert _fit(store, SMALL, 5, out=out, seed=1, **(QUICK | {"epochs": 1})).folds[0].members
 
-    def test_a_run_that_went_on_is_kept_when_it_fails_again(
+    def test_a_resumed_run_is_kept_when_it_fails_again(
         self, store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Killed before its first checkpoint it is resumed; what then fails leaves it as it was."""

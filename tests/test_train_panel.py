@@ -102,13 +102,13 @@ class TestTraining:
         _fit(images, SMALL, **options, resume=True)
         assert _same(tmp_path / "run", of_store.out)
 
-    def test_other_images_do_not_go_on_with_a_run(self, panel: pp.Panel, tmp_path: Path) -> None:
+    def test_other_images_do_not_resume_a_run(self, panel: pp.Panel, tmp_path: Path) -> None:
         _fit(pp.PanelImages(panel, "jkx5", horizons=(1, 5)), SMALL, out=tmp_path / "run", **QUICK)
         other = pp.PanelImages(panel, "jkx5", horizons=(1, 5), start="2000-01-20")
         with pytest.raises(ValueError, match="was started with another store: digest was"):
             _fit(other, SMALL, out=tmp_path / "run", **QUICK, resume=True)
 
-    def test_a_loaded_store_goes_on_where_the_store_stopped(
+    def test_a_loaded_store_resumes_where_the_store_stopped(
         self, store: pp.ImageStore, of_store: Any
     ) -> None:
         again = _fit(store.load(), SMALL, out=of_store.out, test="2000-05", resume=True, **QUICK)
@@ -297,7 +297,7 @@ def test_a_run_draws_on_its_device_what_is_not_augmented(panel: pp.Panel, tmp_pa
 
 
 class TestPinned:
-    """Batches on their way to a GPU; memory is pinned where there is one alone, so that a copy stands in for it."""
+    """Batches on their way to a GPU; only where there is one can memory be pinned, so that a copy stands in for it."""
 
     @staticmethod
     def _loader(**options: Any) -> list[Any]:

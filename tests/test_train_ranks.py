@@ -145,7 +145,7 @@ def test_ranks_end_with_the_same_weights(ran: Path) -> None:
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_one_rank_writes_and_goes_on(ran: Path) -> None:
+def test_one_rank_writes_and_continues(ran: Path) -> None:
     steps = [line.split()[0] for line in (ran / "said.txt").read_text().splitlines()]
     assert steps == ["data", "build", "train", "score", "evaluate"]
     assert (ran / "out" / "report.html").exists()

@@ -1,4 +1,4 @@
-"""Networks saved and loaded: our checkpoints, and those of other projects."""
+"""Checkpoints of networks: ours, and those of other projects."""
 
 from __future__ import annotations
 
@@ -226,8 +226,8 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
     found_names = sorted(tensors)
     raise ValueError(
         f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
-        f"({', '.join(found_names[:4])}, ...) are named "
-        f"as in none of pricepix, {', '.join(family.name for family in _FAMILIES)}"
+        f"({', '.join(found_names[:4])}, ...) are not named as in pricepix, "
+        f"{', '.join(family.name for family in _FAMILIES)}"
     )
 
 

@@ -118,7 +118,7 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
 
     With an augmentation a batch has a third part, bool (b,): which windows are mirrored.
 
-    For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
+    For loops of your own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
     ``set_epoch`` before each epoch. ``len``, of the loader as of the dataset, is the number of batches of an epoch;
     in a worker, of its own.
 
@@ -133,9 +133,9 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     Notes
     -----
     The batches of an epoch are those of ``store.batches(mask=selection, **options)``, however many workers there
-    are: each makes a stretch of them, and the loader takes from all in turn. To begin a stretch in the midst of an
+    are: each makes a stretch of them, and the loader takes from all in turn. To begin a stretch in the middle of an
     epoch a worker fills its pool, and where that does not hold all chosen images of a store (`pool_bytes`), it reads
-    much of what lies before: read such a store in one process.
+    much of what comes before: read such a store in one process.
     """
 
     def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
@@ -144,26 +144,26 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that the next iteration gives, and the first batch of it.
+        """Choose the epoch that the next iteration yields, and its first batch.
 
         Parameters
         ----------
         epoch : int
         start : int
-            Batches to leave out: those that a loop which was stopped has had. What comes is what would have come
-            then, as long as the loader has as many workers as it had.
+            Batches to skip: those that a loop had taken when it was stopped. The rest is what it would have
+            taken, as long as the loader has as many workers as it had.
 
         Raises
         ------
         ValueError
-            If the epoch has not so many batches.
+            If the epoch has fewer batches.
         """
         if not 0 <= start <= len(self._reader):
             raise ValueError(f"start is {start}; the epoch has {len(self._reader)} batches")
         self._position[0], self._position[1] = epoch, start
 
     def _stretch(self) -> tuple[int, int, int]:
-        """The batches of this process: the first, one past the last, and how many of them are left out."""
+        """The batches of this process: the first, one past the last, and how many of them are skipped."""
         start, batches = int(self._position[1]), len(self._reader)
         info = get_worker_info()
         if info is None:

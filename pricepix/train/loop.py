@@ -355,7 +355,7 @@ class Trainer:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             write_checkpoint(content, self.member.folder / name)
-        # No device goes on, or ends, before the file is there.
+        # No device continues, or ends, before the file is there.
         self.fabric.barrier()
 
     def _resume(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
-from pricepix._checks import nearest_or_all
+from pricepix._checks import choice, nearest_or_all
 
 try:
     import torch
@@ -42,7 +42,7 @@ T = TypeVar("T")
 class ConvBlock:
     """Convolution, batch norm, activation, max-pool. Pairs are (rows, columns).
 
-    `pool` of (1, 1) is no pooling; its stride is its size. `pool_ceil` rounds the pooled size up.
+    A `pool` of (1, 1) does not pool; its stride is its size. `pool_ceil` rounds the pooled size up.
     """
 
     channels: int
@@ -65,7 +65,7 @@ class CNNSpec:
     height, width : int
         Size of the images in pixels.
     blocks : tuple of ConvBlock
-        None at all makes the network a logistic regression on pixels.
+        An empty tuple makes the network a logistic regression on pixels.
     activation : {"leaky_relu", "relu"}
     negative_slope : float
         Slope of the leaky activation below 0.
@@ -106,10 +106,8 @@ class CNNSpec:
             raise ValueError(
                 f"{self.name}: dropout is {self.dropout}; give a chance of at least 0 and below 1"
             )
-        if self.activation not in ("leaky_relu", "relu"):
-            raise ValueError(f"{self.name}: activation is {self.activation!r}; choose 'leaky_relu' or 'relu'")
-        if self.first_row not in ("top", "bottom"):
-            raise ValueError(f"{self.name}: first_row is {self.first_row!r}; choose 'top' or 'bottom'")
+        choice(self.activation, f"{self.name}: activation", ("leaky_relu", "relu"))
+        choice(self.first_row, f"{self.name}: first_row", ("top", "bottom"))
         self.features()
 
     def features(self) -> tuple[int, int, int]:
@@ -169,7 +167,7 @@ class SeriesBlock:
 
 @dataclass(frozen=True)
 class SeriesSpec:
-    """Every parameter of a `SeriesCNN`. No blocks at all makes it a logistic regression.
+    """Every parameter of a `SeriesCNN`. Without blocks it is a logistic regression.
 
     Attributes
     ----------
@@ -307,7 +305,7 @@ SERIES_PRESETS: dict[str, SeriesSpec] = {
 
 
 class Network(nn.Module):
-    """What `PriceCNN` and `SeriesCNN` share: start values, normalising statistics, prediction."""
+    """Base of `PriceCNN` and `SeriesCNN`: start values, normalising statistics, prediction."""
 
     kind: ClassVar[str]
     spec: CNNSpec | SeriesSpec
@@ -354,7 +352,7 @@ class Network(nn.Module):
         """Score inputs, as float32 (n,), in evaluation mode and on the network's own device.
 
         Two classes: the probability of the upper one. More classes: the expected class divided by the
-        highest, which is 0 for surely the lowest and 1 for surely the highest. One output: its value,
+        highest, which is 0 if the lowest is certain and 1 if the highest is. One output: its value,
         in the target's units.
         """
         return self._in_batches(inputs, batch_size, self.scores)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, whole_number_or_none
+from pricepix._checks import choice, nearest_or_all, whole_number_or_none
 from pricepix.bars.panel import Panel
 from pricepix.images.augment import Augment
 from pricepix.images.image_set import select
@@ -191,7 +191,7 @@ def _named(model: str, lookback: int) -> CNNSpec | SeriesSpec:
         return SERIES_PRESETS[name]
     if model == "logistic":
         return SERIES_PRESETS["logistic5"].replace(name=name, lookback=lookback)
-    raise ValueError(f"there is no model {model!r}; choose one of {', '.join([*PRESETS, *SERIES_PRESETS])}")
+    raise ValueError(f"there is no model {model!r}{nearest_or_all(model, [*PRESETS, *SERIES_PRESETS])}")
 
 
 def _panel(panel: Any, images: ImageSet, spec: CNNSpec | SeriesSpec) -> Panel | None:

@@ -82,7 +82,7 @@ def fit(
     store : ImageSet, str or path
         A store, a loaded one, or panel images, which are drawn while training.
     model : str, CNNSpec or SeriesSpec
-        A preset (``jkx20``), or a spec of one's own. ``cnn1d`` and ``logistic`` are the baselines on the
+        A preset (``jkx20``), or a spec of your own. ``cnn1d`` and ``logistic`` are the baselines on the
         numbers behind the images, of the store's lookback; they need `panel`.
     horizon : int, optional
         Horizon of the forward return to learn. By default the store's only one, or the one equal to its
@@ -101,10 +101,10 @@ def fit(
         Classes as they are; weighted in the loss, inverse to their frequency in the training part; or as
         many training images of each as of the rarest, drawn by `seed`.
     hyper : Hyper or str
-        ``paper``, ``cnn_for_trading``, ``image_trading``, or one's own; `changes` replace single ones
+        ``paper``, ``cnn_for_trading``, ``image_trading``, or your own; `changes` replace single fields
         (``lr=1e-4, epochs=10``).
     ensemble : int
-        Networks that differ in their seed alone, averaged by the mean of their softmax. The paper has 5.
+        Networks that differ only in their seed, averaged by the mean of their softmax. The paper has 5.
     seed : int
         Member i starts, shuffles and drops out by (seed, i).
     instruments, mask : optional
@@ -115,19 +115,19 @@ def fit(
         Changes training windows before they are drawn, which needs panel images; never those that validate or
         test. Chances depend on (seed, member, epoch, window).
     resume : bool
-        Go on with the run in `out` from its last checkpoints. It must have been started with the same
-        arguments; what was killed and goes on ends with the weights of a run that was not.
+        Resume the run in `out` from its last checkpoints. It must have been started with the same
+        arguments; a run that was killed and resumed ends with the weights of one that was not.
     device : str, optional
         ``"cpu"``, ``"cuda"`` or ``"cuda:1"``: short for `accelerator` and `devices` where one device trains.
         Panel images are drawn on the GPU that trains where Numba's CUDA target is installed, else on the CPU.
     accelerator, devices, precision
-        As in lightning's Trainer: ``"gpu"``, ``2``, ``"bf16-mixed"``.
+        As in lightning's Fabric: ``"gpu"``, ``2``, ``"bf16-mixed"``.
     channels_last, compile : bool
         Memory format of the network, and ``torch.compile``.
     pool_bytes, threads
         Of the reader, see `BatchReader`; the order of images depends on `pool_bytes`.
     checkpoint_minutes : float
-        Longest time between checkpoints to go on from.
+        Longest time between checkpoints to resume from.
     log_every : int
         Steps between entries of the TensorBoard log.
     progress : bool
@@ -147,7 +147,7 @@ def fit(
         If an argument does not fit the store, a part of the split is empty, all labels are of one class,
         or the loss becomes NaN.
     KeyboardInterrupt
-        On Ctrl-C, after the step in hand and its checkpoint; ``resume=True`` goes on from there.
+        On Ctrl-C or SIGTERM, after the step in hand and its checkpoint; ``resume=True`` resumes from there.
     """
     hyper = Hyper.of(hyper, **changes)
     members = _Members(whole_number(ensemble, "ensemble", 1), whole_number(seed, "seed", 0), hyper)

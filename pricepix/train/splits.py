@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from pricepix.bars.times import as_time, duration_ns, stamp
@@ -197,8 +198,8 @@ class WalkForward:
 
     def folds(self, samples: Samples) -> list[Fold]:
         """Return the folds in order of time."""
-        train, test = _span("train", self.train), _span("test", self.test)
-        step = _span("step", self.step) if self.step is not None else test
+        train, test = _length("train", self.train), _length("test", self.test)
+        step = _length("step", self.step) if self.step is not None else test
         if not samples.usable.any():
             raise ValueError("no window has a target, so there is nothing to split")
         times = samples.time[samples.usable]
@@ -418,27 +419,19 @@ def _late(times: Index, share: float) -> int:
     return int(ordered[min(int(len(ordered) * (1 - share)), len(ordered) - 1)])
 
 
-def _span(name: str, text: str) -> tuple[int, str]:
+def _length(name: str, text: str) -> tuple[int, str]:
+    """Return the number and polars' unit of a length such as ``"6m"``."""
     found = re.fullmatch(r"(\d+)\s*([ymwd])", str(text).strip().lower())
     if not found or int(found[1]) == 0:
         raise ValueError(f"{name} is {text!r}; give a length such as '2y', '6m', '12w' or '250d'")
-    return int(found[1]), found[2]
+    return int(found[1]), "mo" if found[2] == "m" else found[2]
 
 
 def _day(ns: int, tz: str | None) -> dt.date:
     return dt.date.fromisoformat(stamp(ns, tz)[:10])
 
 
-def _add(day: dt.date, span: tuple[int, str], times: int = 1) -> dt.date:
-    count, unit = span[0] * times, span[1]
-    if unit in "wd":
-        return day + dt.timedelta(days=count * (7 if unit == "w" else 1))
-    months = day.year * 12 + day.month - 1 + count * (12 if unit == "y" else 1)
-    year, month = divmod(months, 12)
-    # The last day of a shorter month stands for days that it lacks.
-    for last in (day.day, 30, 29, 28):
-        try:
-            return dt.date(year, month + 1, min(day.day, last))
-        except ValueError:
-            continue
-    raise AssertionError("every month has 28 days")
+def _add(day: dt.date, length: tuple[int, str], times: int = 1) -> dt.date:
+    """Return the day a length, or several, later; the last day of a shorter month stands for days that it lacks."""
+    count, unit = length
+    return pl.select(pl.lit(day).dt.offset_by(f"{count * times}{unit}")).item()
