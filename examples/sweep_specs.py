@@ -71,7 +71,7 @@ def sweep(panel: pp.Panel, specs: list[pp.ImageSpec], options: argparse.Namespac
 def name(spec: pp.ImageSpec) -> str:
     """What is drawn, in a few words."""
     extras = [word for word, drawn in (("MA", spec.ma), ("volume", spec.volume)) if drawn]
-    return f"{spec.lookback} bars, {' + '.join(extras) or 'prices alone'}"
+    return f"{spec.lookback} bars, {' + '.join(extras) or 'only prices'}"
 
 
 def draw(panel: pp.Panel, specs: list[pp.ImageSpec], table: pl.DataFrame, path: Path) -> None:

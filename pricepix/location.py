@@ -7,6 +7,7 @@ must survive a kill goes through this module.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import uuid
@@ -30,6 +31,7 @@ BUILD: Final = "_build"
 """Folder inside a store for objects that exist only while it is written."""
 
 StoreLike = str | os.PathLike[str] | Store
+StrPath = str | os.PathLike[str]
 Content = bytes | bytearray | memoryview
 
 _MEMORY: dict[str, MemoryStore] = {}
@@ -381,3 +383,24 @@ class ZarrObjects(Location):
 
     def zarr_store(self, *, read_only: bool = True) -> Store:
         return self._store.with_read_only(read_only) if self._store.read_only != read_only else self._store
+
+
+@contextmanager
+def atomic_file(path: StrPath) -> Iterator[Path]:
+    """Yield a path to write a file to, which replaces `path` at once when the block ends.
+
+    A kill in the middle, or an error in the block, leaves the file that was there.
+    """
+    partial = Path(f"{os.fspath(path)}.tmp")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
+
+
+def write_json(path: StrPath, content: Any) -> None:
+    """Write a JSON file, or replace it at once."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

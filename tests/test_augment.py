@@ -310,12 +310,10 @@ class TestTraining:
         """Half of the windows mirrored: as many rise as fall, whatever the market did."""
         pytest.importorskip("torch")
         from pricepix import train
-        from pricepix.train import loop
+        from pricepix.train import run
 
         seen = []
-        monkeypatch.setattr(
-            loop, "train_member", lambda *_, class_weights, **__: seen.append(class_weights) or {}
-        )
+        monkeypatch.setattr(run, "train_member", lambda member, *_: seen.append(member.class_weights) or {})
         panel = pp.samples.simulate(6, 150, seed=2, halt_rate=0, delist_rate=0)
         images = pp.PanelImages(panel, "jkx5", horizons=(5,))
         for chance in (0.0, 0.5, 1.0):
@@ -346,7 +344,7 @@ class TestTraining:
             flags = torch.from_numpy(np.concatenate([b.mirrored for b in reader.epoch(2)]))
             index = torch.from_numpy(np.concatenate([b.index for b in reader.epoch(2)]))
             values, other = torch.from_numpy(targets.values), torch.from_numpy(opposite.values)
-            given = torch.cat([batch[1] for batch in Loader(reader, values, lambda: 2, other)])
+            given = torch.cat([batch[1] for batch in Loader(reader, values, other).epoch(2)])
             assert torch.equal(given[~flags], values[index][~flags])
             found, before = given[flags], values[index][flags]
             if kind == "return":
@@ -363,7 +361,7 @@ class TestTraining:
         torch = pytest.importorskip("torch")
         pytest.importorskip("lightning")
         from pricepix import train
-        from pricepix.train.loop import Task
+        from pricepix.train.loop import Trainer
 
         images = pp.PanelImages(panel, "jkx5", horizons=(5,))
         network = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
@@ -385,15 +383,15 @@ class TestTraining:
         assert whole.model.metadata["augment"] == augment.to_dict()
         train.fit(images, network, out=tmp_path / "plain", **options)
         assert not same("whole", "plain")
-        original = Task.training_step
+        original = Trainer.training_step
 
-        def dying(task: Task, batch: Any, batch_idx: int) -> Any:
-            if task.global_step == 9:
+        def dying(trainer: Trainer, inputs: Any, target: Any) -> Any:
+            if trainer.step == 9:
                 raise RuntimeError("killed")
-            return original(task, batch, batch_idx)
+            return original(trainer, inputs, target)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Task, "training_step", dying)
+            patch.setattr(Trainer, "training_step", dying)
             with pytest.raises(RuntimeError, match="killed"):
                 train.fit(images, network, out=tmp_path / "cut", augment=augment.to_dict(), **options)
         with pytest.raises(ValueError, match="was started with another augment"):
@@ -401,14 +399,14 @@ class TestTraining:
         train.fit(images, network, out=tmp_path / "cut", augment=augment, resume=True, **options)
         assert same("cut", "whole")
         seen = []
-        original_validation = Task.validation_step
+        original_validation = Trainer.validation_step
 
-        def watching(task: Task, batch: Any, batch_idx: int) -> None:
-            seen.append(batch[0].numpy().copy())
-            original_validation(task, batch, batch_idx)
+        def watching(trainer: Trainer, inputs: Any, *others: Any) -> None:
+            seen.append(inputs.numpy().copy())
+            original_validation(trainer, inputs, *others)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Task, "validation_step", watching)
+            patch.setattr(Trainer, "validation_step", watching)
             train.fit(images, network, out=tmp_path / "again", augment=augment, **(options | {"epochs": 1}))
         validation = whole.folds[0].fold.validation
         np.testing.assert_array_equal(np.concatenate(seen), images.read(validation))
@@ -418,5 +416,5 @@ class TestTraining:
         from pricepix import train
 
         store = pp.render_universe(panel, "jkx5", horizons=(5,), progress=False)
-        with pytest.raises(ValueError, match=r"store memory has its images .* give PanelImages"):
+        with pytest.raises(ValueError, match=r"store memory has its images: give PanelImages"):
             train.fit(store, "jkx5", augment=Augment(invert=0.5))

@@ -36,7 +36,7 @@ def source(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Imag
 
 
 def _given(dataset: train.StoreDataset, workers: int) -> list[list[int]]:
-    """Positions of the batches that a loader gives, which warns of more than it told."""
+    """Positions of the batches that a loader gives, which warns of more than it announced."""
     context = "fork" if workers else None
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=None, num_workers=workers, multiprocessing_context=context
@@ -74,8 +74,8 @@ class _Counting(train.StoreDataset):
     """Says with each batch how many its worker counted beforehand."""
 
     def __iter__(self) -> Any:
-        told = torch.tensor(len(self))
-        return ((told, index) for _, index in super().__iter__())
+        announced = torch.tensor(len(self))
+        return ((announced, index) for _, index in super().__iter__())
 
 
 def test_workers_count_their_own(source: Any) -> None:
@@ -85,13 +85,13 @@ def test_workers_count_their_own(source: Any) -> None:
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=None, num_workers=3, multiprocessing_context="fork"
     )
-    told = [int(count) for count, _ in loader]
+    announced = [int(count) for count, _ in loader]
     # One from each worker at a time: the first three are from three.
-    assert sum(told[:3]) == len(told) == total
-    assert max(told) - min(told) <= 1
+    assert sum(announced[:3]) == len(announced) == total
+    assert max(announced) - min(announced) <= 1
 
 
-def test_an_epoch_that_goes_on_is_heard_of_by_workers_that_stay(source: Any) -> None:
+def test_persistent_workers_learn_of_an_epoch_that_is_resumed(source: Any) -> None:
     images, options = source
     dataset = train.StoreDataset(images, batch_size=25, seed=1, **options)
     loader = torch.utils.data.DataLoader(

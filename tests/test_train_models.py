@@ -207,7 +207,9 @@ class TestBadInput:
             model(torch.zeros((1, 64, 60), dtype=torch.uint8))
 
     def test_unknown_preset(self) -> None:
-        with pytest.raises(ValueError, match="no model 'jkx7'; choose one of jkx5"):
+        with pytest.raises(
+            ValueError, match=r"no model 'jkx7'; did you mean 'jkx5'\? Choose from jkx5, jkx20"
+        ):
             PriceCNN("jkx7")
 
     def test_blocks_that_leave_nothing(self) -> None:

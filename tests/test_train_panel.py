@@ -20,7 +20,7 @@ import pricepix as pp  # noqa: E402
 from pricepix import factor, train  # noqa: E402
 from pricepix.images.image_set import ImageSet  # noqa: E402
 from pricepix.train.loader import ArrayReader, Loader, _pinned  # noqa: E402
-from pricepix.train.loop import Task, _Data  # noqa: E402
+from pricepix.train.loop import Trainer, make_loader  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(4, 1)),))
@@ -86,29 +86,29 @@ class TestTraining:
     def test_killed_and_resumed(
         self, images: ImageSet, of_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        original = Task.training_step
+        original = Trainer.training_step
 
-        def dying(task: Task, batch: Any, batch_idx: int) -> Any:
-            if task.global_step == 13:
+        def dying(trainer: Trainer, inputs: Any, target: Any) -> Any:
+            if trainer.step == 13:
                 raise RuntimeError("killed")
-            return original(task, batch, batch_idx)
+            return original(trainer, inputs, target)
 
         options = QUICK | {"out": tmp_path / "run", "test": "2000-05"}
         with monkeypatch.context() as patch:
-            patch.setattr(Task, "training_step", dying)
+            patch.setattr(Trainer, "training_step", dying)
             with pytest.raises(RuntimeError, match="killed"):
                 _fit(images, SMALL, **options)
         assert torch.load(tmp_path / "run" / "member_0" / "last.ckpt", weights_only=True)["global_step"] == 13
         _fit(images, SMALL, **options, resume=True)
         assert _same(tmp_path / "run", of_store.out)
 
-    def test_other_images_do_not_go_on_with_a_run(self, panel: pp.Panel, tmp_path: Path) -> None:
+    def test_other_images_do_not_resume_a_run(self, panel: pp.Panel, tmp_path: Path) -> None:
         _fit(pp.PanelImages(panel, "jkx5", horizons=(1, 5)), SMALL, out=tmp_path / "run", **QUICK)
         other = pp.PanelImages(panel, "jkx5", horizons=(1, 5), start="2000-01-20")
         with pytest.raises(ValueError, match="was started with another store: digest was"):
             _fit(other, SMALL, out=tmp_path / "run", **QUICK, resume=True)
 
-    def test_a_loaded_store_goes_on_where_the_store_stopped(
+    def test_a_loaded_store_resumes_where_the_store_stopped(
         self, store: pp.ImageStore, of_store: Any
     ) -> None:
         again = _fit(store.load(), SMALL, out=of_store.out, test="2000-05", resume=True, **QUICK)
@@ -209,7 +209,7 @@ def test_a_device_draws_the_same_batches(tmp_path: Path) -> None:
             assert isinstance(one[0], torch.Tensor) and one[0].dtype == torch.uint8
             assert np.array_equal(one[0].numpy(), other.images) and np.array_equal(one[1].numpy(), other.index)
         targets = torch.arange(len(images))
-        given = list(Loader(ours, targets, lambda: 3))
+        given = list(Loader(ours, targets).epoch(3))
         assert [len(batch[1]) for batch in given] == [6, 6, 6, 2]
         assert sorted(torch.cat([batch[1] for batch in given]).tolist()) == list(range(20))
         print("same")
@@ -290,20 +290,19 @@ def test_a_run_draws_on_its_device_what_is_not_augmented(panel: pp.Panel, tmp_pa
             print(*(f"{name} {changed is not None}" for name, changed in made), sep=", ")
             made.clear()
     """
-    # What fit looks at before there is a folder; the number of steps; training; validation.
+    # What fit looks at before there is a folder; the statistics; training; validation.
     augmented, plain = _in_the_simulator(code, tmp_path).splitlines()
-    training = "PanelReader True, PanelReader True, DeviceReader False"
-    assert augmented == "PanelReader True, PanelReader False, " + training
-    assert plain == "PanelReader False, DeviceReader False, DeviceReader False, DeviceReader False"
+    assert augmented == "PanelReader True, PanelReader False, PanelReader True, DeviceReader False"
+    assert plain == "PanelReader False, DeviceReader False, DeviceReader False"
 
 
 class TestPinned:
-    """Batches on their way to a GPU; memory is pinned where there is one alone, so that a copy stands in for it."""
+    """Batches on their way to a GPU; only where there is one can memory be pinned, so that a copy stands in for it."""
 
     @staticmethod
     def _loader(**options: Any) -> list[Any]:
         reader = ArrayReader(np.arange(60.0).reshape(20, 3), np.arange(20), batch_size=8, shuffle=True)
-        return list(Loader(reader, torch.arange(20), lambda: 0, **options))
+        return list(Loader(reader, torch.arange(20), **options).epoch())
 
     def test_batches_are_copied_to_pinned_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pinned: list[Any] = []
@@ -320,7 +319,6 @@ class TestPinned:
         for ours, theirs in zip(given, plain, strict=True):
             assert torch.equal(ours[0], theirs[0])
             assert torch.equal(ours[1], theirs[1])
-            assert ours[2] == theirs[2]
 
     def test_what_a_device_made_stays_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("it is on a device"))
@@ -335,14 +333,13 @@ class TestPinned:
     def test_the_device_that_trains_decides(self, device: str, pinned: bool) -> None:
         asked = []
 
-        def reader_of(part: str, rank: int, ranks: int, where: str) -> Any:
+        def make_reader(part: str, rank: int, ranks: int, where: str) -> Any:
             asked.append(where)
             return ArrayReader(np.zeros((4, 1)), np.arange(4), batch_size=2, shuffle=False)
 
-        data = _Data(reader_of, torch.arange(4), None)
-        data.trainer = types.SimpleNamespace(  # type: ignore[assignment]
-            strategy=types.SimpleNamespace(root_device=torch.device(device)), global_rank=0, world_size=1
-        )
-        for loader in (data.train_dataloader(), data.val_dataloader()):
+        fabric = types.SimpleNamespace(device=torch.device(device), global_rank=0, world_size=1)
+        member = types.SimpleNamespace(make_reader=make_reader, targets=torch.arange(4), mirrored=None)
+        for part in ("train", "validation"):
+            loader = make_loader(fabric, member, part)  # type: ignore[arg-type]
             assert (loader._ready is _pinned) is pinned
         assert asked == [device, device]

@@ -39,14 +39,13 @@ import os
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from pricepix.cli import main
-from pricepix.train.loop import Task, _Data
+from pricepix.train import loop
 
 torch.set_num_threads(1)
 rank = os.environ.get("LOCAL_RANK", "0")
 read, member, saved = {}, 0, 0
-loader, save, train_end = _Data._loader, TorchCheckpointIO.save_checkpoint, Task.on_train_end
+loader, write, run = loop.make_loader, loop.write_checkpoint, loop.Trainer.run
 
 class Noting:
     def __init__(self, reader, part):
@@ -61,23 +60,24 @@ class Noting:
             note.append(index)
             yield images, index
 
-def noting(data, part):
-    made = loader(data, part)
+def noting(fabric, member, part):
+    made = loader(fabric, member, part)
     made._reader = Noting(made._reader, part)
     return made
 
-def save_checkpoint(io, *arguments, **options):
+def write_checkpoint(*arguments):
     global saved
     saved += 1
-    save(io, *arguments, **options)
+    write(*arguments)
 
-def on_train_end(task):
+def run_and_keep(trainer):
     global member
-    torch.save(dict(task.network.named_parameters()), f"weights_{member}_{rank}.pt")
+    report = run(trainer)
+    torch.save(dict(trainer.network.named_parameters()), f"weights_{member}_{rank}.pt")
     member += 1
-    train_end(task)
+    return report
 
-_Data._loader, TorchCheckpointIO.save_checkpoint, Task.on_train_end = noting, save_checkpoint, on_train_end
+loop.make_loader, loop.write_checkpoint, loop.Trainer.run = noting, write_checkpoint, run_and_keep
 main(["run", "config.yaml", "--no-progress"], standalone_mode=False)
 arrays = {f"{name}#{k}": index for name, batches in read.items() for k, index in enumerate(batches)}
 np.savez(f"read_{rank}.npz", saved=saved, **arrays)
@@ -140,12 +140,12 @@ def test_ranks_end_with_the_same_weights(ran: Path) -> None:
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert torch.equal(value, other[name])
-            assert torch.equal(value, saved[f"network.{name}"])
+            assert torch.equal(value, saved[name])
     first, second = (torch.load(ran / f"weights_{member}_0.pt") for member in range(2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_one_rank_writes_and_goes_on(ran: Path) -> None:
+def test_one_rank_writes_and_continues(ran: Path) -> None:
     steps = [line.split()[0] for line in (ran / "said.txt").read_text().splitlines()]
     assert steps == ["data", "build", "train", "score", "evaluate"]
     assert (ran / "out" / "report.html").exists()

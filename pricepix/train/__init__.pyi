@@ -11,8 +11,8 @@ from .models import Ensemble as Ensemble
 from .models import PriceCNN as PriceCNN
 from .models import SeriesCNN as SeriesCNN
 from .models import SeriesSpec as SeriesSpec
-from .run import FitResult as FitResult
-from .run import FoldResult as FoldResult
+from .results import FitResult as FitResult
+from .results import FoldResult as FoldResult
 from .run import fit as fit
 from .series import window_series as window_series
 from .splits import Fold as Fold

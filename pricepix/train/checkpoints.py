@@ -1,4 +1,4 @@
-"""Networks saved and loaded: our checkpoints, and those of other projects."""
+"""Checkpoints of networks: ours, and those of other projects."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pricepix.location import atomic_file
 from pricepix.train.models import (
     PRESETS,
     SERIES_PRESETS,
     CNNSpec,
     Ensemble,
+    Network,
     PriceCNN,
     SeriesCNN,
     SeriesSpec,
-    _Network,
 )
 
 CHECKPOINT_VERSION = 1
@@ -31,10 +32,16 @@ _log = logging.getLogger("pricepix.train")
 
 def save_model(model: PriceCNN | SeriesCNN, path: str | Path) -> None:
     """Save spec, weights, normalising statistics and metadata in one file of plain tensors and values."""
-    torch.save(describe(model) | {"state_dict": model.state_dict()}, path)
+    write_checkpoint(describe(model) | {"state_dict": model.state_dict()}, path)
 
 
-def describe(model: _Network) -> dict[str, Any]:
+def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint, or replace it at once: a kill in the middle leaves the old one whole."""
+    with atomic_file(path) as partial:
+        torch.save(content, partial)
+
+
+def describe(model: Network) -> dict[str, Any]:
     """Return what a checkpoint needs besides the weights to rebuild the model."""
     return {
         "format": _FORMAT,
@@ -219,8 +226,8 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
     found_names = sorted(tensors)
     raise ValueError(
         f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
-        f"({', '.join(found_names[:4])}, ...) are named "
-        f"as in none of pricepix, {', '.join(family.name for family in _FAMILIES)}"
+        f"({', '.join(found_names[:4])}, ...) are not named as in pricepix, "
+        f"{', '.join(family.name for family in _FAMILIES)}"
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from pricepix._checks import choice, nearest_or_all, number, whole_number
 
-__all__ = ["HYPER", "Hyper", "is_first_rank", "number"]
+__all__ = ["HYPER", "Hyper", "is_first_rank"]
 
 
 def is_first_rank() -> bool:
-    """Whether this process is not one that lightning started to take part in training on another device.
+    """Whether this process is the first of those that train together, or the only one.
 
-    Lightning starts the script again for each of them, with its number in the environment.
+    Lightning starts the script again for each further device, with its number in the environment.
     """
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
@@ -32,7 +32,7 @@ class Hyper:
     batch_size : int
         Over all ranks together.
     epochs : int
-        At most; early stopping may end sooner.
+        The most; early stopping may end training before.
     schedule : {"constant", "cosine", "step", "exponential"}
         Cosine falls from `lr` to `min_lr` over the epochs after the warm-up, a step at a time. Step
         multiplies by `gamma` every `step_epochs` epochs, exponential every epoch.
@@ -47,7 +47,7 @@ class Hyper:
         Validations without gain of more than `min_delta` after which training stops; None never stops.
     min_delta : float
     monitor : {"loss", "accuracy"}
-        What early stopping and the choice of the best checkpoint go by, on the validation part.
+        What decides on early stopping and the best checkpoint, measured on the validation part.
     """
 
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -102,7 +102,11 @@ class Hyper:
         return asdict(self)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the optimiser's step number `step`, counted from 0."""
+        """Learning rate of the optimiser's step number `step`, counted from 0.
+
+        A function of the step, so that a resumed run needs no state for it. torch's schedulers give the same rates to
+        a relative 1e-12, by multiplying the rate before; their ``LinearLR`` cannot rise from a rate of 0.
+        """
         warm = round(self.warmup_epochs * steps_per_epoch)
         if step < warm:
             return self.warmup_from + (self.lr - self.warmup_from) * step / warm

@@ -1,9 +1,9 @@
-"""Feeding: from the bulk reader to tensors, in a position that a checkpoint can keep."""
+"""Feeding: from the bulk reader to tensors, from any batch of any epoch on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,10 +18,7 @@ from pricepix.images.batches import Batch
 if TYPE_CHECKING:
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["ArrayReader", "Loader", "Reader", "StoreDataset", "TrainBatch"]
-
-TrainBatch = tuple[Tensor, Tensor, tuple[int, int]]
-"""Inputs, targets, and (epoch, batch) counted from 0."""
+__all__ = ["ArrayReader", "Loader", "Reader", "StoreDataset"]
 
 
 class Reader(Protocol):
@@ -68,43 +65,32 @@ class ArrayReader:
 
 
 class Loader:
-    """Iterable of training batches that knows its position and starts again from any.
+    """The batches of a reader as tensors, with their targets.
 
-    Lightning saves and restores it with the checkpoint through ``state_dict``; the epoch to give comes from
-    `epoch_of`, for it is the trainer that counts epochs. `mirrored` has the targets of windows whose prices an
-    augmentation mirrors. With `pinned`, batches are copied to pinned memory, from which a GPU fetches them while it
-    works; from other memory the copy waits until the GPU is done with what came before.
+    Parameters
+    ----------
+    reader : Reader
+    targets : Tensor
+        Targets of all windows.
+    mirrored : Tensor, optional
+        Targets of windows whose prices an augmentation mirrors.
+    pinned : bool
+        Whether to copy batches to pinned memory, from which a GPU fetches them while it works; from other memory
+        the copy waits until the GPU is done with what came before.
     """
 
     def __init__(
-        self,
-        reader: Reader,
-        targets: Tensor,
-        epoch_of: Callable[[], int],
-        mirrored: Tensor | None = None,
-        *,
-        pinned: bool = False,
+        self, reader: Reader, targets: Tensor, mirrored: Tensor | None = None, *, pinned: bool = False
     ) -> None:
-        self._reader, self._targets, self._epoch_of = reader, targets, epoch_of
-        self._mirrored = mirrored
+        self._reader, self._targets, self._mirrored = reader, targets, mirrored
         self._ready = _pinned if pinned else _as_tensor
-        self._position = (0, 0)
-        self._restored: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def __iter__(self) -> Iterator[TrainBatch]:
-        if self._restored is not None:
-            (epoch, start), self._restored = self._restored, None
-        else:
-            epoch, start = self._epoch_of(), 0
-        # Not a generator itself: the position is taken when the epoch begins, not at its first batch.
-        return self._batches(epoch, start)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        for k, (inputs, positions, *flags) in enumerate(self._reader.epoch(epoch, start), start):
-            self._position = (epoch, k + 1)
+    def epoch(self, epoch: int = 0, start: int = 0) -> Generator[tuple[Tensor, Tensor]]:
+        """Iterate over the inputs and targets of an epoch, from batch `start` on."""
+        for inputs, positions, *flags in self._reader.epoch(epoch, start):
             index = _as_tensor(positions)
             if index.device != self._targets.device:
                 # Of a reader that draws on a device: looked up there, nothing waits.
@@ -113,16 +99,8 @@ class Loader:
             if flags:
                 assert self._mirrored is not None
                 target = torch.where(_as_tensor(flags[0]), self._mirrored[index], target)
-            yield self._ready(inputs), self._ready(target), (epoch, k)
+            yield self._ready(inputs), self._ready(target)
             del inputs
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that have been given."""
-        return {"epoch": self._position[0], "batch": self._position[1]}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved position."""
-        self._position = self._restored = (state["epoch"], state["batch"])
 
 
 def _as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
@@ -140,7 +118,7 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
 
     With an augmentation a batch has a third part, bool (b,): which windows are mirrored.
 
-    For use in loops of one's own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
+    For loops of your own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
     ``set_epoch`` before each epoch. ``len``, of the loader as of the dataset, is the number of batches of an epoch;
     in a worker, of its own.
 
@@ -155,9 +133,9 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     Notes
     -----
     The batches of an epoch are those of ``store.batches(mask=selection, **options)``, however many workers there
-    are: each makes a stretch of them, and the loader takes from all in turn. To begin a stretch in the midst of an
+    are: each makes a stretch of them, and the loader takes from all in turn. To begin a stretch in the middle of an
     epoch a worker fills its pool, and where that does not hold all chosen images of a store (`pool_bytes`), it reads
-    much of what lies before: read such a store in one process.
+    much of what comes before: read such a store in one process.
     """
 
     def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
@@ -166,26 +144,26 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that the next iteration gives, and the first batch of it.
+        """Choose the epoch that the next iteration yields, and its first batch.
 
         Parameters
         ----------
         epoch : int
         start : int
-            Batches to leave out: those that a loop which was stopped has had. What comes is what would have come
-            then, as long as the loader has as many workers as it had.
+            Batches to skip: those that a loop had taken when it was stopped. The rest is what it would have
+            taken, as long as the loader has as many workers as it had.
 
         Raises
         ------
         ValueError
-            If the epoch has not so many batches.
+            If the epoch has fewer batches.
         """
         if not 0 <= start <= len(self._reader):
             raise ValueError(f"start is {start}; the epoch has {len(self._reader)} batches")
         self._position[0], self._position[1] = epoch, start
 
     def _stretch(self) -> tuple[int, int, int]:
-        """The batches of this process: the first, one past the last, and how many of them are left out."""
+        """The batches of this process: the first, one past the last, and how many of them are skipped."""
         start, batches = int(self._position[1]), len(self._reader)
         info = get_worker_info()
         if info is None:

@@ -5,6 +5,7 @@ Only torch is imported here, so that scoring needs no more than torch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
-from pricepix._checks import nearest_or_all
+from pricepix._checks import choice, nearest_or_all
 
 try:
     import torch
@@ -26,6 +27,7 @@ __all__ = [
     "CNNSpec",
     "ConvBlock",
     "Ensemble",
+    "Network",
     "PriceCNN",
     "SeriesBlock",
     "SeriesCNN",
@@ -40,7 +42,7 @@ T = TypeVar("T")
 class ConvBlock:
     """Convolution, batch norm, activation, max-pool. Pairs are (rows, columns).
 
-    `pool` of (1, 1) is no pooling; its stride is its size. `pool_ceil` rounds the pooled size up.
+    A `pool` of (1, 1) does not pool; its stride is its size. `pool_ceil` rounds the pooled size up.
     """
 
     channels: int
@@ -63,7 +65,7 @@ class CNNSpec:
     height, width : int
         Size of the images in pixels.
     blocks : tuple of ConvBlock
-        None at all makes the network a logistic regression on pixels.
+        An empty tuple makes the network a logistic regression on pixels.
     activation : {"leaky_relu", "relu"}
     negative_slope : float
         Slope of the leaky activation below 0.
@@ -104,10 +106,8 @@ class CNNSpec:
             raise ValueError(
                 f"{self.name}: dropout is {self.dropout}; give a chance of at least 0 and below 1"
             )
-        if self.activation not in ("leaky_relu", "relu"):
-            raise ValueError(f"{self.name}: activation is {self.activation!r}; choose 'leaky_relu' or 'relu'")
-        if self.first_row not in ("top", "bottom"):
-            raise ValueError(f"{self.name}: first_row is {self.first_row!r}; choose 'top' or 'bottom'")
+        choice(self.activation, f"{self.name}: activation", ("leaky_relu", "relu"))
+        choice(self.first_row, f"{self.name}: first_row", ("top", "bottom"))
         self.features()
 
     def features(self) -> tuple[int, int, int]:
@@ -138,7 +138,7 @@ class CNNSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return _plain(asdict(self))
+        return plain_values(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CNNSpec:
@@ -167,7 +167,7 @@ class SeriesBlock:
 
 @dataclass(frozen=True)
 class SeriesSpec:
-    """Every parameter of a `SeriesCNN`. No blocks at all makes it a logistic regression.
+    """Every parameter of a `SeriesCNN`. Without blocks it is a logistic regression.
 
     Attributes
     ----------
@@ -210,7 +210,7 @@ class SeriesSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return _plain(asdict(self))
+        return plain_values(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SeriesSpec:
@@ -224,12 +224,13 @@ def _pooled(size: int, pool: int, ceil: bool) -> int:
     return -(-size // pool) if ceil else size // pool
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON keeps: lists for tuples, plain numbers for numpy's, and text for anything else."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else str(value)
+
+    return json.loads(json.dumps(values, default=plain))
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> None:
@@ -303,8 +304,8 @@ SERIES_PRESETS: dict[str, SeriesSpec] = {
 }
 
 
-class _Network(nn.Module):
-    """What `PriceCNN` and `SeriesCNN` share: start values, normalising statistics, prediction."""
+class Network(nn.Module):
+    """Base of `PriceCNN` and `SeriesCNN`: start values, normalising statistics, prediction."""
 
     kind: ClassVar[str]
     spec: CNNSpec | SeriesSpec
@@ -351,10 +352,10 @@ class _Network(nn.Module):
         """Score inputs, as float32 (n,), in evaluation mode and on the network's own device.
 
         Two classes: the probability of the upper one. More classes: the expected class divided by the
-        highest, which is 0 for surely the lowest and 1 for surely the highest. One output: its value,
+        highest, which is 0 if the lowest is certain and 1 if the highest is. One output: its value,
         in the target's units.
         """
-        return self._in_batches(inputs, batch_size, self._score)
+        return self._in_batches(inputs, batch_size, self.scores)
 
     @torch.inference_mode()
     def probabilities(self, inputs: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
@@ -363,7 +364,8 @@ class _Network(nn.Module):
             raise ValueError(f"{self.spec.name} is a regression: it has no class probabilities; use predict")
         return self._in_batches(inputs, batch_size, lambda outputs: outputs.float().softmax(1))
 
-    def _score(self, outputs: Tensor) -> Tensor:
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Scores, as `predict` gives them, of the network's own outputs (n, outputs)."""
         if self.spec.outputs == 1:
             return outputs.float()[:, 0] * self.scale
         classes = torch.linspace(0, 1, self.spec.outputs, device=outputs.device)
@@ -393,7 +395,7 @@ class _Network(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-class PriceCNN(_Network):
+class PriceCNN(Network):
     """Convolutional network over chart images.
 
     Parameters
@@ -471,7 +473,7 @@ class PriceCNN(_Network):
         return self.linear(self.dropout(x.flatten(1)))
 
 
-class SeriesCNN(_Network):
+class SeriesCNN(Network):
     """The authors' 1-D network over the numbers behind a chart, or a logistic regression on them.
 
     Parameters
@@ -548,7 +550,7 @@ class Ensemble(nn.Module):
         At least one, all of one input shape and number of outputs.
     """
 
-    def __init__(self, members: Sequence[_Network]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
@@ -567,7 +569,7 @@ class Ensemble(nn.Module):
     def input_shape(self) -> tuple[int, int]:
         """Shape of one input."""
         first = self.members[0]
-        assert isinstance(first, _Network)
+        assert isinstance(first, Network)
         return first.input_shape
 
     def _each(self, method: str, inputs: np.ndarray | Tensor, batch_size: int) -> np.ndarray:

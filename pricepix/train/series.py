@@ -1,22 +1,16 @@
-"""The numbers behind a chart, for the baselines that a referee asks for: 1-D network, logistic regression."""
+"""Series of prices and volumes behind a chart, for the baselines: 1-D network and logistic regression."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
-from pricepix.images.rows import check_bars, store_rows
 from pricepix.spec import ImageSpec
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["window_series"]
 
-__all__ = ["check_bars", "store_rows", "window_series"]
-
-_AT_ONCE = 1 << 16
+_BLOCK_ROWS = 1 << 16
 
 
 def window_series(panel: Panel, spec: ImageSpec, row: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -34,8 +28,8 @@ def window_series(panel: Panel, spec: ImageSpec, row: NDArray[np.int64]) -> NDAr
     -------
     numpy.ndarray
         float32 (n, 6, lookback): open, high, low, close and moving average, scaled together so that the
-        window's lowest is 0 and its highest 1, and volume, scaled so alone. NaN where a value is missing,
-        or a volume is constant.
+        window's lowest is 0 and its highest 1, and volume, scaled in the same way by itself. NaN where a value
+        is missing, or a volume is constant.
 
     Notes
     -----
@@ -61,8 +55,8 @@ def window_series(panel: Panel, spec: ImageSpec, row: NDArray[np.int64]) -> NDAr
             f"a window of {lookback} bars begins before its instrument does; take rows of a WindowIndex"
         )
     reach = np.arange(-(lookback + window - 2), 1)
-    for a in range(0, len(row), _AT_ONCE):
-        part = slice(a, a + _AT_ONCE)
+    for a in range(0, len(row), _BLOCK_ROWS):
+        part = slice(a, a + _BLOCK_ROWS)
         rows = row[part, None] + reach
         close = panel.bars[np.maximum(rows, 0), 3]
         close[rows < first[part, None]] = np.nan

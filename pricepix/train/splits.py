@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from pricepix.bars.times import as_time, duration_ns, format_time
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["Fold", "RandomSplit", "Samples", "Split", "TimeSplit", "WalkForward", "overlap_share"]
+__all__ = [
+    "Fold",
+    "RandomSplit",
+    "Samples",
+    "Split",
+    "TimeSplit",
+    "WalkForward",
+    "overlap_share",
+    "period_ends",
+    "resolve_split",
+]
 
 Period = str | tuple[Any, Any]
 Index = NDArray[np.int64]
@@ -187,8 +198,8 @@ class WalkForward:
 
     def folds(self, samples: Samples) -> list[Fold]:
         """Return the folds in order of time."""
-        train, test = _span("train", self.train), _span("test", self.test)
-        step = _span("step", self.step) if self.step is not None else test
+        train, test = _length("train", self.train), _length("test", self.test)
+        step = _length("step", self.step) if self.step is not None else test
         if not samples.usable.any():
             raise ValueError("no window has a target, so there is nothing to split")
         times = samples.time[samples.usable]
@@ -266,6 +277,31 @@ class RandomSplit:
             "so validation looks better than it is"
         )
         return [fold]
+
+
+def resolve_split(
+    split: Split | str,
+    train: Period | None,
+    validation: Any,
+    test: Period | None,
+    embargo: Any,
+    seed: int,
+) -> Split:
+    """Return a split by its name and the arguments of `fit`, or the one given as an object."""
+    if split == "time":
+        return TimeSplit(train, validation, test, embargo)
+    if split == "random":
+        return RandomSplit(0.7, train, test, seed, embargo)
+    if split == "walk":
+        lengths = {name: value for name, value in (("train", train), ("test", test)) if value is not None}
+        return WalkForward(validation=validation, embargo=embargo, **lengths)  # type: ignore[arg-type]
+    if isinstance(split, str) or not hasattr(split, "folds"):
+        raise ValueError(
+            f"split is {split!r}; choose 'time', 'random', 'walk' or an object such as TimeSplit(...)"
+        )
+    if train is not None or test is not None:
+        raise ValueError("train and test belong to the split's own arguments when it is given as an object")
+    return split
 
 
 def overlap_share(samples: Samples, train: Index, validation: Index) -> float:
@@ -383,27 +419,19 @@ def _late(times: Index, share: float) -> int:
     return int(ordered[min(int(len(ordered) * (1 - share)), len(ordered) - 1)])
 
 
-def _span(name: str, text: str) -> tuple[int, str]:
+def _length(name: str, text: str) -> tuple[int, str]:
+    """Return the number and polars' unit of a length such as ``"6m"``."""
     found = re.fullmatch(r"(\d+)\s*([ymwd])", str(text).strip().lower())
     if not found or int(found[1]) == 0:
         raise ValueError(f"{name} is {text!r}; give a length such as '2y', '6m', '12w' or '250d'")
-    return int(found[1]), found[2]
+    return int(found[1]), "mo" if found[2] == "m" else found[2]
 
 
 def _day(ns: int, tz: str | None) -> dt.date:
     return dt.date.fromisoformat(format_time(ns, tz)[:10])
 
 
-def _add(day: dt.date, span: tuple[int, str], times: int = 1) -> dt.date:
-    count, unit = span[0] * times, span[1]
-    if unit in "wd":
-        return day + dt.timedelta(days=count * (7 if unit == "w" else 1))
-    months = day.year * 12 + day.month - 1 + count * (12 if unit == "y" else 1)
-    year, month = divmod(months, 12)
-    # The last day of a shorter month stands for days that it lacks.
-    for last in (day.day, 30, 29, 28):
-        try:
-            return dt.date(year, month + 1, min(day.day, last))
-        except ValueError:
-            continue
-    raise AssertionError("every month has 28 days")
+def _add(day: dt.date, length: tuple[int, str], times: int = 1) -> dt.date:
+    """Return the day a length, or several, later; the last day of a shorter month stands for days that it lacks."""
+    count, unit = length
+    return pl.select(pl.lit(day).dt.offset_by(f"{count * times}{unit}")).item()

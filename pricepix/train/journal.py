@@ -1,0 +1,194 @@
+"""The log of one network's training: ``metrics.csv``, TensorBoard's events, and a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError as error:
+    raise ImportError('training needs tensorboard: pip install "pricepix[train]"') from error
+
+__all__ = ["METRICS", "Journal", "ProgressBar"]
+
+METRICS = "metrics.csv"
+_COLUMNS = (
+    "step",
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "images_per_second",
+)
+
+
+class Journal:
+    """A row of ``metrics.csv`` for every validation, and TensorBoard's curves, sample images and histograms.
+
+    The rows and events that a killed run wrote after its last checkpoint are dropped when training resumes, since
+    they come again. Lightning's ``CSVLogger`` deletes the whole file instead, and its ``TensorBoardLogger`` adds
+    nothing to torch's ``SummaryWriter`` but a folder of its own naming.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files are written.
+    every : int
+        Steps between entries of TensorBoard's training curves.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self._path, self._folder, self._every = folder / METRICS, folder / "tensorboard", every
+        self._writer: SummaryWriter | None = None
+        self._images, self._since, self._rate = 0, time.monotonic(), math.nan
+        # Sums of loss, right answers and images since the last validation.
+        self._sums = np.zeros(3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training continues from."""
+        return {"sums": self._sums.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self._sums = np.array(state["sums"])
+
+    def open(self, step: int) -> None:
+        """Open both logs at a step, without what they hold of later ones."""
+        rows: list[dict[str, str]] = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        with self._path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def count(self, images: int) -> None:
+        """Count the images of a step."""
+        self._images += images
+
+    def is_due(self, step: int) -> bool:
+        """Whether TensorBoard gets the training curves at this step."""
+        return step % self._every == 0
+
+    def write_training(self, step: int, sums: NDArray[np.float64], lr: float) -> None:
+        """Write the training curves; `sums` are of loss, right answers and images since the last time."""
+        assert self._writer is not None
+        self._sums += sums
+        self.measure_rate()
+        self._writer.add_scalar("train/loss", sums[0] / sums[2], step)
+        self._writer.add_scalar("train/accuracy", sums[1] / sums[2], step)
+        self._writer.add_scalar("train/lr", lr, step)
+        self._writer.add_scalar("train/images_per_second", self._rate, step)
+
+    def measure_rate(self) -> None:
+        """Measure images a second up to here: time spent on validation is not training time."""
+        now = time.monotonic()
+        if self._images:
+            self._rate, self._images = self._images / (now - self._since), 0
+        self._since = now
+
+    def write_images(self, step: int, images: Tensor) -> None:
+        """Show sample images, uint8 (n, height, width)."""
+        assert self._writer is not None
+        self._writer.add_images("validation/images", images.unsqueeze(1), step)
+
+    def write_validation(
+        self,
+        step: int,
+        epoch: int,
+        sums: NDArray[np.float64],
+        lr: float,
+        metrics: dict[str, float],
+        scores: Tensor,
+    ) -> None:
+        """Write a row and the validation curves; `sums` as in `write_training`."""
+        assert self._writer is not None
+        # The means over all steps since the last validation.
+        loss, right, count = self._sums + sums
+        self._sums = np.zeros(3)
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "train_loss": loss / count if count else math.nan,
+            "train_accuracy": right / count if count else math.nan,
+            **metrics,
+            "lr": lr,
+            "images_per_second": self._rate,
+        }
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, _COLUMNS).writerow(row)
+        self._writer.add_scalar("validation/loss", metrics["val_loss"], step)
+        self._writer.add_scalar("validation/accuracy", metrics["val_accuracy"], step)
+        self._writer.add_histogram("validation/p_up", scores, step)
+        self._writer.flush()
+        self._since = time.monotonic()
+
+
+class ProgressBar:
+    """A bar for each epoch, with the loss, images a second and the last validation behind it."""
+
+    refresh_steps = 10
+    """Steps between looks at the loss, each of which waits for a GPU."""
+
+    def __init__(self, steps: int, *, shown: bool) -> None:
+        self._steps, self._shown = steps, shown
+        self._bar: Any = None
+        self._images, self._since, self._loss = 0, 0.0, math.nan
+        self._metrics: dict[str, float] = {}
+
+    def start(self, epoch: int, done: int) -> None:
+        """Start an epoch of which `done` steps are done."""
+        self.close()
+        self._bar = tqdm(
+            total=self._steps, initial=done, desc=f"epoch {epoch}", unit="batch", disable=not self._shown
+        )
+        self._images, self._since = 0, time.monotonic()
+
+    def step(self, loss: Tensor, images: int) -> None:
+        """Count a step."""
+        if not self._shown:
+            return
+        self._images += images
+        self._bar.update(1)
+        if math.isnan(self._loss) or self._bar.n % self.refresh_steps == 0 or self._bar.n == self._steps:
+            self._loss = float(loss)
+            self._show()
+
+    def show_metrics(self, metrics: dict[str, float]) -> None:
+        """Show the metrics of a validation, until the next one."""
+        self._metrics = metrics
+        if self._shown:
+            self._show()
+
+    def _show(self) -> None:
+        figures = {
+            "loss": f"{self._loss:.4f}",
+            "images/s": f"{self._images / (time.monotonic() - self._since):,.0f}",
+        } | {name: f"{value:.4f}" for name, value in self._metrics.items()}
+        self._bar.set_postfix(figures)
+
+    def close(self) -> None:
+        """End the bar and leave it on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
