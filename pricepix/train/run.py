@@ -293,7 +293,7 @@ class _Run:
                 "train": parts["train"],
                 "validation": parts["validation"],
                 # The last exit of a label that taught or chose the weights: out of sample begins there.
-                "seen_through": stamp(int(last_exit), samples.tz),
+                "seen_through": format_time(int(last_exit), samples.tz),
                 "train_images": len(index),
                 "store_digest": problem.images.digest,
                 "hyper": self.members.hyper.to_dict(),
