@@ -58,19 +58,20 @@ def find_years(folder: str | os.PathLike[str], years: Sequence[int] | None = Non
         raise ValueError(
             f"years={years!r} names no year: leave it out for all, from {min(files)} to {max(files)}"
         )
-    lacking = [
+    missing = [
         f"{year} ({' and '.join(kind for kind in ('images', 'labels') if kind not in files.get(year, {}))})"
         for year in wanted
         if len(files.get(year, {})) < 2
     ]
-    if lacking:
+    if missing:
         raise FileNotFoundError(
-            f"{root} lacks files of {', '.join(lacking)}: add them, or name the years to take by years="
+            f"{root} lacks files of {', '.join(missing)}: add them, or name the years to take by years="
         )
     return [Year(year, files[year]["images"], files[year]["labels"]) for year in wanted]
 
 
 def read_labels(year: Year) -> pl.DataFrame:
+    """Read the labels of a year."""
     try:
         # From memory: a path with brackets would be taken for a pattern.
         return pl.read_ipc(io.BytesIO(year.labels.read_bytes()))
@@ -87,10 +88,10 @@ def check_years(found: list[Year], columns: Sequence[str]) -> NDArray[np.int64]:
     before: int | None = None
     for year in found:
         labels = read_labels(year)
-        lacking = [name for name in (*_REQUIRED, *columns) if name not in labels.columns]
-        if lacking:
+        missing = [name for name in (*_REQUIRED, *columns) if name not in labels.columns]
+        if missing:
             raise ValueError(
-                f"{year.labels.name} has no column {', '.join(dict.fromkeys(lacking))}; it has "
+                f"{year.labels.name} has no column {', '.join(dict.fromkeys(missing))}; it has "
                 f"{', '.join(labels.columns)}"
             )
         size, each = year.images.stat().st_size, IMAGE_BYTES
@@ -138,6 +139,7 @@ def dates(year: Year, labels: pl.DataFrame) -> NDArray[np.int64]:
 
 
 def stock_numbers(year: Year, labels: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the column StockID."""
     try:
         column = labels["StockID"].cast(pl.Int64)
     except pl.exceptions.PolarsError:

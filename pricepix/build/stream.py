@@ -79,9 +79,9 @@ class StreamWriter:
         if state != "absent":
             clear_location(self.where)
         attributes = {"format_version": FORMAT_VERSION, "spec": spec.to_dict(), "complete": False}
-        metadata = Geometry(self.form, 0, 1, self.horizons).metadata(attributes)
-        self.where.put(CHECKPOINT, self._checkpoint())
-        self.where.put(ROOT, metadata[ROOT])
+        documents = Geometry(self.form, 0, 1, self.horizons).documents(attributes)
+        self.where.put(CHECKPOINT, self._checkpoint(0))
+        self.where.put(ROOT, documents[ROOT])
 
     def add(self, n: int, draw: Draw, values: Sequence[NDArray[Any]]) -> None:
         """Write a block of `n` windows.
@@ -128,8 +128,8 @@ class StreamWriter:
 
     def end_block(self) -> None:
         """Record that a block is done: a build that is interrupted later resumes after it."""
+        self.where.put(CHECKPOINT, self._checkpoint(self.blocks + 1))
         self.blocks += 1
-        self.where.put(CHECKPOINT, self._checkpoint())
 
     def finish(self, attributes: Mapping[str, Any], facts: PanelFacts) -> None:
         """Write what waits and what makes it a store; the last write declares it complete."""
@@ -148,13 +148,13 @@ class StreamWriter:
             checks[slices[column.name]] = found
         finish(self.where, geometry, attributes, facts, checks)
 
-    def _checkpoint(self) -> bytes:
+    def _checkpoint(self, blocks: int) -> bytes:
         arrays = {key: value for key, value in self.state.items() if isinstance(value, np.ndarray)}
         plain = {key: value for key, value in self.state.items() if key not in arrays}
         head = {
             "identity": dict(self.identity),
             "windows": self.windows,
-            "blocks": self.blocks,
+            "blocks": blocks,
             "state": plain,
             "shard": [len(stored) for stored in self._images.waiting],
         }
