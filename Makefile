@@ -4,7 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types unit coverage bench clean
+# The tests that need no torch, on any Python: `make test-core PYTHON=python3.13`, with TESTS=... for some of them.
+CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CORE_READY = $(CORE)/.ready
+TESTS ?= tests
+
+.PHONY: demo test test-core lint types unit coverage bench clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -13,10 +18,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(CORE_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip install --quiet --upgrade pip
+	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
 demo: $(READY)
 	$(BIN)/pricepix-cli demo demo
 
 test: lint types unit coverage
+
+test-core: $(CORE_READY)
+	$(CORE)/bin/python -m pytest $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -37,4 +51,4 @@ bench: $(READY)
 		--benchmark-min-rounds=3 --benchmark-max-time=0.5
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) .venv-core-* demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
