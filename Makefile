@@ -5,14 +5,25 @@ WORKERS ?= auto
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-all lint types unit test-kills test-scenes test-gpu-kernel test-compiling test-benchmarks coverage \
-	bench release-check audit clean
+# The tests that need no torch, on any Python: `make test-core PYTHON=python3.13`, with TESTS=... for some of them.
+CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CORE_READY = $(CORE)/.ready
+TESTS ?= tests
+
+.PHONY: demo test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
+	test-benchmarks coverage bench release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	touch $@
+
+$(CORE_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip install --quiet --upgrade pip
+	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dask,xarray,distributed,report,cloud,calendars,sample]' --group test
 	touch $@
 
 demo: $(READY)
@@ -25,6 +36,9 @@ test: lint types unit
 test-all: lint types
 	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000
 	$(MAKE) test-gpu-kernel test-compiling test-benchmarks coverage release-check
+
+test-core: $(CORE_READY)
+	$(CORE)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly" $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -78,4 +92,4 @@ audit: $(READY)
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	rm -rf $(VENV) .venv-core-* demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 
 import pytest
-import torch
 
-from pricepix import open_store, render_universe, train
+torch = pytest.importorskip("torch")
+
+from pricepix import open_store, render_universe, train  # noqa: E402
 
 BATCH = 64
 

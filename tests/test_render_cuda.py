@@ -37,7 +37,9 @@ on_device = pytest.mark.skipif(
     not SIMULATED and not COMPILED and not torch.cuda.is_available(),
     reason="torch sees no GPU; test_kernel_without_a_gpu runs this on the CPU",
 )
-on_host = pytest.mark.skipif(SIMULATED or COMPILED, reason="about the process that starts this one")
+OF_THE_STARTER = "about the process that starts this one"
+NEEDS_STREAMS = "only a GPU has streams"
+on_host = pytest.mark.skipif(SIMULATED or COMPILED, reason=OF_THE_STARTER)
 if COMPILED:
     import cuda_on_cpu
 
@@ -59,22 +61,23 @@ def test_kernel_without_a_gpu(way):
         check=False,
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    # Ten more where the golden files are.
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) in (27, 37)
+    skipped = [line for line in run.stdout.splitlines() if line.startswith("SKIPPED")]
+    expected = (OF_THE_STARTER, NEEDS_STREAMS, "reference data folder not found", "golden file not found")
+    assert all(any(reason in line for reason in expected) for line in skipped), skipped
 
 
 # ---- golden files
 
 
-def some(kind, most):
-    """One window of a kind, of at most so many kinds, in the simulator; else all of them."""
+def some(kind, limit):
+    """In the simulator one window each of at most `limit` kinds, else all of them."""
     if not SIMULATED or WHOLE_FILES:
         return np.arange(len(kind))
-    return np.sort(np.unique(kind, return_index=True)[1])[:: max(1, -(-len(np.unique(kind)) // most))]
+    return np.sort(np.unique(kind, return_index=True)[1])[:: max(1, -(-len(np.unique(kind)) // limit))]
 
 
-def assert_gpu_draws(case, spec, most):
-    pick = some(case.kind, most)
+def assert_gpu_draws(case, spec, limit):
+    pick = some(case.kind, limit)
     ma = None if case.ma is None else case.ma[pick]
     at_limit = None if case.at_limit is None else case.at_limit[pick]
     renderer = CudaRenderer.from_windows(case.ohlcv[pick], spec, ma, at_limit)
@@ -352,7 +355,7 @@ def _address(array):
 
 
 @on_device
-@pytest.mark.skipif(SIMULATED or COMPILED, reason="there are streams on a GPU alone")
+@pytest.mark.skipif(SIMULATED or COMPILED, reason=NEEDS_STREAMS)
 @pytest.mark.parametrize("rebuild", [None, "returns"])
 def test_memory_is_kept_until_another_stream_has_drawn(panel, rebuild):
     spec = ImageSpec.preset("jkx20").replace(rebuild=rebuild)
@@ -454,7 +457,7 @@ def test_missing_fields_and_wrong_windows_are_named(make_walk):
 def compile_ptx(monkeypatch):
     """Function from a kernel, its signature and an architecture to PTX."""
     if SIMULATED or COMPILED:
-        pytest.skip("about the process that starts this one")
+        pytest.skip(OF_THE_STARTER)
     cuda = pytest.importorskip("numba.cuda")
     from numba.cuda import dispatcher
 

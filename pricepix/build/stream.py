@@ -79,7 +79,7 @@ class StreamWriter:
         if state != "absent":
             clear_location(self.where)
         attributes = {"format_version": FORMAT_VERSION, "spec": spec.to_dict(), "complete": False}
-        documents = Geometry(self.form, 0, 1, self.horizons).documents(attributes)
+        documents = Geometry(self.form, 0, 1, self.horizons).metadata(attributes)
         self.where.put(CHECKPOINT, self._checkpoint(0))
         self.where.put(ROOT, documents[ROOT])
 
