@@ -18,6 +18,7 @@ from pricepix._checks import nearest
 from pricepix.bars import arrays, kernels, tables, values
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, PRICES
 from pricepix.bars.options import ReadOptions
+from pricepix.bars.progress import progress_bar
 from pricepix.bars.report import BAR_KINDS, ERRORS, NOTES, BadRow, PanelReport
 from pricepix.bars.times import TimeOptions, format_time
 from pricepix.bars.values import locked
@@ -392,7 +393,6 @@ def _repair(raw: RawBars, duplicates: np.ndarray, report: PanelReport, options: 
 
 @contextlib.contextmanager
 def _progress(total: int, what: str, shown: bool) -> Iterator[Any]:
-    from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=what, disable=not shown, delay=1.0, leave=False, unit_scale=True) as bar:
+    with progress_bar(total, what, on=shown, brief=True) as bar:
         yield bar.update

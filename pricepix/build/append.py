@@ -10,16 +10,16 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix._checks import choice, whole_number_or_none
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.build.append_plan import ON_REVISION, Change, plan_change
 from pricepix.build.chunk_writer import ChunkWriter
 from pricepix.build.finish import PanelFacts, empty_checksums, last_objects
 from pricepix.build.plan import PARTITION_BYTES
-from pricepix.build.threads import map_unordered
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_unordered
 from pricepix.location import Location, StoreLike
 from pricepix.store.chunks import checksum
 from pricepix.store.commit import commit, finish_pending, staged
@@ -121,13 +121,7 @@ def _write(
 
     runs = _runs(change.chunks, old, threads)
     drawn = sum(min(change.total, b * size) - a * size for a, b in runs)
-    with tqdm(
-        total=drawn,
-        desc=f"append {os.path.basename(where.name)}",
-        unit="img",
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
+    with progress_bar(drawn, f"append {os.path.basename(where.name)}", "img", progress) as bar:
         with ThreadPoolExecutor(threads, "pricepix-write") as writers:
             writer.writers = writers
             for count in map_unordered(draw, runs, threads):

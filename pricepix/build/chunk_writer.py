@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pricepix.build.chunk_objects import ImageObjects, write_column
 from pricepix.build.plan import PARTITION_BYTES, Task
-from pricepix.build.threads import map_unordered
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_unordered
 from pricepix.location import Location
 from pricepix.render.draw import render_rows
 from pricepix.render.memory import memory_for

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix._checks import optional_module, whole_number
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.build.finish import PanelFacts, store_attributes
 from pricepix.build.jkx_files import (
     HORIZONS,
@@ -210,13 +210,8 @@ def _write_years(writer: StreamWriter, source: _Source, lock: WriteLock, progres
         # Labels of a store that was here before.
         for path in kept.glob(_KEPT_FILES):
             path.unlink()
-    with tqdm(
-        total=source.rows,
-        initial=writer.windows,
-        desc=f"import {os.path.basename(where.name)}",
-        unit="img",
-        unit_scale=True,
-        disable=not progress,
+    with progress_bar(
+        source.rows, f"import {os.path.basename(where.name)}", "img", progress, done=writer.windows
     ) as bar:
         for year in source.years[writer.blocks :]:
             _write_year(writer, year, source, kept)

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix._checks import fraction, is_whole
 from pricepix.bars import hashing
 from pricepix.bars.columns import FIELDS
 from pricepix.bars.market_cache import MarketCache, NoTrade, Range
 from pricepix.bars.panel import Panel, panel_digest
+from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, duration_ns, format_time
 from pricepix.build.finish import PanelFacts, store_attributes
 from pricepix.build.request import BuildRequest, StoreOptions, WindowChoice
@@ -238,12 +238,12 @@ def _with_progress(
 ) -> Iterator[slice]:
     """Yield stretches of days under a progress bar."""
     first = stretches[0].start if stretches else day.stop
-    with tqdm(
-        total=day.stop - day.start,
-        initial=first - day.start,
-        desc=f"render {os.path.basename(where.name)}",
-        unit="day",
-        disable=not progress,
+    with progress_bar(
+        day.stop - day.start,
+        f"render {os.path.basename(where.name)}",
+        "day",
+        progress,
+        done=first - day.start,
     ) as bar:
         for part in stretches:
             yield part
@@ -428,9 +428,7 @@ class _Market:
     def digest(self, progress: bool) -> str:
         """Digest of the whole panel, by reading it a stretch at a time."""
         lanes, kind = self.lanes(), self.reading["no_trade"]
-        with tqdm(
-            total=self.day.stop - self.day.start, desc="compare bars", unit="day", disable=not progress
-        ) as bar:
+        with progress_bar(self.day.stop - self.day.start, "compare bars", "day", progress) as bar:
             for part in self.stretches():
                 first, stop = self.cache.bar_range(part, self.stock, kind)
                 if (stop > first).any():

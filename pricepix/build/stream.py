@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pricepix.build.chunk_objects import ImageObjects, write_column
 from pricepix.build.finish import PanelFacts, empty_checksums, finish
 from pricepix.build.target import check_location, check_resumable, clear_location, location_state
-from pricepix.build.threads import map_ordered
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.images.threads import map_ordered
 from pricepix.location import BUILD, Location
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import ChunkFormat

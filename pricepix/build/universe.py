@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from zarr.buffer import cpu
 from zarr.storage import MemoryStore
 
 from pricepix._checks import is_whole, optional_module, whole_number_or_none
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.build.chunk_writer import ChunkWriter, run_local
 from pricepix.build.finish import PanelFacts, empty_checksums, finish, store_attributes
 from pricepix.build.plan import Plan, Task, partition_chunks
@@ -289,13 +289,8 @@ def _run_plan(where: Location, plan: Plan, windows: WindowIndex, workforce: _Wor
         return min(n, task.last * chunk) - task.first * chunk if task.kind == "images" else 0
 
     total = sum(map(windows_of, left))
-    with tqdm(
-        total=n,
-        initial=n - total,
-        desc=f"render {os.path.basename(where.name)}",
-        unit="img",
-        unit_scale=True,
-        disable=not workforce.progress,
+    with progress_bar(
+        n, f"render {os.path.basename(where.name)}", "img", workforce.progress, done=n - total
     ) as bar:
         if workforce.client is not None:
             from pricepix.build.cluster import run_on_cluster

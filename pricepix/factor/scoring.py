@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar, Unpack
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix._checks import bars, nearest
 from pricepix._version import __version__
+from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import FORMAT, FORMAT_VERSION, CacheLike, FactorCache, open_cache
 from pricepix.factor.cache_writer import Scored, prepare_cache, write_scores
@@ -156,13 +156,8 @@ def score(
         results = _score_here(windows, scorer, done, placement.windows)
     else:
         results = _score_on_workers(client, windows, scorer, done, placement.windows)
-    with tqdm(
-        total=placement.windows - placement.skipped,
-        initial=done - placement.skipped,
-        desc="score",
-        unit="img",
-        unit_scale=True,
-        disable=not progress,
+    with progress_bar(
+        placement.windows - placement.skipped, "score", "img", progress, done=done - placement.skipped
     ) as bar:
         write_scores(group, placement, windows, done, results, scorer, bar.update)
     group.attrs.update({"complete": True, "unplaced": placement.unplaced})

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+
+from pricepix.bars.progress import progress_bar
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -159,9 +160,7 @@ class ProgressBar:
     def start(self, epoch: int, done: int) -> None:
         """Start an epoch of which `done` steps are done."""
         self.close()
-        self._bar = tqdm(
-            total=self._steps, initial=done, desc=f"epoch {epoch}", unit="batch", disable=not self._shown
-        )
+        self._bar = progress_bar(self._steps, f"epoch {epoch}", "batch", self._shown, done=done)
         self._images, self._since = 0, time.monotonic()
 
     def step(self, loss: Tensor, images: int) -> None:
