@@ -408,6 +408,14 @@ def test_options_of_speed_change_what_is_learnt_only_by_rounding(
     assert options.items() <= config["device"].items()
 
 
+@pytest.mark.parametrize("model", [TWO, "cnn1d"])
+def test_weights_of_16_bits(store: ImageStore, table: Any, tmp_path: Path, model: Any) -> None:
+    result = _fit(store, model, 5, out=tmp_path / "x", panel=table, precision="bf16-true", **FAST)
+    assert torch.bfloat16 in {value.dtype for value in _weights(result.out).values()}
+    assert np.isfinite(result.folds[0].predictions).all()
+    assert np.isfinite(result.folds[0].members[0]["val_loss"])
+
+
 @pytest.mark.skipif(
     "PRICEPIX_COMPILE" not in os.environ, reason="half a minute of compiling: set PRICEPIX_COMPILE=1"
 )
