@@ -101,7 +101,8 @@ def test_presets_share_what_is_compiled_for_them() -> None:
         pp.ImageSpec.presets()
     )
     assert list(module._steps(["jkx60"])) == [
-        "bars", "plain renderer", "column bits", "renderer of jkx60", "stores", "market caches",
+        "bars", "plain renderer", "renderer of jkx60", "rebuilt prices", "column bits", "stores",
+        "market caches",
     ]  # fmt: skip
 
 

@@ -201,6 +201,26 @@ def run_foreign(
     return translation
 
 
+def run_file(
+    path: str | PathLike[str],
+    *,
+    data: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    echo: Callable[[str], Any] = print,
+    progress: bool = True,
+) -> None:
+    """Run a configuration file, of ours or of another project; `data` and `out` are for the latter only."""
+    from pricepix.workflow.config import load_config, read_yaml
+    from pricepix.workflow.pipeline import run
+
+    if foreign_kind(read_yaml(path)) is not None:
+        run_foreign(path, data=data, out=out, echo=echo, progress=progress)
+        return
+    if data or out:
+        raise ValueError(f"--data and --out are for configurations of other projects: edit {path} instead")
+    run(load_config(path), echo=echo, progress=progress)
+
+
 class _Keys:
     """Takes the keys of nested mappings one by one, and knows which were never taken."""
 
