@@ -4,17 +4,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint types unit coverage bench clean
+.PHONY: demo warm-up test lint types unit coverage bench clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) and installing pricepix with PyTorch and the development tools, once: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(READY)
-	$(BIN)/pricepix-cli demo demo
+	@$(BIN)/pricepix-cli demo demo
 
 test: lint types unit coverage
 
@@ -35,6 +36,9 @@ coverage: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
 		--benchmark-min-rounds=3 --benchmark-max-time=0.5
+
+warm-up: $(READY)
+	@$(BIN)/pricepix-cli warm-up
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

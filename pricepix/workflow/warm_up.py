@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +29,7 @@ __all__ = ["WarmUp", "WarmUpStep", "warm_up"]
 
 # A pass that only loads follows one that compiled beside other processes; more are needed only while others write.
 _MAX_PASSES: Final = 4
+_LOOK_UP: Final = "--look-up"
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def warm_up(
         return WarmUp(None, (), 0.0)
     began = perf_counter()
     report = echo or (lambda line: None)
+    found = _run_step("look-up", [_LOOK_UP, *_steps(names)])
+    if not found.compiled:
+        return WarmUp(cache, (found,), perf_counter() - began)
     steps = _first_pass(names, count, report)
     written = any(step.compiled for step in steps)
     # Two processes that add to the index of one kernel at once may lose an entry: look until nothing is missing.
@@ -180,11 +185,33 @@ def _run_step(name: str, scenarios: Sequence[str]) -> WarmUpStep:
     return WarmUpStep(name, found["compiled"], found["loaded"], perf_counter() - began)
 
 
-def compile_here(scenarios: Iterable[str]) -> None:
-    """Run scenarios in this process, and print as JSON how many kernels they compiled and loaded."""
-    for scenario in scenarios:
-        name, _, presets = scenario.partition(" of ")
-        _SCENARIOS[name](*presets.split(", "))
+class _Missing(BaseException):
+    """Ends a look-up at the first kernel that is not in the cache; no handler of errors takes it for one."""
+
+
+def compile_here(scenarios: Sequence[str]) -> None:
+    """Run scenarios in this process, and print as JSON how many kernels they compiled and loaded.
+
+    After ``--look-up`` nothing is compiled: the first kernel that is missing ends it, and counts as one compiled.
+    """
+    from numba.core import event
+
+    class Stop(event.Listener):
+        def on_start(self, event: Any) -> None:
+            raise _Missing
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    look_up = scenarios[0] == _LOOK_UP
+    try:
+        with event.install_listener("numba:compile", Stop()) if look_up else nullcontext():
+            for scenario in scenarios[1:] if look_up else scenarios:
+                name, _, presets = scenario.partition(" of ")
+                _SCENARIOS[name](*presets.split(", "))
+    except _Missing:
+        print(json.dumps({"compiled": 1, "loaded": 0}))
+        return
     print(json.dumps(kernel_counts()))
 
 
