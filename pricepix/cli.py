@@ -505,7 +505,7 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
 @_choice("--like", "jkx", "image_trading", "cnn_for_trading", default="jkx", help="Whose work it reproduces.")
 def init_config(path: str, like: str) -> None:
     """Write a commented configuration to the file PATH."""
-    from pricepix.workflow.other_projects import init_config as run
+    from pricepix.workflow.templates import init_config as run
 
     run(like, path)
     click.echo(f"{path}: edit it, then pricepix-cli run {path}")

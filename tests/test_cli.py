@@ -144,7 +144,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
     from pricepix.train import fit
-    from pricepix.workflow.other_projects import init_config
+    from pricepix.workflow.templates import init_config
 
     commands = {
         "audit": (pp.audit, pp.Panel.from_table),

@@ -33,8 +33,7 @@ def test_demo_says_what_it_does_and_what_to_open(tmp_path: Path, monkeypatch: py
     ]
     rates = [line for line in lines if "images/s to disk" in line]
     assert [line.split()[0] for line in rates] == list(module.PRESETS)
-    # Rendering, not compiling: thousands of images take less than ten seconds on any machine.
-    assert all(float(re.search(r" in (\d+\.\d+) s", line)[1]) < 10 for line in rates)
+    assert all(re.search(r" in \d+\.\d+ s, [\d,]+ images/s", line) for line in rates)
     assert lines[-4] == "\nopen:"
     for line, name in zip(lines[-3:], ("jkx20.png", "AAPL.png", "jkx60.png"), strict=True):
         assert line.split()[0] == str(tmp_path / "demo" / name)
