@@ -5,16 +5,11 @@ WORKERS ?= auto
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-# The tests that need no torch, on any Python: `make test-core PYTHON=python3.13`, with TESTS=... for some of them.
-CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-CORE_READY = $(CORE)/.ready
-TESTS ?= tests
-
-.PHONY: demo test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench release-check audit clean
+.PHONY: demo warm-up test lint types unit coverage bench clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) and installing pricepix with PyTorch and the development tools, once: some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
@@ -27,7 +22,7 @@ $(CORE_READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/pricepix-cli demo demo
+	@$(BIN)/pricepix-cli demo demo
 
 # What a developer runs before every push: six minutes on two idle cores.
 test: lint types unit
@@ -79,17 +74,8 @@ bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
 		--benchmark-min-rounds=3 --benchmark-max-time=0.5
 
-# What tests/release_check.py says at its top; TAG=v1.2.3 compares the tag with the version. Leaves dist/.
-release-check: $(READY)
-	$(BIN)/python tests/release_check.py $(if $(TAG),--tag $(TAG))
-
-# Known vulnerabilities of every pinned package, and the licences of what is installed. Asks a public database.
-audit: $(READY)
-	$(PYTHON) -m venv $(VENV)/audit
-	$(VENV)/audit/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/audit/bin/python -m pip install --quiet --constraint constraints.txt --group audit
-	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order license
-	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+warm-up: $(READY)
+	@$(BIN)/pricepix-cli warm-up
 
 clean:
 	rm -rf $(VENV) .venv-core-* demo build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

@@ -104,7 +104,7 @@ def test_info_verify_preview_and_presets(table: Path, tmp_path: Path) -> None:
 
 def test_verify_fails_on_a_damaged_store(table: Path, tmp_path: Path) -> None:
     build(table, tmp_path / "a.zarr")
-    chunk = tmp_path / "a.zarr" / pp.open_store(tmp_path / "a.zarr").chunk_key(0)
+    chunk = tmp_path / "a.zarr" / pp.open_store(tmp_path / "a.zarr").objects.chunk_key(0)
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
@@ -145,7 +145,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.factor import evaluate, score, write_report
     from pricepix.factor.scorer import Scorer
     from pricepix.train import fit
-    from pricepix.workflow.other_projects import init_config
+    from pricepix.workflow.templates import init_config
 
     commands = {
         "audit": (pp.audit, pp.Panel.from_table),
@@ -158,14 +158,48 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "train": (fit, pp.Panel.from_table),
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table),
+        "warm-up": (pp.warm_up,),
     }
-    # What the command line alone knows: files, switches that stand for a value, and a cluster's address.
+    # What only the command line knows: files, switches that stand for a value, and a cluster's address.
     own = {"store", "table_path", "preset", "no_ma", "scheduler", "settings", "report", "panel", "spec"}
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own
         command = cli.main.commands[name]
         options = {p.name for p in command.params if isinstance(p, click.Parameter)}
         assert options <= known, f"{name}: {sorted(options - known)}"
+
+
+def test_shared_options_are_declared_once() -> None:
+    """One object for each, so that they read the same everywhere."""
+    texts: dict[str, set[str | None]] = {}
+    for command in cli.main.commands.values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                texts.setdefault(option.opts[0], set()).add(option.help)
+    for name in ("--progress", "--seed", "--workers", "--panel", "--mode", "--layout", "--device", "--start", "--end"):
+        assert len(texts[name]) == 1, (name, texts[name])
+    assert None not in set().union(*texts.values())
+
+
+def test_python_m_pricepix_is_the_command_line() -> None:
+    """Help loads nothing but the command line."""
+    code = (
+        "import runpy, sys; sys.argv = ['pricepix', '--help']\n"
+        "try: runpy.run_module('pricepix', run_name='__main__')\n"
+        "except SystemExit as done: assert not done.code\n"
+        "heavy = {'numpy', 'numba', 'polars', 'zarr', 'pydantic', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: python -m pricepix" in done.stdout
+    assert "warm-up" in done.stdout
+
+
+def test_data_and_out_are_for_other_projects_files(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text("out: x\ndata: {sample: simulate}\nimage: {preset: jkx5}\n")
+    said = call("run", tmp_path / "ours.yaml", "--data", "bars.csv", code=1)
+    assert "--data and --out are for configurations of other projects: edit" in said
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -153,4 +153,20 @@ def _open_writer(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Ch
         {name.removeprefix("field-"): values for name, values in fields.items()},
     )
     windows = WindowIndex(panel, spec, read("row"), read("instrument"), {}, {})
-    return ChunkWriter(where, plan.geometry, windows, plan.delay, plan.label_price)
+    return Painter(where, plan.geometry, windows, plan.delay, plan.label_price)
+
+
+@contextmanager
+def client_of(scheduler: str | None) -> Iterator[Client | None]:
+    """Connect to the dask scheduler at an address; None for no scheduler."""
+    if scheduler is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(
+            "a scheduler needs dask.distributed: pip install 'pricepix[distributed]'"
+        ) from error
+    with Client(scheduler) as client:
+        yield client

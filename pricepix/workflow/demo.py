@@ -1,8 +1,8 @@
-"""The whole road on sample data: bars in; image stores, pictures, a trained network and its report out."""
+"""End to end on sample data: bars in; image stores, pictures, a trained network and its report out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,8 @@ from typing import Any, Final
 from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.build.universe import render_universe
-from pricepix.preview import contact_sheet
+from pricepix.preview import contact_sheet, enlarge
+from pricepix.workflow.warm_up import warm_up
 
 PRESETS: Final = ("jkx5", "jkx20", "jkx60")
 # A market whose images say something about the next five bars, in 65 cases of 100.
@@ -40,7 +41,7 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     Parameters
     ----------
     folder : str or path
-        Where everything goes; made if it is not there. What an earlier demo left there is replaced, but for
+        Where everything goes; made if it is not there. What an earlier demo left there is replaced, except for
         the run on the simulated market, whose finished steps are skipped.
     echo : callable
         Takes each line of the report.
@@ -57,35 +58,56 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    panel = Panel.from_table(samples.stocks())
-    echo(f"real bars: {panel!r}")
-    few = panel.select(instruments=["IBM"], start="2012-01-01")
-    for preset in PRESETS:
-        # Compile, or load what an earlier run compiled, before the clock starts.
-        path = folder / f"{preset}.zarr"
-        render_universe(few, preset, path, mode="overwrite", progress=False)
-        began = perf_counter()
-        store = render_universe(panel, preset, path, mode="overwrite", progress=False)
-        seconds = perf_counter() - began
-        dropped = ", ".join(f"{name} {count:,}" for name, count in store.attrs["drop_counts"].items())
-        height, width = store.spec.shape
-        sheet = contact_sheet(store, folder / f"{preset}.png", n=12)
-        echo(
-            f"{preset:8}  {len(store):,} images {height}x{width} of {store.attrs['candidates']:,} windows "
-            f"(dropped: {dropped}), {len(store) / seconds:,.0f} images/s to disk, {_megabytes(path):.1f} MB"
-        )
-        echo(f"          {path}, contact sheet {sheet}")
+    # Fails before minutes are spent on compiling.
+    bars = samples.stocks()
+    echo("compiling the kernels, once; later runs load them:")
+    echo(f"{warm_up(PRESETS, echo=lambda line: echo(f'  {line}'))}")
+    panel = Panel.from_table(bars, progress=False)
+    echo(f"\nreal bars: {panel!r}")
+    sheets = [_render(panel, preset, folder, echo) for preset in PRESETS]
+    last_day = panel.time[panel.rows_of("AAPL").stop - 1]
+    enlarged = enlarge(folder / "jkx20.zarr", "AAPL", int(last_day), folder / "AAPL.png", panel)
+    pictures = [
+        (sheets[PRESETS.index("jkx20")], "images of all stocks"),
+        (enlarged, "one image beside its bars"),
+    ]
     if find_spec("lightning") is None:
         echo("no training: pip install 'pricepix[train,report]' for the rest of the demo")
+        _say_what_to_open([*pictures, (sheets[-1], "larger images")], echo)
         return folder
     from pricepix.workflow.config import Config
     from pricepix.workflow.pipeline import run
 
-    echo("simulated bars, of which the best classifier can tell 65%:")
+    echo("\nsimulated bars, of which the best classifier can tell 65%: build, train, score, evaluate")
     config = Config.from_dict({"out": str(folder / "simulated"), **SIMULATED})
     report = run(config, echo=lambda line: echo(f"  {line}"), progress=False)
-    echo(f"report: {report}")
+    _say_what_to_open([*pictures, (report, "what the trained network is worth")], echo)
     return report
+
+
+def _render(panel: Panel, preset: str, folder: Path, echo: Callable[[str], Any]) -> Path:
+    """Draw all windows into a store and a contact sheet, and tell how fast; return the sheet."""
+    path = folder / f"{preset}.zarr"
+    # The first one loads what was compiled, which takes longer than to draw.
+    for _ in range(2):
+        began = perf_counter()
+        store = render_universe(panel, preset, path, mode="overwrite", progress=False)
+        seconds = perf_counter() - began
+    dropped = ", ".join(f"{name} {count:,}" for name, count in store.attrs["drop_counts"].items())
+    height, width = store.spec.shape
+    echo(
+        f"{preset:8}  {len(store):,} images {height}x{width} of {store.attrs['candidates']:,} windows "
+        f"(dropped: {dropped}) in {seconds:.2f} s, {len(store) / seconds:,.0f} images/s to disk, "
+        f"{_megabytes(path):.1f} MB in {path}"
+    )
+    return contact_sheet(store, folder / f"{preset}.png", n=12)
+
+
+def _say_what_to_open(files: Sequence[tuple[Path, str]], echo: Callable[[str], Any]) -> None:
+    echo("\nopen:")
+    width = max(len(str(path)) for path, _ in files)
+    for path, what in files:
+        echo(f"  {path!s:{width}}  {what}")
 
 
 def _megabytes(folder: Path) -> float:

@@ -13,7 +13,9 @@ import yaml
 import pricepix as pp
 from pricepix.samples import simulate_market
 from pricepix.workflow.config import Config, load_config
-from pricepix.workflow.other_projects import KINDS, foreign_kind, init_config, run_foreign, translate_config
+from pricepix.workflow.other_projects import run_translated, translate_config
+from pricepix.workflow.project_files import project_of
+from pricepix.workflow.templates import TEMPLATES, init_config
 
 IMAGE_TRADING = """
 MODEL: CNN49u
@@ -251,7 +253,7 @@ def test_all_faults_come_in_one_message():
         assert name in str(error.value)
 
 
-def test_files_that_are_none_of_theirs(tmp_path):
+def test_files_of_no_known_project(tmp_path):
     with pytest.raises(FileNotFoundError, match="no configuration at"):
         translate_config(tmp_path / "none.yaml")
     path = tmp_path / "x.yaml"
@@ -264,12 +266,13 @@ def test_files_that_are_none_of_theirs(tmp_path):
     path.write_text("out: x")
     with pytest.raises(ValueError, match="neither a configuration of ImageTrading"):
         translate_config(path)
-    assert foreign_kind(values(IMAGE_TRADING)) == "image_trading"
-    assert foreign_kind(values(CNN_FOR_TRADING)) == "cnn_for_trading"
-    assert foreign_kind({"out": "x"}) is None
+    assert project_of(values(IMAGE_TRADING)) == "image_trading"
+    assert project_of(values(CNN_FOR_TRADING)) == "cnn_for_trading"
+    assert project_of({"out": "x"}) is None
+    assert project_of({"MODEL": ["CNN5d"]}) is None
 
 
-@pytest.mark.parametrize("like", KINDS)
+@pytest.mark.parametrize("like", TEMPLATES)
 def test_configurations_to_begin_with_load(like, tmp_path):
     text = init_config(like, tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == text
@@ -301,7 +304,7 @@ def test_image_trading_runs_from_its_own_file(tmp_path):
     cache = simulate_market(tmp_path / "commoncache", 12, 20, every="30min", seed=1, st_share=0.2)
     (tmp_path / "config.yaml").write_text(text)
     lines: list[str] = []
-    translation = run_foreign(tmp_path / "config.yaml", echo=lines.append, progress=False)
+    translation = run_translated(tmp_path / "config.yaml", echo=lines.append, progress=False)
     assert lines[0] == str(translation)
     steps = ["data", "build", "train", "score", "evaluate", "wrote", "wrote", "wrote"]
     assert [line.split()[0] for line in lines[1:]] == steps
@@ -350,7 +353,7 @@ def test_cnn_for_trading_runs_from_its_own_file(tmp_path, monkeypatch):
         "open", "high", "low", "close", "volume",
     ).write_csv(tmp_path / "data" / "tabularDf.csv")  # fmt: skip
     (tmp_path / "config.yaml").write_text(text)
-    run_foreign(tmp_path / "config.yaml", out=tmp_path / "out", echo=lambda line: None, progress=False)
+    run_translated(tmp_path / "config.yaml", out=tmp_path / "out", echo=lambda line: None, progress=False)
     factors = pl.read_csv(tmp_path / "factors/I20R5.csv")
     assert factors["instrument"].n_unique() == 12
     assert factors["factor"].is_between(0, 1).all()
@@ -362,7 +365,7 @@ def test_cnn_for_trading_runs_from_its_own_file(tmp_path, monkeypatch):
     (tmp_path / "out" / "factor.zarr").rename(tmp_path / "elsewhere")
     lines: list[str] = []
     monkeypatch.setenv("LOCAL_RANK", "1")
-    run_foreign(tmp_path / "config.yaml", out=tmp_path / "out", echo=lines.append, progress=False)
+    run_translated(tmp_path / "config.yaml", out=tmp_path / "out", echo=lines.append, progress=False)
     assert not lines
     assert not (tmp_path / "factors" / "I20R5.csv").exists()
     assert not (tmp_path / "out" / "translated.yaml").exists()

@@ -1,0 +1,423 @@
+"""Compile every kernel once, into Numba's cache, so that later processes only load them.
+
+A kernel is compiled for the types of its arguments, so small made-up markets go through the public functions here:
+what they compile is what real data need. Compiling holds one lock a process, so that only processes share the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from pricepix._checks import whole_number
+from pricepix.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from pricepix.bars.panel import Panel
+
+__all__ = ["WarmUp", "WarmUpStep", "warm_up"]
+
+# A pass that only loads follows one that compiled beside other processes; more are needed only while others write.
+_MAX_PASSES: Final = 4
+_LOOK_UP: Final = "--look-up"
+
+
+@dataclass(frozen=True)
+class WarmUpStep:
+    """What one process of a warm-up compiled."""
+
+    name: str
+    compiled: int
+    """Kernels that were compiled and written to the cache."""
+    loaded: int
+    """Kernels that were there already."""
+    seconds: float
+
+    def __str__(self) -> str:
+        done = f"{self.compiled} kernels compiled" if self.compiled else "compiled already"
+        return f"{self.name}: {done}, {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up compiled, where it is kept, and how long it took."""
+
+    cache: Path | None
+    """The folder of the compiled code; None where the compiler is switched off."""
+    steps: tuple[WarmUpStep, ...]
+    seconds: float
+
+    @property
+    def compiled(self) -> int:
+        """Kernels that were compiled; 0 if all were in the cache."""
+        return sum(step.compiled for step in self.steps)
+
+    def __str__(self) -> str:
+        if self.cache is None:
+            return "nothing to compile: NUMBA_DISABLE_JIT switches the compiler off"
+        if not self.compiled:
+            return f"all kernels are compiled already, in {self.cache} (looked up in {self.seconds:.1f} s)"
+        return f"compiled {self.compiled} kernels in {self.seconds:.1f} s, kept in {self.cache}"
+
+
+def warm_up(
+    presets: str | Iterable[str] | None = None,
+    *,
+    workers: int | None = None,
+    echo: Callable[[str], Any] | None = None,
+) -> WarmUp:
+    """Compile all kernels that run on the CPU into Numba's cache.
+
+    That is ``NUMBA_CACHE_DIR`` where it is set, else ``__pycache__`` beside the sources, else, where that cannot
+    be written, the user's cache folder. A container image that is built with a warm-up starts without compiling,
+    on CPUs like the one that it was built on (``NUMBA_CPU_NAME=generic`` at both times makes that any CPU). It may
+    run again, and beside other processes that compile: what is there is not compiled again.
+
+    Parameters
+    ----------
+    presets : str or sequence of str, optional
+        Image presets whose renderers to compile; all by default. Specs with the same kind of renderer share it.
+    workers : int, optional
+        Processes that compile; one for each usable core by default.
+    echo : callable, optional
+        Takes a line on each step when it is done.
+
+    Returns
+    -------
+    WarmUp
+        What was compiled, and how long it took; ``print`` it.
+
+    Raises
+    ------
+    ValueError
+        No such preset; the message names the nearest.
+    RuntimeError
+        A process failed; the message ends with what it printed.
+    """
+    names = (
+        [presets] if isinstance(presets, str) else list(ImageSpec.presets() if presets is None else presets)
+    )
+    for name in names:
+        ImageSpec.preset(name)
+    usual = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = usual if workers is None else whole_number(workers, "workers", 1, otherwise="None for all cores")
+    cache = _cache_folder()
+    if cache is None:
+        return WarmUp(None, (), 0.0)
+    began = perf_counter()
+    report = echo or (lambda line: None)
+    found = _run_step("look-up", [_LOOK_UP, *_steps(names)])
+    if not found.compiled:
+        return WarmUp(cache, (found,), perf_counter() - began)
+    steps = _first_pass(names, count, report)
+    written = any(step.compiled for step in steps)
+    # Two processes that add to the index of one kernel at once may lose an entry: look until nothing is missing.
+    for _ in range(_MAX_PASSES):
+        if not written:
+            break
+        again = _run_step("check", list(_steps(names)))
+        written = again.compiled > 0
+        if written:
+            report(str(again))
+            steps.append(again)
+    return WarmUp(cache, tuple(steps), perf_counter() - began)
+
+
+def _first_pass(presets: Sequence[str], workers: int, echo: Callable[[str], Any]) -> list[WarmUpStep]:
+    """Run every step in a process of its own, as soon as those whose kernels it calls are done."""
+    waits = _steps(presets)
+    running: dict[str, Future[WarmUpStep]] = {}
+
+    def run(name: str) -> WarmUpStep:
+        # They were submitted earlier, so each of them runs or is done, and waiting cannot block them.
+        for other in waits[name]:
+            running[other].result()
+        step = _run_step(name, [name])
+        echo(str(step))
+        return step
+
+    with ThreadPoolExecutor(workers) as pool:
+        for name in waits:
+            running[name] = pool.submit(run, name)
+        return [future.result() for future in running.values()]
+
+
+def _steps(presets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What to compile, in an order that works, and which of it each step loads instead of compiling it again."""
+    families = _families(presets)
+    first = tuple(families[:1])
+    steps: dict[str, tuple[str, ...]] = {"bars": (), "plain renderer": ()}
+    steps |= {family: ("bars",) for family in families}
+    steps |= {"rebuilt prices": ("bars", "plain renderer"), "column bits": ()}
+    steps |= {"stores": ("bars", "column bits", *first), "market caches": ("bars", *first)}
+    return steps
+
+
+def _run_step(name: str, scenarios: Sequence[str]) -> WarmUpStep:
+    """Compile for some scenarios in a new process."""
+    code = "import sys; from pricepix.workflow.warm_up import compile_here; compile_here(sys.argv[1:])"
+    # Two threads, since a process that may use one never compiles the drivers of several.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "NUMBA_NUM_THREADS": "2",
+    }
+    if _numba().CACHE_DIR:
+        environment["NUMBA_CACHE_DIR"] = _numba().CACHE_DIR
+    began = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *scenarios],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"compiling the kernels of {', '.join(scenarios)} failed:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return WarmUpStep(name, found["compiled"], found["loaded"], perf_counter() - began)
+
+
+class _Missing(BaseException):
+    """Ends a look-up at the first kernel that is not in the cache; no handler of errors takes it for one."""
+
+
+def compile_here(scenarios: Sequence[str]) -> None:
+    """Run scenarios in this process, and print as JSON how many kernels they compiled and loaded.
+
+    After ``--look-up`` nothing is compiled: the first kernel that is missing ends it, and counts as one compiled.
+    """
+    from numba.core import event
+
+    class Stop(event.Listener):
+        def on_start(self, event: Any) -> None:
+            raise _Missing
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    look_up = scenarios[0] == _LOOK_UP
+    try:
+        with event.install_listener("numba:compile", Stop()) if look_up else nullcontext():
+            for scenario in scenarios[1:] if look_up else scenarios:
+                name, _, presets = scenario.partition(" of ")
+                _SCENARIOS[name](*presets.split(", "))
+    except _Missing:
+        print(json.dumps({"compiled": 1, "loaded": 0}))
+        return
+    print(json.dumps(kernel_counts()))
+
+
+def kernel_counts() -> dict[str, int]:
+    """Count the kernels that this process compiled and loaded from the cache so far."""
+    from numba.core.dispatcher import Dispatcher
+
+    found = {
+        id(value): value
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == "pricepix"
+        for value in vars(module).values()
+        if isinstance(value, Dispatcher)
+    }
+    stats = [kernel.stats for kernel in found.values()]
+    return {
+        "compiled": sum(sum(s.cache_misses.values()) for s in stats),
+        "loaded": sum(sum(s.cache_hits.values()) for s in stats),
+    }
+
+
+def _numba() -> Any:
+    """Numba's settings, from the environment or set since."""
+    import numba
+
+    return numba.config
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept: the folder that holds it for all modules; None without a compiler."""
+    if _numba().DISABLE_JIT:
+        return None
+    if _numba().CACHE_DIR:
+        return Path(_numba().CACHE_DIR)
+    from pricepix.render import fast
+
+    return Path(str(fast.render_serial.stats.cache_path))
+
+
+def _families(presets: Iterable[str]) -> list[str]:
+    """Names of scenarios, one for each set of presets that share the compiled renderer."""
+    import numba
+    import numpy as np
+
+    from pricepix.render import fast
+
+    found: dict[str, list[str]] = {}
+    bars, averages = np.zeros((1, 5)), np.zeros((0, 0))
+    for name in presets:
+        spec = ImageSpec.preset(name)
+        arguments: Any = ()
+        if fast.takes(spec):
+            arguments = fast.arguments_of(bars, averages, False, spec)
+        found.setdefault(str([numba.typeof(argument) for argument in arguments]), []).append(name)
+    return [f"renderer of {', '.join(names)}" for names in found.values()]
+
+
+# ---- what compiles: the public functions, on markets of a few hundred bars
+
+
+def _market(**options: Any) -> Any:
+    from pricepix import samples
+
+    return samples.simulate(
+        3, 400, seed=1, list_late=0, delist_rate=0, split_rate=0.01, halt_rate=0.02, **options
+    )
+
+
+def _panel() -> Panel:
+    from pricepix.bars.panel import Panel
+
+    return Panel.from_table(_market(), adjust="multiply", progress=False)
+
+
+def _compile_bars(*_: str) -> None:
+    """Tables and arrays in, digests, longer bars, windows and forward returns."""
+    import numpy as np
+    import polars as pl
+
+    from pricepix.bars.panel import Panel
+    from pricepix.bars.resampling import resample
+    from pricepix.spec import ImageSpec
+    from pricepix.windows.index import WindowIndex
+    from pricepix.windows.labels import forward_returns
+
+    panel = _panel()
+    table = _market()
+    flags = pl.lit(True).alias("eligible")
+    Panel.from_table(
+        table.with_columns(flags).sample(fraction=1.0, shuffle=True, seed=1),
+        negative_prices="midpoint", on_bad="drop_bar", progress=False,
+    )  # fmt: skip
+    block = np.exp(np.random.default_rng(0).normal(0, 0.01, (60, 3)).cumsum(axis=0))
+    days = np.datetime64("2020-01-01") + np.arange(60)
+    for volume in (None, block):
+        arrays = Panel.from_arrays(
+            block, block, block, block, volume, time=days, instruments=["A", "B", "C"], progress=False,
+            eligible=np.ones(block.shape, bool), total_return=block - 1.0,
+        )  # fmt: skip
+    for made in (panel, arrays):
+        made.select(instruments=made.instruments[:1].tolist())
+        _hashed = (made.digest, made.instrument_digests)
+    resample(_market(interval="30m"), "1h")
+    windows = WindowIndex.from_panel(arrays, ImageSpec(5, 32), threads=1, sample=0.5, max_gap="10d")
+    for price in ("close", "total_return"):
+        forward_returns(arrays, windows, 5, price=price)
+
+
+def _compile_plain_renderer(*_: str) -> None:
+    """The renderer that takes every spec, and windows that the fast one leaves to it."""
+    _draw(ImageSpec(5, 32, style="image_trading", scale="per_field"))
+
+
+def _compile_rebuilt_prices(*_: str) -> None:
+    """The same on prices that are rebuilt from total returns, as the paper's authors do."""
+    _draw(ImageSpec.preset("jkx5").replace(rebuild="returns"))
+
+
+def _draw(spec: ImageSpec, schedules: Sequence[str] = ("bar",), augments: Sequence[Any] = (None,)) -> None:
+    """Draw by one thread, by Numba's threads, and in batches of windows from anywhere."""
+    from pricepix.images.drawing import render_panel
+    from pricepix.images.panel_images import PanelImages
+    from pricepix.windows.index import WindowIndex
+
+    panel = _panel()
+    windows = WindowIndex.from_panel(panel, spec)
+    for threads in (1, None):
+        render_panel(panel, windows, threads=threads)
+    for every in schedules:
+        images = PanelImages(panel, spec, (5,), every=every)
+        for augment in augments:
+            _read(images.batches(batch_size=64, augment=augment))
+
+
+def _read(batches: Iterable[Any]) -> None:
+    for _ in batches:
+        pass
+
+
+def _compile_renderer(*presets: str) -> None:
+    """The fast renderer of presets that share it."""
+    from pricepix.images.augment import Augment
+
+    # Averages are laid beside the bars where most windows are used, else computed for each.
+    _draw(ImageSpec.preset(presets[0]), ("bar", "month"), (None, Augment(invert=0.5)))
+
+
+def _compile_column_bits(*_: str) -> None:
+    """Column bits to images, of sizes that vectors take and that they do not."""
+    import numpy as np
+
+    from pricepix.render.draw import widen
+
+    bits = np.arange(480, dtype=np.uint8)[None]
+    widen(bits, 64, 60)
+    widen(bits[:, :1], 2, 3)
+
+
+def _compile_stores(*_: str) -> None:
+    """Writing, reading, appending to and checking stores of both layouts, in memory and on disk."""
+    import polars as pl
+
+    from pricepix.bars.panel import Panel
+    from pricepix.build.append import append
+    from pricepix.build.universe import render_universe
+
+    table = _market()
+    earlier = table.filter(pl.col("time") < table["time"].unique().sort()[380])
+    panel, old = (Panel.from_table(bars, progress=False) for bars in (table, earlier))
+    with tempfile.TemporaryDirectory() as folder:
+        # 27x27 pixels fill no whole bytes: kernels of their own.
+        for preset in ("jkx5", "it9"):
+            for layout in ("uint8", "bits"):
+                path = Path(folder) / f"{preset}-{layout}"
+                store = render_universe(old, preset, path, (5,), layout=layout, chunk=64, progress=False)
+                if preset == "jkx5":
+                    store = append(path, panel, progress=False)
+                    store.verify(panel, progress=False)
+                for images in (store, store.load()):
+                    _read(images.batches(batch_size=64))
+                    _read(images.batches(batch_size=64, shuffle=False))
+                # Stores that do not fit into the pool are shuffled by exchange.
+                _read(store.batches(batch_size=64, pool_bytes=1 << 16))
+        memory = render_universe(old, "jkx5", None, (5,), chunk=64, progress=False)
+        for pool_bytes in (1 << 30, 1 << 16):
+            _read(memory.batches(batch_size=64, pool_bytes=pool_bytes))
+
+
+def _compile_market_caches(*_: str) -> None:
+    """Panels and stores of a market cache."""
+    from pricepix.build.market import build_market_store
+    from pricepix.samples import simulate_market
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = simulate_market(Path(folder) / "cache", 3, 20, every="30min", st_share=0.5)
+        cache.panel()
+        cache.panel(no_trade="keep", filtered=False, adjust=False)
+        build_market_store(cache, "it9", Path(folder) / "store", (1, 5), progress=False)
+
+
+_SCENARIOS: Final[Mapping[str, Callable[..., None]]] = {
+    "bars": _compile_bars,
+    "plain renderer": _compile_plain_renderer,
+    "rebuilt prices": _compile_rebuilt_prices,
+    "renderer": _compile_renderer,
+    "column bits": _compile_column_bits,
+    "stores": _compile_stores,
+    "market caches": _compile_market_caches,
+}
