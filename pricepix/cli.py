@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import click
 
-from pricepix._checks import optional_module
 from pricepix._version import __version__
 
 CLEAN_ERRORS: Final = (ValueError, TypeError, KeyError, OSError, ImportError)

@@ -21,7 +21,7 @@ from pydantic import (
     create_model,
 )
 
-from pricepix.bars.market_cache import KEYS
+from pricepix.bars.market_files import KEYS
 
 __all__ = ["CnnForTradingFile", "ImageTradingFile", "Kind", "Note", "ProjectFile", "project_of"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pricepix.bars.panel import Panel
-from pricepix.factor import OtherBarsWarning, evaluate, write_report
+from pricepix.factor import DifferentPanelWarning, evaluate, write_report
 from pricepix.store.image_store import open_images
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def report_on(
     """
     with warnings.catch_warnings():
         # The evaluation's text and the report say it, too.
-        warnings.simplefilter("ignore", OtherBarsWarning)
+        warnings.simplefilter("ignore", DifferentPanelWarning)
         found = evaluate(cache, bars, **settings)
     images = None if store is None else open_images(store)
     return found, Path(write_report(found, path, store=images, model=model))

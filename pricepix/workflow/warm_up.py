@@ -256,16 +256,15 @@ def _families(presets: Iterable[str]) -> list[str]:
     import numba
     import numpy as np
 
-    from pricepix.render import fast
+    from pricepix.render.draw import fast_job
+    from pricepix.render.window_bars import PanelArrays
 
     found: dict[str, list[str]] = {}
-    bars, averages = np.zeros((1, 5)), np.zeros((0, 0))
+    flags = np.zeros(0, np.bool_)
+    arrays = PanelArrays(np.zeros((1, 5)), np.zeros(0), flags, flags, np.zeros((0, 0)))
     for name in presets:
-        spec = ImageSpec.preset(name)
-        arguments: Any = ()
-        if fast.takes(spec):
-            arguments = fast.arguments_of(bars, averages, False, spec)
-        found.setdefault(str([numba.typeof(argument) for argument in arguments]), []).append(name)
+        job = fast_job(arrays, ImageSpec.preset(name))
+        found.setdefault("plain" if job is None else str(numba.typeof(job)), []).append(name)
     return [f"renderer of {', '.join(names)}" for names in found.values()]
 
 
