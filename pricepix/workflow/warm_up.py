@@ -257,7 +257,7 @@ def _families(presets: Iterable[str]) -> list[str]:
     import numpy as np
 
     from pricepix.render.draw import fast_job
-    from pricepix.render.window_bars import PanelArrays
+    from pricepix.render.rules import PanelArrays
 
     found: dict[str, list[str]] = {}
     flags = np.zeros(0, np.bool_)
