@@ -233,7 +233,7 @@ def kill_appends(folder: Path, kills: int, rng: np.random.Generator, *, rebuild:
             lambda t=target: append(t, new_bars, workers=WORKERS, progress=False, **more), at, phase
         ), (at, phase)
         # A reader that can not write sees one state or the other, whole.
-        found = _open(Folder(target), try_settle=False)
+        found = _open(Folder(target), finish=False)
         digest = found.attrs["panel_digest"]
         assert np.array_equal(found.read(), images[digest])
         assert found.index.equals(index[digest])

@@ -20,3 +20,4 @@ def default_chunk(height: int, width: int, layout: str = "uint8") -> int:
 
 
 INDEX_CHUNK: Final = 1 << 18
+"""Windows a chunk of the arrays along ``window``."""
