@@ -17,6 +17,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import wait_until
 from zarr.storage import MemoryStore
 
 import pricepix as pp
@@ -251,12 +252,16 @@ class TestLease:
         monkeypatch.setattr("pricepix.store.lock.LEASE_SECONDS", 0.2)
         assert LEASE_SECONDS == 120.0
         where = Location.of(MemoryStore())
+
+        def expires() -> float:
+            return json.loads(bytes(where.get("_build/lock") or b""))["expires"]
+
         with WriteLock(where) as lock:
-            time.sleep(0.5)
+            first = expires()
+            wait_until(lambda: expires() > first)
             lock.check()
-            assert json.loads(bytes(where.get("_build/lock") or b""))["expires"] > time.time()
             where.put("_build/lock", b"{}")
-            time.sleep(0.3)
+            wait_until(lambda: lock.lost)
             with pytest.raises(BlockingIOError, match="was lost"):
                 lock.check()
 
@@ -295,8 +300,7 @@ def test_a_reader_while_a_store_grows(panel: pp.Panel, tmp_path: Path) -> None:
         for part in parts[1:]:
             pp.append(target, part, progress=False)
             count = len(seen)
-            while len(seen) < count + 3 and not faults:
-                time.sleep(0.01)
+            wait_until(lambda: len(seen) >= count + 3 or bool(faults))  # noqa: B023
     finally:
         over.set()
         for reader in readers:
@@ -350,9 +354,10 @@ def test_drawing_while_the_allocator_gives_memory_back(panel: pp.Panel) -> None:
     for worker in workers:
         worker.start()
     try:
+        # Whatever the drawing is doing: a thousand times, and meanwhile it has the cores.
         for _ in range(1000):
             trim(0)
-            time.sleep(0.001)
+            over.wait(0.001)
     finally:
         over.set()
         for worker in workers:

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import free_port, wait_until
 
 import pricepix as pp
 
@@ -67,8 +67,7 @@ def test_same_bytes_and_a_worker_killed(
 
     def kill() -> None:
         done = target / "_build/done"
-        while not done.exists() or len(list(done.iterdir())) < 2:
-            time.sleep(0.005)
+        wait_until(lambda: done.exists() and len(list(done.iterdir())) >= 2)
         os.kill(victim, signal.SIGKILL)
         killed.set()
 
@@ -90,8 +89,7 @@ def test_a_task_that_keeps_failing_leaves_a_store_that_goes_on(
 
     def spoil() -> None:
         # A file stands where a chunk's folder must go: this partition can not be written by anyone.
-        while not (target / "_build/plan.json").exists():
-            time.sleep(0.002)
+        wait_until((target / "_build/plan.json").exists)
         (target / "images/c").mkdir(parents=True, exist_ok=True)
         (target / "images/c/7").write_bytes(b"")
 
@@ -125,7 +123,7 @@ def test_scheduler_lost(panel: pp.Panel, local: dict[str, bytes], tmp_path: Path
         )  # fmt: skip
         return scheduler, worker
 
-    port = 30000 + os.getpid() % 20000
+    port = free_port()
     scheduler, worker = start(port)
     try:
         client = distributed.Client(f"tcp://127.0.0.1:{port}", timeout=60)
@@ -133,8 +131,7 @@ def test_scheduler_lost(panel: pp.Panel, local: dict[str, bytes], tmp_path: Path
 
         def kill() -> None:
             done = target / "_build/done"
-            while not done.exists() or len(list(done.iterdir())) < 3:
-                time.sleep(0.002)
+            wait_until(lambda: done.exists() and len(list(done.iterdir())) >= 3)
             scheduler.kill()
 
         killer = threading.Thread(target=kill, daemon=True)

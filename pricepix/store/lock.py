@@ -48,7 +48,8 @@ class WriteLock:
         }
         self._file = -1
         self._stop = threading.Event()
-        self._lost = False
+        self.lost = False
+        """Whether another process has taken the lock since."""
 
     def __enter__(self) -> WriteLock:
         if isinstance(self._location, Folder) and fcntl is not None:
@@ -76,7 +77,7 @@ class WriteLock:
 
     def check(self) -> None:
         """Raise BlockingIOError if the lock was lost to another process."""
-        if self._lost:
+        if self.lost:
             raise BlockingIOError(
                 f"the lock on store {self._location.name} was lost: this process did not renew it for "
                 f"{LEASE_SECONDS:.0f} seconds and another took it; build again with mode='resume' when that "
@@ -119,7 +120,7 @@ class WriteLock:
         while not self._stop.wait(LEASE_SECONDS / 4):
             with suppress(Exception):  # a failed renewal is tried again; expiry is what counts
                 if self._holder().get("token") != self._ticket_fields["token"]:
-                    self._lost = True
+                    self.lost = True
                     return
                 self._location.put(KEY, self._ticket())
 
