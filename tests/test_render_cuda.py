@@ -418,7 +418,9 @@ def test_a_launch_keeps_its_memory_for_the_stream():
             external_stream=lambda of: of, legacy_default_stream=lambda: "legacy"
         )
         gpu._kernels = types.SimpleNamespace(draw=Kernel())
-        gpu.launch((300, 64, 1000), cuda._DeviceArray(Tensor("table"), "a"), 5, cuda._DeviceArray(Tensor("out"), "b"))
+        gpu.launch(
+            (300, 64, 1000), cuda._DeviceArray(Tensor("table"), "a"), 5, cuda._DeviceArray(Tensor("out"), "b")
+        )
         assert done[0] == ((300, 64, handle or "legacy", 1000), ("a", 5, "b"))
         assert done[1:] == [f"table for stream {handle}", f"out for stream {handle}"]
 
