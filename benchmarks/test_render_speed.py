@@ -239,7 +239,7 @@ def test_universe(measure, universe, layout):
 
 @pytest.mark.parametrize("layout", ["uint8", "bits"])
 def test_universe_kernel(measure, universe, layout):
-    """Its images alone, in its order and to fresh memory too."""
+    """Only its images, in the same order and also to fresh memory."""
     panel = Panel.from_table(universe, progress=False)
     windows = WindowIndex.from_panel(panel, "jkx20")
     measure(

@@ -81,7 +81,7 @@ def test_build(benchmark, per_second, market, warm, tmp_path, layout, workers):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_build_draw(benchmark, per_second, market, warm, layout):
-    """Drawing alone, on one thread: what a build can not be faster than."""
+    """Only drawing, on one thread: a build cannot be faster than this."""
     windows = WindowIndex.from_panel(market, "jkx20")
     benchmark.group = f"build {layout}"
     per_second("images", len(windows))
@@ -90,7 +90,7 @@ def test_build_draw(benchmark, per_second, market, warm, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_build_encode(benchmark, per_second, market, warm, layout):
-    """Compressing alone, on one thread."""
+    """Only compressing, on one thread."""
     form = ChunkFormat(layout, 64, 60, default_chunk(64, 60, layout))
     bits = render_panel(market, WindowIndex.from_panel(market, "jkx20")[: 4 * form.windows], bits=True)
     benchmark.group = f"build {layout}"

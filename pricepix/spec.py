@@ -166,7 +166,7 @@ class ImageSpec:
                 )
         if self.style == "cnn_for_trading" and self.volume and self.height not in _CNNFT_VOLUME_HEIGHTS:
             raise ValueError(
-                f"style 'cnn_for_trading' defines its volume panel for heights 32 and 64 alone, not for "
+                "style 'cnn_for_trading' defines its volume panel only for heights 32 and 64, not for "
                 f"height={self.height}: use one of them, or volume=False"
             )
 

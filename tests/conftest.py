@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -34,7 +35,26 @@ def pytest_report_header():
     return f"at random: {chosen} PRICEPIX_SCENES={os.environ['PRICEPIX_SCENES']}"
 
 
+def forget_stale_kernels(package: Path) -> None:
+    """Delete compiled code beside the sources if it was compiled from others.
+
+    Numba notices an edit of the file that defines a function, and not of the files that it calls into: the tests
+    would pass on code that is no longer there.
+    """
+    sources = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+    digest = hashlib.sha256(b"".join(source for source in sources if b"numba" in source or b"jit" in source))
+    seen = package / "__pycache__" / "compiled-from"
+    if seen.is_file() and seen.read_text() == digest.hexdigest():
+        return
+    for compiled in [*package.rglob("__pycache__/*.nbi"), *package.rglob("__pycache__/*.nbc")]:
+        compiled.unlink(missing_ok=True)
+    seen.parent.mkdir(exist_ok=True)
+    seen.write_text(digest.hexdigest())
+
+
 def pytest_configure(config):
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        forget_stale_kernels(Path(__file__).resolve().parents[1] / "pricepix")
     # Compiled kernels divide as IEEE 754 does, without a word. Interpreted, for coverage, NumPy speaks up.
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:pricepix\.(.*_kernels|render\..*)")

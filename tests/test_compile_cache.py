@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import forget_stale_kernels
 
 import pricepix
 
@@ -109,3 +110,40 @@ def test_read_only_install_keeps_compiled_code_in_the_users_cache(tmp_path):
     finally:
         for folder in folders:
             folder.chmod(stat.S_IRWXU)
+
+
+def test_kernels_compiled_from_other_sources_are_forgotten(tmp_path):
+    """Numba alone would run them: it looks at the file of a function, not at the files that it calls into."""
+    package = tmp_path / "edited"
+    package.mkdir()
+    kernel = "import numba\n\n@numba.njit(cache=True)\ndef {}():\n    return {}\n"
+    (package / "__init__.py").write_text("")
+    (package / "outer.py").write_text("from edited.inner import inner\n" + kernel.format("outer", "inner()"))
+
+    def edit(value):
+        (package / "inner.py").write_text(kernel.format("inner", value))
+
+    def run():
+        code = "from edited.outer import outer; print(outer())"
+        environment = {
+            k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT")
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    edit(1)
+    forget_stale_kernels(package)
+    assert run() == 1
+    forget_stale_kernels(package)
+    assert [path for path in files(package) if path.suffix == ".nbc"], "the same sources: nothing to forget"
+    edit(2)
+    assert run() == 1, "Numba notices by itself now: forget_stale_kernels is not needed any more"
+    forget_stale_kernels(package)
+    assert run() == 2

@@ -146,7 +146,7 @@ REFUSED = [
     ({"max_missing": 0.5}, f"max_missing=0.5: {WHOLE}"),
     (
         {"style": "cnn_for_trading", "volume": True, "height": 48},
-        "for heights 32 and 64 alone, not for ",
+        "only for heights 32 and 64, not for ",
     ),
 ]
 

@@ -158,7 +158,7 @@ def _measure(
 ) -> None:
     """Lowest and highest of each group of fields, into ``extremes[2 * group * threads]`` and ``threads`` on.
 
-    Groups are the prices with the averages, and the volume; or each price alone. ``counts[0]`` packs how many
+    Groups are the prices with the averages, and the volume; or each of the four prices. ``counts[0]`` packs how many
     prices, volumes and odd bars there are.
     """
     t, threads = cuda.threadIdx.x, cuda.blockDim.x
