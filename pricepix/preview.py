@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
 from pricepix.store.image_store import open_images
@@ -37,7 +38,6 @@ _DARK: Final = "#1a1a1a"
 _GREY: Final = "#7a7a7a"
 _RED: Final = "#b5402b"
 _TABLE_BARS: Final = 20
-_DAY: Final = 86_400_000_000_000
 
 
 def contact_sheet(
@@ -88,6 +88,8 @@ def contact_sheet(
         If the store has no such instrument, or no window of it; the message names the nearest.
     FileNotFoundError
         If the folder to write to does not exist.
+    ImportError
+        Without matplotlib; the message is the line that installs it.
 
     Examples
     --------
@@ -167,8 +169,8 @@ def enlarge(
         time = int(store.time[position])
         image = store.read([position])[0]
         spec, lookback = store.spec, store.spec.lookback
-        stamp = _stamps(store.time[[position]], store.tz)[0]
-        caption = f"{instrument}  {stamp}  {spec.style} {_size(spec.shape)}"
+        time_text = _format_times(store.time[[position]], store.tz)[0]
+        caption = f"{instrument}  {time_text}  {spec.style} {_size(spec.shape)}"
         for h in store.horizons:
             caption += f"   {h} bars: {_percent(store.returns(h)[position])}"
         panel = store.panel if panel is None else panel
@@ -180,7 +182,7 @@ def enlarge(
         if store is not None and window.image is not None and not np.array_equal(window.image, image):
             raise ValueError(
                 f"the panel's bars of {instrument!r} do not give the image of {store.kind} {store.location}, which "
-                "was made from other bars: give the panel that it was made from, or none"
+                "was made from different bars: give the panel that it was made from, or none"
             )
     return _save(_enlarged(image, caption, window), target)
 
@@ -197,7 +199,8 @@ def _opened(store: ImageSet | str | os.PathLike[str]) -> ImageSet:
 
 
 def _png(path: str | os.PathLike[str]) -> Path:
-    """Check the file to write before any work is done."""
+    """Check the file to write, and that pictures can be drawn, before any work is done."""
+    _check_matplotlib()
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"path {str(target)!r} does not end in .png: pictures are written as PNG")
@@ -257,7 +260,7 @@ def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[n
 
 def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int, ...]) -> list[list[str]]:
     """Lines to print under images: instrument, time of the last bar, a forward return a line."""
-    times = _stamps(store.time[positions], store.tz)
+    times = _format_times(store.time[positions], store.tz)
     names = store.instruments[store.instrument_index[positions]]
     captions = [[str(name), time] for name, time in zip(names, times, strict=True)]
     width = max((len(str(h)) for h in horizons), default=0)
@@ -267,12 +270,12 @@ def _captions(store: ImageSet, positions: NDArray[np.int64], horizons: tuple[int
     return captions
 
 
-def _stamps(time: NDArray[np.int64], tz: str | None) -> list[str]:
-    """Times as text: days alone where no bar has a time of day."""
+def _format_times(time: NDArray[np.int64], tz: str | None) -> list[str]:
+    """Format times: only their days where no bar has a time of day."""
     local = to_series(time, tz)
     if tz is not None:
         local = local.dt.replace_time_zone(None)
-    daily = not (local.to_physical().to_numpy() % _DAY).any()
+    daily = not (local.to_physical().to_numpy() % DAY_NS).any()
     return local.dt.strftime("%Y-%m-%d" if daily else "%Y-%m-%d %H:%M").to_list()
 
 
@@ -329,7 +332,7 @@ def _window(panel: Panel, instrument: str, time: Any, lookback: int, store: Imag
             lines = [_average(close, m, lookback, spec.style) for m in spec.ma]
             averages = np.array(lines).reshape(-1, lookback)
     volume = bool(store.spec.volume if store is not None else not np.isnan(bars[:, 4]).all())
-    return _Window(bars, averages, _stamps(panel.time[start : row + 1], panel.tz), volume, image)
+    return _Window(bars, averages, _format_times(panel.time[start : row + 1], panel.tz), volume, image)
 
 
 def _average(close: NDArray[np.float64], window: int, lookback: int, style: str) -> NDArray[np.float64]:
@@ -347,6 +350,12 @@ def _average(close: NDArray[np.float64], window: int, lookback: int, style: str)
 
 
 # ---- drawing
+
+
+def _check_matplotlib() -> None:
+    """Refuse, before any work, to draw without matplotlib."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("pictures need matplotlib: pip install 'pricepix[report]'")
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -407,25 +416,25 @@ def _grid(images: NDArray[np.uint8], captions: list[list[str]], title: str, colu
     return figure
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 6]}...{text[-3:]}"
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 6]}...{text[-3:]}"
 
 
 def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) -> Figure:
     height, width = image.shape
     scale = max(1, min(560 // height, 900 // width))
-    tall, wide = height * scale, width * scale
+    image_height, image_width = height * scale, width * scale
     top = 3 * _GAP
-    plot_x = _GAP + wide + 90
-    plot_wide = 0 if window is None else max(320, min(wide, 900))
-    table_x = plot_x + plot_wide + 40
+    plot_x = _GAP + image_width + 90
+    plot_width = 0 if window is None else max(320, min(image_width, 900))
+    table_x = plot_x + plot_width + 40
     rows = [] if window is None or len(window.bars) > _TABLE_BARS else _table(window)
-    total_wide = table_x + len(rows[0]) * _CHARACTER if rows else plot_x + plot_wide
+    total_width = table_x + len(rows[0]) * _CHARACTER if rows else plot_x + plot_width
     if window is None:
-        total_wide = _GAP + wide
-    total_wide = max(total_wide, len(caption) * _CHARACTER + _GAP) + _GAP
-    total_tall = max(top + tall + 3 * _GAP, top + len(rows) * _LINE + _GAP)
-    figure = _figure(int(total_wide), total_tall)
+        total_width = _GAP + image_width
+    total_width = max(total_width, len(caption) * _CHARACTER + _GAP) + _GAP
+    total_height = max(top + image_height + 3 * _GAP, top + len(rows) * _LINE + _GAP)
+    figure = _figure(int(total_width), total_height)
     _write(figure, _GAP, _GAP, caption, weight="bold")
     _paste(figure, image, scale, _GAP, top)
     if window is not None:
@@ -436,7 +445,7 @@ def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) ->
         def axes(first_row: int, count: int) -> Axes:
             bottom = size[1] - top - (first_row + count) * scale
             return figure.add_axes(
-                (plot_x / size[0], bottom / size[1], plot_wide / size[0], count * scale / size[1])
+                (plot_x / size[0], bottom / size[1], plot_width / size[0], count * scale / size[1])
             )
 
         _draw_bars(axes(0, price_rows), window, price_rows)
@@ -444,7 +453,7 @@ def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) ->
         if window.volume:
             lowest = axes(height - volume_rows, volume_rows)
             _draw_volume(lowest, window)
-        _label_times(lowest, window.times, plot_wide)
+        _label_times(lowest, window.times, plot_width)
         for k, line in enumerate(rows):
             _write(figure, table_x, top + k * _LINE, line, color=_GREY if k == 0 else _DARK)
     return figure
@@ -486,7 +495,7 @@ def _draw_bars(axes: Axes, window: _Window, rows: int) -> None:
     half = (highest - lowest) / max(rows - 1, 1) / 2 or 0.5
     axes.set_ylim(lowest - half, highest + half)
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    _plain(axes, len(x))
+    _bare_axes(axes, len(x))
 
 
 def _draw_volume(axes: Axes, window: _Window) -> None:
@@ -494,7 +503,7 @@ def _draw_volume(axes: Axes, window: _Window) -> None:
     axes.bar(np.arange(len(volume)), volume, width=0.5, color=_GREY)
     axes.set_ylim(0, volume.max() or 1.0)
     axes.set_yticks([float(volume.max() or 1.0)], [_short_number(float(volume.max()))])
-    _plain(axes, len(volume))
+    _bare_axes(axes, len(volume))
 
 
 def _short_number(value: float) -> str:
@@ -504,7 +513,7 @@ def _short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _plain(axes: Axes, bars: int) -> None:
+def _bare_axes(axes: Axes, bars: int) -> None:
     axes.set_xlim(-0.5, bars - 0.5)
     axes.set_xticks([])
     axes.spines[["top", "right"]].set_visible(False)
