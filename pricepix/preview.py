@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -87,6 +88,8 @@ def contact_sheet(
         If the store has no such instrument, or no window of it; the message names the nearest.
     FileNotFoundError
         If the folder to write to does not exist.
+    ImportError
+        Without matplotlib; the message is the line that installs it.
 
     Examples
     --------
@@ -180,7 +183,7 @@ def enlarge(
         if store is not None and window.image is not None and not np.array_equal(window.image, image):
             raise ValueError(
                 f"the panel's bars of {instrument!r} do not give the image of {store.kind} {store.location}, which "
-                "was made from other bars: give the panel that it was made from, or none"
+                "was made from different bars: give the panel that it was made from, or none"
             )
     save_figure(_enlarged(image, caption, window), target)
     return target
@@ -198,7 +201,8 @@ def _opened(store: ImageSet | str | os.PathLike[str]) -> ImageSet:
 
 
 def _png(path: str | os.PathLike[str]) -> Path:
-    """Check the file to write before any work is done."""
+    """Check the file to write, and that pictures can be drawn, before any work is done."""
+    _check_matplotlib()
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"path {str(target)!r} does not end in .png: pictures are written as PNG")
@@ -341,6 +345,12 @@ def _average(close: NDArray[np.float64], window: int, lookback: int, style: str)
 # ---- drawing
 
 
+def _check_matplotlib() -> None:
+    """Refuse, before any work, to draw without matplotlib."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("pictures need matplotlib: pip install 'pricepix[report]'")
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -432,25 +442,25 @@ def image_grid(
     return figure
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 6]}...{text[-3:]}"
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 6]}...{text[-3:]}"
 
 
 def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) -> Figure:
     height, width = image.shape
     scale = max(1, min(560 // height, 900 // width))
-    tall, wide = height * scale, width * scale
+    image_height, image_width = height * scale, width * scale
     top = 3 * _GAP
-    plot_x = _GAP + wide + 90
-    plot_wide = 0 if window is None else max(320, min(wide, 900))
-    table_x = plot_x + plot_wide + 40
+    plot_x = _GAP + image_width + 90
+    plot_width = 0 if window is None else max(320, min(image_width, 900))
+    table_x = plot_x + plot_width + 40
     rows = [] if window is None or len(window.bars) > _TABLE_BARS else _table(window)
-    total_wide = table_x + len(rows[0]) * _CHARACTER if rows else plot_x + plot_wide
+    total_width = table_x + len(rows[0]) * _CHARACTER if rows else plot_x + plot_width
     if window is None:
-        total_wide = _GAP + wide
-    total_wide = max(total_wide, len(caption) * _CHARACTER + _GAP) + _GAP
-    total_tall = max(top + tall + 3 * _GAP, top + len(rows) * _LINE + _GAP)
-    figure = _figure(int(total_wide), total_tall)
+        total_width = _GAP + image_width
+    total_width = max(total_width, len(caption) * _CHARACTER + _GAP) + _GAP
+    total_height = max(top + image_height + 3 * _GAP, top + len(rows) * _LINE + _GAP)
+    figure = _figure(int(total_width), total_height)
     _write(figure, _GAP, _GAP, caption, weight="bold")
     _paste(figure, image, scale, _GAP, top)
     if window is not None:
@@ -461,7 +471,7 @@ def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) ->
         def axes(first_row: int, count: int) -> Axes:
             bottom = size[1] - top - (first_row + count) * scale
             return figure.add_axes(
-                (plot_x / size[0], bottom / size[1], plot_wide / size[0], count * scale / size[1])
+                (plot_x / size[0], bottom / size[1], plot_width / size[0], count * scale / size[1])
             )
 
         _draw_bars(axes(0, price_rows), window, price_rows)
@@ -469,7 +479,7 @@ def _enlarged(image: NDArray[np.uint8], caption: str, window: _Window | None) ->
         if window.volume:
             lowest = axes(height - volume_rows, volume_rows)
             _draw_volume(lowest, window)
-        _label_times(lowest, window.times, plot_wide)
+        _label_times(lowest, window.times, plot_width)
         for k, line in enumerate(rows):
             _write(figure, table_x, top + k * _LINE, line, color=_GREY if k == 0 else _DARK)
     return figure
@@ -511,7 +521,7 @@ def _draw_bars(axes: Axes, window: _Window, rows: int) -> None:
     half = (highest - lowest) / max(rows - 1, 1) / 2 or 0.5
     axes.set_ylim(lowest - half, highest + half)
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    _plain(axes, len(x))
+    _bare_axes(axes, len(x))
 
 
 def _draw_volume(axes: Axes, window: _Window) -> None:
@@ -519,7 +529,7 @@ def _draw_volume(axes: Axes, window: _Window) -> None:
     axes.bar(np.arange(len(volume)), volume, width=0.5, color=_GREY)
     axes.set_ylim(0, volume.max() or 1.0)
     axes.set_yticks([float(volume.max() or 1.0)], [_short_number(float(volume.max()))])
-    _plain(axes, len(volume))
+    _bare_axes(axes, len(volume))
 
 
 def _short_number(value: float) -> str:
@@ -529,7 +539,7 @@ def _short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _plain(axes: Axes, bars: int) -> None:
+def _bare_axes(axes: Axes, bars: int) -> None:
     axes.set_xlim(-0.5, bars - 0.5)
     axes.set_xticks([])
     axes.spines[["top", "right"]].set_visible(False)

@@ -81,7 +81,7 @@ def test_files_that_are_no_configuration(text: str, message: str, tmp_path: Path
     with pytest.raises(ValueError, match=message):
         load_config(tmp_path / "c.yaml")
     (tmp_path / "bars.parquet").write_bytes(b"PAR1\x15\x84\xff\xfe")
-    with pytest.raises(ValueError, match=r"bars\.parquet is not YAML: it is no text"):
+    with pytest.raises(ValueError, match=r"bars\.parquet is not YAML: it holds bytes, not text"):
         load_config(tmp_path / "bars.parquet")
     with pytest.raises(FileNotFoundError, match="no configuration at"):
         load_config(tmp_path / "none.yaml")

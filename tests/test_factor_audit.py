@@ -207,7 +207,7 @@ def test_what_does_not_belong_together(panel, store, tmp_path):
     with pytest.raises(ValueError, match=r"store .* came from another panel"):
         audit(other, store, progress=False)
     cache = score(store, ink, tmp_path / "f.zarr", progress=False)
-    with pytest.raises(ValueError, match=r"does not tell where its model .* is: pass model="):
+    with pytest.raises(ValueError, match=r"does not say where its model .* is: pass model="):
         audit(panel, store, cache, progress=False)
     with pytest.raises(ValueError, match="is not the one of the cache"):
         audit(panel, store, cache, model=lambda images: images[:, 0, 0] / 255.0, progress=False)

@@ -12,7 +12,7 @@ import pricepix as pp
 from pricepix.bars import MarketCache
 from pricepix.build import MarketReading, build_market_store
 from pricepix.samples import simulate_market
-from pricepix.workflow import pipeline
+from pricepix.workflow import source
 from pricepix.workflow.config import Config
 from pricepix.workflow.pipeline import run
 
@@ -68,12 +68,12 @@ def test_a_market_cache_is_never_read_as_a_whole(half_hours, tmp_path, monkeypat
     # Days one by one, with history before them and a day after.
     assert max(days.stop - days.start for days in asked) < 10 < len(asked)
 
-    bars = pipeline._MarketCache(config)
-    np.testing.assert_array_equal(bars.of_scoring().calendar, panel.calendar)
-    assert bars.of_scoring().tz == panel.tz
-    assert bars.of_training() is None
+    bars = source.MarketSource(config)
+    np.testing.assert_array_equal(bars.scoring_panel().calendar, panel.calendar)
+    assert bars.scoring_panel().tz == panel.tz
+    assert bars.training_panel() is None
     settings = {"horizon": 5, "start": "2021-05-06", "end": "2021-05-14", "baselines": ["WSTR"]}
-    judged = bars.of_evaluation(settings, whole)
+    judged = bars.evaluation_panel(settings, whole)
     days = np.unique(judged.calendar.astype("M8[ns]").astype("M8[D]"))
     # A week of bars before, for reversal, and a quarter of a year after, for the quarterly portfolios.
     assert days[0] == np.datetime64("2021-04-23")
@@ -89,12 +89,12 @@ def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_pat
     config = market_config(half_hours, tmp_path / "out")
     run(config, echo=lambda line: None, progress=False)
     store, panel = pp.open_store(tmp_path / "out" / "store.zarr"), half_hours.panel((None, "2021-07-20"))
-    bars = pipeline._MarketCache(config)
+    bars = source.MarketSource(config)
 
     def lit(images):
         return images.mean(axis=(1, 2)) / 255
 
-    cache = factor.score(store, lit, tmp_path / "f", shift=1, panel=bars.of_scoring(), progress=False)
+    cache = factor.score(store, lit, tmp_path / "f", shift=1, panel=bars.scoring_panel(), progress=False)
     same = factor.score(store, lit, None, shift=1, panel=panel, progress=False)
     assert (
         cache.shape == same.shape == (len(np.unique(panel.calendar.astype("M8[ns]").astype("M8[D]"))), 14, 9)
@@ -104,7 +104,7 @@ def test_days_around_the_judged_ones_give_the_figures_of_all(half_hours, tmp_pat
         "horizon": 5, "start": "2021-03-15", "end": "2021-03-26", "quantiles": 3, "delays": [0, 2],
         "baselines": ["STR", "WSTR"], "periods_per_year": per_year,
     }  # fmt: skip
-    judged = bars.of_evaluation(settings, store)
+    judged = bars.evaluation_panel(settings, store)
     assert len(judged.calendar) < len(panel.calendar)
     part = factor.evaluate(cache, judged, progress=False, **settings).to_dict()
     whole = factor.evaluate(cache, panel, progress=False, **settings).to_dict()

@@ -328,8 +328,19 @@ def test_bars_of_another_panel_are_refused(store, panel, tmp_path):
     row = store.index[40]
     where = (row["instrument"].item(), row["time"].item(), tmp_path / "a.png")
     other = Panel.from_table(samples.simulate(3, 90, seed=6, halt_rate=0, list_late=0, delist_rate=0))
-    with pytest.raises(ValueError, match="was made from other bars"):
+    with pytest.raises(ValueError, match="was made from different bars"):
         enlarge(store, *where, panel=other)
     late = panel.select(start=row["time"].item())
     with pytest.raises(ValueError, match=r"the panel has 1 bars of .* the image shows 20"):
         enlarge(store, *where, panel=late)
+
+
+def test_without_matplotlib_the_message_installs_it(store, tmp_path, monkeypatch):
+    """Before any image is read."""
+    monkeypatch.setattr(preview, "find_spec", lambda name: None)
+    for draw in (
+        lambda: preview.contact_sheet(store, tmp_path / "sheet.png"),
+        lambda: preview.enlarge(store, "S0001", 0, tmp_path / "one.png"),
+    ):
+        with pytest.raises(ImportError, match=r"pictures need matplotlib: pip install 'pricepix\[report\]'"):
+            draw()

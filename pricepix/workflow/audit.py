@@ -49,14 +49,12 @@ class Audit:
 
     def __str__(self) -> str:
         found = (
-            "nothing at or before the date changed" if self.ok else "LOOK-AHEAD: " + "; ".join(self.problems)
+            "nothing at or before the date changed" if self.ok else f"LOOK-AHEAD: {'; '.join(self.problems)}"
         )
         return (
-            f"audit at {self.date}: {self.windows:,} images, {self.labels:,} realised labels, "
-            f"{self.scores:,} scores and "
-            f"{self.placed:,} places compared after all later bars were replaced (which changed "
-            f"{self.changed_after:,} "
-            f"later images): {found}"
+            f"audit at {self.date}: {self.windows:,} images, {self.labels:,} realised labels, {self.scores:,} scores "
+            f"and {self.placed:,} places compared after all later bars were replaced (which changed "
+            f"{self.changed_after:,} later images): {found}"
         )
 
 
@@ -91,7 +89,7 @@ def audit(
     date : str, date, datetime or int, optional
         Last time that stays as it is; by default the middle of the times of the windows.
     model : as for ``score``, optional
-        What scored the cache; by default the checkpoint or run of which the cache tells.
+        What scored the cache; by default the checkpoint or run that the cache names.
     mask : numpy.ndarray, bool (rows,), optional
         The mask that the store was built with, if it was.
     limit : int or None
@@ -142,8 +140,7 @@ def audit(
     if before == 0:
         raise ValueError(
             f"no window of {store.kind} {store.location} stands at or before {panel.stamp(last)}: the first "
-            "stands at "
-            f"{panel.stamp(time[0])}; give a later date"
+            f"stands at {panel.stamp(time[0])}; give a later date"
         )
     if cache is not None and values is not None and np.isnan(values[:before]).all():
         raise ValueError(
@@ -168,19 +165,18 @@ def audit(
 
 
 def _scorer(cache: FactorCache, model: Any) -> Scorer:
-    held = cache.attrs["model"]
-    if model is None and not held.get("source"):
+    """Load what scored the cache, and check that it did."""
+    origin = cache.attrs["model"]
+    if model is None and not origin.get("source"):
         raise ValueError(
-            f"cache {cache.location} does not tell where its model {held['name']} is: pass model=, what "
-            "scored it"
+            f"cache {cache.location} does not say where its model {origin['name']} is: pass model=, what scored it"
         )
     precision = cache.attrs.get("precision", "32-true")
-    scorer = Scorer(held["source"] if model is None else model, precision=precision, tz=cache.tz)
-    if scorer.digest is not None and held["digest"] is not None and scorer.digest != held["digest"]:
+    scorer = Scorer(origin["source"] if model is None else model, precision=precision, tz=cache.tz)
+    if scorer.digest is not None and origin["digest"] is not None and scorer.digest != origin["digest"]:
         raise ValueError(
-            f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache "
-            f"({held['digest']}): pass what "
-            "scored it"
+            f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache ({origin['digest']}): pass "
+            "what scored it"
         )
     return scorer
 
@@ -216,7 +212,7 @@ def _with_garbage(
 def _runs(
     time: NDArray[np.int64], before: int, limit: int | None, rng: np.random.Generator
 ) -> Iterator[tuple[int, int]]:
-    """Runs of windows up to the date that end and begin with whole cross-sections."""
+    """Yield runs of windows up to the date that end and begin with whole cross-sections."""
     if limit is None or before <= limit:
         size = 1 << 16
         begins = np.arange(0, before, size)
@@ -238,7 +234,7 @@ def _runs(
 def _rebuilt(
     store: ImageSet, panel: Panel, mask: NDArray[np.bool_] | None, first: int, last: int
 ) -> ImageSet | None:
-    """Make the windows from `first` to `last` again, as they were made; None where not one can be drawn."""
+    """Build the windows from `first` to `last` again, as they were built; None if none can be drawn."""
     schedule = store.attrs["schedule"]
     chosen: dict[str, Any] = {
         "horizons": store.horizons,
@@ -288,7 +284,7 @@ def _compare(
         again.instruments[again.instrument_index], names
     ):
         found.problems.append(
-            f"other windows are drawn from {panel.stamp(store.time[a])} to {panel.stamp(store.time[b - 1])}"
+            f"different windows are drawn from {panel.stamp(store.time[a])} to {panel.stamp(store.time[b - 1])}"
         )
         return
     found.windows += b - a
@@ -308,16 +304,15 @@ def _compare(
                 f"{_count(wrong, names, store.time[part], panel)} returns over {h} bars changed"
             )
     if scorer is not None and values is not None:
-        held = values[part]
-        known = ~np.isnan(held)
+        cached = values[part]
+        known = ~np.isnan(cached)
         fresh, _ = scorer(images[known], again.time[known])
         found.scores += int(known.sum())
         wrong = np.zeros(b - a, bool)
-        wrong[known] = ~(np.abs(fresh.astype(np.float64) - held[known]) <= tolerance)
+        wrong[known] = ~(np.abs(fresh.astype(np.float64) - cached[known]) <= tolerance)
         if wrong.any():
             found.problems.append(
-                f"{_count(wrong, names, store.time[part], panel)} scores of the cache are not those of the "
-                "images"
+                f"{_count(wrong, names, store.time[part], panel)} scores of the cache are not those of the images"
             )
 
 
@@ -329,17 +324,17 @@ def _check_places(
     until = int(np.searchsorted(calendar, last, side="right")) - 1 + cache.shift
     time, matrix = cache.matrix()
     upto = time <= calendar[min(until, len(calendar) - 1)]
-    held = int((~np.isnan(matrix[upto])).sum())
+    placed = int((~np.isnan(matrix[upto])).sum())
     expected = int((~np.isnan(values[store.time <= last])).sum())
-    found.placed = held
-    if held != expected:
+    found.placed = placed
+    if placed != expected:
         found.problems.append(
-            f"the cache holds {held:,} values up to the date, but {expected:,} windows have one there"
+            f"the cache holds {placed:,} values up to the date, but {expected:,} windows have one there"
         )
 
 
 def _count_changed(store: ImageSet, later: ImageSet | None, first: int) -> int:
-    """Images after the date that are no longer what they were, or no longer drawn."""
+    """Count images after the date that changed, or are no longer drawn."""
     if later is None:
         return 1
     n = min(len(later), len(store) - first)

@@ -306,7 +306,7 @@ def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ValueError(
-            f"{path} is not YAML: it is no text, as bars are; give the configuration that names them"
+            f"{path} is not YAML: it holds bytes, not text, as files of bars do; give the configuration that names them"
         ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix import samples
-from pricepix.bars.panel import Panel
-from pricepix.bars.times import DAY_NS, as_time
 from pricepix.factor.evaluation.report import check_installed
-from pricepix.images.chunking import INDEX_CHUNK
-from pricepix.spec import ImageSpec
+from pricepix.store.image_store import open_store
 from pricepix.train.hyper import is_first_rank
-from pricepix.workflow.config import Config, Store, Train
+from pricepix.workflow.config import Config, Train
+from pricepix.workflow.record import Record, digest_of
+from pricepix.workflow.source import Source, source_of
 
 if TYPE_CHECKING:
+    from pricepix.factor.cache import FactorCache
     from pricepix.store.image_store import ImageStore
 
 __all__ = ["run"]
-
-_RECORD: Final = "pipeline.json"
 
 
 def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> Path:
     """Execute every step of a configuration that is not done yet.
 
     A step is known by the digest of its settings and of what it was made from; it is skipped if what it left
-    in ``config.out`` carries that digest, and goes on where it stopped if it was interrupted. Nothing is ever
+    in ``config.out`` carries that digest, and resumes where it stopped if it was interrupted. Nothing is ever
     deleted: a finished step with other settings is an error that names the folder.
 
     Parameters
@@ -52,265 +48,148 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     Raises
     ------
     ValueError
-        If a step is finished with other settings, or can not be done.
+        If a step is finished with other settings, or cannot be done.
     """
-    # Training on several devices starts this again in a process for each of them, to take part in it alone.
+    # Training on several devices starts this again in a process for each of them, which only takes part in it.
     if config.train is not None and not is_first_rank():
         return _take_part(config)
     if config.evaluate is not None:
         # Not after hours of training.
         check_installed()
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    record = _Record(out)
-
-    bars = _bars(config, progress)
-    echo(f"data      {bars.name}")
-    store, path = _build(config, bars, echo, progress)
-    model, factor = out / "run", out / "factor.zarr"
-    digests, digest = {}, store.digest
-    # What is refused must not replace the file that says how the rest was made.
-    for step, section, product in (("train", config.train, model), ("score", config.score, factor)):
-        if section is not None:
-            digests[step] = digest = _digest(section.model_dump(mode="json"), digest)
-            record.check(step, digest, product)
-    (out / "config.yaml").write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
+    steps = _Steps(config, source_of(config, progress), echo, progress)
+    path = steps.build()
+    steps.check()
+    (steps.out / "config.yaml").write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
     if config.train is None:
         return path
-    digest = digests["train"]
-    if record.done("train", digest, model / "summary.json"):
-        echo(f"train     up to date: {model}")
-    else:
-        from pricepix.train import fit
-
-        resume = record.started("train", digest, model)
-        fit(store, panel=bars.of_training(), out=model, resume=resume, progress=progress,
-            **_training(config.train, store))  # fmt: skip
-        record.finish("train", digest)
-        echo(f"train     {_trained(model)}: {model}")
+    steps.train(config.train)
     if config.score is None:
-        return model
-
-    from pricepix.factor import evaluate, open_cache, score, write_report
-    from pricepix.factor.evaluation.evaluate import resolve_horizon
-
-    digest = digests["score"]
-    if record.done("score", digest, factor):
-        echo(f"score     up to date: {factor}")
-        cache = open_cache(factor)
-    else:
-        record.started("score", digest, factor)
-        cache = score(
-            store, model, factor, panel=bars.of_scoring(), progress=progress, **config.score.arguments()
-        )
-        record.finish("score", digest)
-        echo(f"score     {cache!r}")
-    if config.evaluate is None:
-        return factor
-
-    report = out / "report.html"
-    settings: dict[str, Any] = {"horizon": _horizon(config, store), "start": _out_of_sample(config)}
-    settings |= {name: value for name, value in config.evaluate.arguments().items() if value is not None}
-    settings["horizon"], settings["delay"] = resolve_horizon(
-        cache.attrs, settings["horizon"], settings.get("delay")
-    )
-    digest = _digest(settings, digest)
-    if record.done("evaluate", digest, report):
-        echo(f"evaluate  up to date: {report}")
-    else:
-        record.started("evaluate", digest, None)
-        found = evaluate(cache, bars.of_evaluation(settings, store), progress=progress, **settings)
-        write_report(found, report, store=store, model=model)
-        record.finish("evaluate", digest)
-        echo(f"evaluate  {report}: {found!r}")
-    return report
+        return steps.model
+    cache = steps.score()
+    return steps.factor if config.evaluate is None else steps.evaluate(cache)
 
 
 def _take_part(config: Config) -> Path:
-    """Train on one more device; whatever else there is to do, the first process does."""
-    from pricepix.store.image_store import open_store
+    """Train on one more device; everything else is for the first process."""
     from pricepix.train import fit
 
     assert config.train is not None
     out = Path(config.out)
     store = open_store(_store_path(config))
     # The first process made the run's folder before it started this one.
-    fit(store, panel=_bars(config, progress=False).of_training(), out=out / "run", resume=True,
+    fit(store, panel=source_of(config, progress=False).training_panel(), out=out / "run", resume=True,
         progress=False, **_training(config.train, store))  # fmt: skip
     return out / "run"
 
 
-class _Record:
-    """Which step of a folder was begun and finished with which digest."""
+@dataclass
+class _Steps:
+    """The steps of one run, each of which is skipped if its product is there."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / _RECORD
-        self._steps: dict[str, dict[str, Any]] = {}
-        if self._path.exists():
-            self._steps = json.loads(self._path.read_text())["steps"]
+    config: Config
+    source: Source
+    echo: Callable[[str], Any]
+    progress: bool
+    digests: dict[str, str] = field(default_factory=dict)
 
-    def done(self, step: str, digest: str, product: Path) -> bool:
-        entry = self._steps.get(step)
-        return entry is not None and entry["digest"] == digest and entry["finished"] and product.exists()
+    def __post_init__(self) -> None:
+        self.out = Path(self.config.out)
+        self.model, self.factor = self.out / "run", self.out / "factor.zarr"
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.record = Record(self.out)
+        self.echo(f"data      {self.source.name}")
 
-    def check(self, step: str, digest: str, product: Path) -> bool:
-        """Tell whether a step began before; refuse what it left if its digest was another."""
-        entry = self._steps.get(step)
-        begun = product.exists()
-        if begun and (entry is None or entry["digest"] != digest):
-            raise ValueError(
-                f"{product} was made with other settings or from other data: give another `out`, or move "
-                "it away"
-            )
-        return begun
+    def build(self) -> Path:
+        """Build the store, and return where it is."""
+        path = _store_path(self.config)
+        # Resuming compares the plan with the one that the store was made from, and does only what is left.
+        finished, mode = False, "resume" if path.exists() else "create"
+        if path.exists():
+            try:
+                open_store(path)
+                finished = True
+            except ValueError:
+                finished = False
+        spec, settings = self.config.image.spec(), self.config.store
+        self.store: ImageStore = self.source.build(spec, path, settings, mode=mode, progress=self.progress)
+        self.echo(f"build     {'up to date' if finished else repr(self.store)}: {path}")
+        return path
 
-    def started(self, step: str, digest: str, product: Path | None) -> bool:
-        """Note that a step begins; tell whether it began before with the same digest."""
-        begun = product is not None and self.check(step, digest, product)
-        self._write(step, digest, finished=False)
-        return begun
+    def check(self) -> None:
+        """Refuse, before any work, products of other settings."""
+        digest = self.store.digest
+        steps = (("train", self.config.train, self.model), ("score", self.config.score, self.factor))
+        for step, section, product in steps:
+            if section is not None:
+                self.digests[step] = digest = digest_of(section.model_dump(mode="json"), digest)
+                self.record.check(step, digest, product)
 
-    def finish(self, step: str, digest: str) -> None:
-        self._write(step, digest, finished=True)
+    def train(self, settings: Train) -> None:
+        """Train the networks."""
+        digest, model = self.digests["train"], self.model
+        if self.record.done("train", digest, model / "summary.json"):
+            self.echo(f"train     up to date: {model}")
+            return
+        from pricepix.train import fit
 
-    def _write(self, step: str, digest: str, *, finished: bool) -> None:
-        self._steps[step] = {"digest": digest, "finished": finished}
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"version": 1, "steps": self._steps}, indent=1))
-        partial.replace(self._path)
+        resume = self.record.started("train", digest, model)
+        fit(self.store, panel=self.source.training_panel(), out=model, resume=resume, progress=self.progress,
+            **_training(settings, self.store))  # fmt: skip
+        self.record.finish("train", digest)
+        self.echo(f"train     {_test_accuracy(model)}: {model}")
 
+    def score(self) -> FactorCache:
+        """Score the store, and return the factor cache."""
+        from pricepix.factor import open_cache, score
 
-class _Table:
-    """Bars of a table or a sample: one panel serves every step."""
+        assert self.config.score is not None
+        digest, factor = self.digests["score"], self.factor
+        if self.record.done("score", digest, factor):
+            self.echo(f"score     up to date: {factor}")
+            return open_cache(factor)
+        self.record.started("score", digest, factor)
+        cache = score(
+            self.store, self.model, factor, panel=self.source.scoring_panel(), progress=self.progress,
+            **self.config.score.arguments(),
+        )  # fmt: skip
+        self.record.finish("score", digest)
+        self.echo(f"score     {cache!r}")
+        return cache
 
-    def __init__(self, config: Config, progress: bool) -> None:
-        data = config.data
-        table: Any = data.source
-        if data.sample is not None:
-            table = samples.stocks() if data.sample == "stocks" else samples.simulate(**data.simulate)
-        reading = data.arguments("source", "sample", "simulate")
-        self._panel = Panel.from_table(table, progress=progress, **reading)
-        self.name = repr(self._panel)
+    def evaluate(self, cache: FactorCache) -> Path:
+        """Evaluate the factor, and return the report."""
+        from pricepix.factor.evaluation.evaluate import resolve_horizon
+        from pricepix.workflow.report import report_on
 
-    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
-        from pricepix.build.universe import render_universe
-
-        return render_universe(self._panel, spec, path, **store.arguments("path"), **options)
-
-    def of_training(self) -> Panel:
-        return self._panel
-
-    def of_scoring(self) -> Panel:
-        return self._panel
-
-    def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
-        return self._panel
-
-
-class _MarketCache:
-    """Bars of a market cache, which may be larger than memory: each step reads what it needs of them.
-
-    The build reads a stretch of days at a time, scoring none but their times, and the evaluation the days
-    that are judged with what the horizons and the baselines look at around them. Networks learn from the
-    store alone; baselines on the numbers behind the images need all bars. An evaluation lays what it reads out
-    on grids of bars by stocks: see the notes of ``evaluate``.
-    """
-
-    def __init__(self, config: Config) -> None:
-        from pricepix.bars import MarketCache
-
-        data = config.data
-        self._cache = MarketCache(data.market_cache or "", data.files, session=data.session or "ashare")
-        self._day = self._cache.day_range(data.days)
-        given = data.arguments()
-        self._reading: dict[str, Any] = {
-            **{name: given[name] for name in ("no_trade", "filtered", "decimals") if name in given},
-            "adjust": data.adjust is not None,
-            "on_bad": data.on_bad,
-        }
-        self._learns_series = config.train is not None and config.train.model.startswith(
-            ("cnn1d", "logistic")
+        assert self.config.evaluate is not None
+        report = self.out / "report.html"
+        settings: dict[str, Any] = {
+            "horizon": _horizon(self.config, self.store), "start": _out_of_sample(self.config),
+            **self.config.evaluate.arguments(),
+        }  # fmt: skip
+        settings["horizon"], settings["delay"] = resolve_horizon(
+            cache.attrs, settings["horizon"], settings.get("delay")
         )
-        self.name = repr(self._cache)
-
-    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
-        from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
-
-        given = store.arguments("path", "workers", "price")
-
-        def taken(kind: type) -> Any:
-            """Return an option object of the keys that belong to it."""
-            return kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
-
-        return build_market_store(
-            self._cache,
-            spec,
-            path,
-            windows=taken(WindowChoice),
-            reading=MarketReading(days=self._day, **self._reading),
-            options=taken(StoreOptions),
-            threads=1 if store.workers == 0 else store.workers,
-            **given,
-            **options,
+        digest = digest_of(settings, self.digests["score"])
+        if self.record.done("evaluate", digest, report):
+            self.echo(f"evaluate  up to date: {report}")
+            return report
+        self.record.started("evaluate", digest, None)
+        bars = self.source.evaluation_panel(settings, self.store)
+        found, _ = report_on(
+            cache, bars, report, store=self.store, model=self.model, progress=self.progress, **settings
         )
-
-    def of_training(self) -> Panel | None:
-        return self._cache.panel(self._day, **self._reading) if self._learns_series else None
-
-    def of_scoring(self) -> Any:
-        kind = {name: value for name, value in self._reading.items() if name == "no_trade"}
-        return self._cache.calendar(self._day, **kind)
-
-    def of_evaluation(self, settings: dict[str, Any], store: ImageStore) -> Panel:
-        """The days from `start` to `end`, or to the last one with an image, and those around them."""
-        from pricepix.factor.evaluation.evaluate import bars_needed
-
-        cache, all_days = self._cache, self._day
-        per_year = 252.0 * cache.intervals if cache.session.periods is not None else 365.0 * cache.intervals
-        before, after = bars_needed(per_year, **settings)
-        edge = -(-len(store) // INDEX_CHUNK)
-        head, tail = store.column("time", 0, 1), store.column("time", edge - 1, edge)
-        shown = cache.days[all_days].astype("datetime64[ns]").astype(np.int64)
-        first = int(head[0]) if settings.get("start") is None else as_time(settings["start"], store.tz)
-        last = int(tail[-1]) if settings.get("end") is None else as_time(settings["end"], store.tz, end=True)
-        # Days are those of the market's clock, at most one off from those of the world's.
-        a, b = (int(np.searchsorted(shown, moment)) for moment in (first - DAY_NS, last + DAY_NS))
-        a -= -(-(before + store.spec.lookback) // cache.intervals) + 1
-        b += -(-after // cache.intervals) + 1
-        days = slice(all_days.start + max(a, 0), min(all_days.start + b, all_days.stop))
-        return cache.panel(days, **self._reading)
-
-
-def _bars(config: Config, progress: bool) -> _Table | _MarketCache:
-    return _Table(config, progress) if config.data.market_cache is None else _MarketCache(config)
+        self.record.finish("evaluate", digest)
+        self.echo(f"evaluate  {report}: {found!r}")
+        return report
 
 
 def _store_path(config: Config) -> Path:
     return Path(config.store.path or Path(config.out) / "store.zarr")
 
 
-def _build(
-    config: Config, bars: _Table | _MarketCache, echo: Callable[[str], Any], progress: bool
-) -> tuple[ImageStore, Path]:
-    from pricepix.store.image_store import open_store
-
-    path = _store_path(config)
-    finished = False
-    if path.exists():
-        try:
-            open_store(path)
-            finished = True
-        except ValueError:
-            finished = False
-    # Resuming compares the plan with the one that the store was made from, and does only what is left.
-    mode = "resume" if path.exists() else "create"
-    store = bars.build(config.image.spec(), path, config.store, mode=mode, progress=progress)
-    echo(f"build     {'up to date' if finished else repr(store)}: {path}")
-    return store, path
-
-
 def _training(train: Train, store: ImageStore) -> dict[str, Any]:
-    """What every process that trains gives to ``fit``."""
+    """Return the arguments of ``fit`` that are the same in every process that trains."""
     return {
         **train.arguments("settings", "sample"),
         **train.settings,
@@ -344,13 +223,8 @@ def _out_of_sample(config: Config) -> str | None:
     return None if start is None else str(start)
 
 
-def _trained(model: Path) -> str:
+def _test_accuracy(model: Path) -> str:
     folds = json.loads((model / "summary.json").read_text())["folds"]
     tests = [fold["test"].get("accuracy") for fold in folds]
     known = [f"{accuracy:.4f}" for accuracy in tests if accuracy is not None]
     return f"test accuracy {', '.join(known)}" if known else f"{len(folds)} folds"
-
-
-def _digest(settings: Any, upstream: str) -> str:
-    text = json.dumps([settings, upstream], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
