@@ -175,7 +175,17 @@ def test_shared_options_are_declared_once() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 texts.setdefault(option.opts[0], set()).add(option.help)
-    for name in ("--progress", "--seed", "--workers", "--panel", "--mode", "--layout", "--device", "--start", "--end"):
+    for name in (
+        "--progress",
+        "--seed",
+        "--workers",
+        "--panel",
+        "--mode",
+        "--layout",
+        "--device",
+        "--start",
+        "--end",
+    ):
         assert len(texts[name]) == 1, (name, texts[name])
     assert None not in set().union(*texts.values())
 
