@@ -529,7 +529,13 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
 
 @main.command("warm-up")
 @_repeated(
-    "--preset", "presets", callback=_several, help="Compile the renderer of this preset All by default."
+    "--preset", "presets", callback=_several, help="Compile only the renderer of this preset (default: all)"
+)
+@_repeated(
+    "--part",
+    "parts",
+    callback=_several,
+    help="Besides renderers, compile only this, e.g. stores (default: all)",
 )
 @workers
 def warm_up(**options: Any) -> None:

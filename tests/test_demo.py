@@ -17,7 +17,7 @@ def test_demo_says_what_it_does_and_what_to_open(tmp_path: Path, monkeypatch: py
     """Without training, which has tests of its own."""
     asked: list[object] = []
 
-    def warm_up(presets, echo):
+    def warm_up(presets, parts, echo):
         asked.append(presets)
         echo("bars: 3 kernels compiled, 1.0 s")
         return pp.WarmUp(tmp_path, (), 1.0)

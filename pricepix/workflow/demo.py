@@ -61,7 +61,7 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     # Fails before minutes are spent on compiling.
     bars = samples.stocks()
     echo("compiling the kernels, once; later runs load them:")
-    echo(f"{warm_up(PRESETS, echo=lambda line: echo(f'  {line}'))}")
+    echo(str(warm_up(PRESETS, ("bars", "column bits", "stores"), echo=lambda line: echo(f"  {line}"))))
     panel = Panel.from_table(bars, progress=False)
     echo(f"\nreal bars: {panel!r}")
     sheets = [_render(panel, preset, folder, echo) for preset in PRESETS]

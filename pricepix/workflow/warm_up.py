@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from pricepix._checks import whole_number
+from pricepix._checks import choice, whole_number
 from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ __all__ = ["WarmUp", "WarmUpStep", "warm_up"]
 # A pass that only loads follows one that compiled beside other processes; more are needed only while others write.
 _MAX_PASSES: Final = 4
 _LOOK_UP: Final = "--look-up"
+PARTS: Final = (
+    "bars",
+    "plain renderer",
+    "rebuilt prices",
+    "batches",
+    "column bits",
+    "stores",
+    "market caches",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class WarmUp:
 
 def warm_up(
     presets: str | Iterable[str] | None = None,
+    parts: str | Iterable[str] | None = None,
     *,
     workers: int | None = None,
     echo: Callable[[str], Any] | None = None,
@@ -87,6 +97,10 @@ def warm_up(
     ----------
     presets : str or sequence of str, optional
         Image presets whose renderers to compile; all by default. Specs with the same kind of renderer share it.
+    parts : str or sequence of str, optional
+        What to compile besides: ``bars`` (tables, windows, forward returns), ``plain renderer`` (specs and bars that
+        the fast one does not take), ``rebuilt prices``, ``batches`` (drawn while training), ``column bits``,
+        ``stores`` (writing, reading, appending, checking), ``market caches``; all by default.
     workers : int, optional
         Processes that compile; one for each usable core by default.
     echo : callable, optional
@@ -100,7 +114,7 @@ def warm_up(
     Raises
     ------
     ValueError
-        No such preset; the message names the nearest.
+        No such preset or part; the message names the nearest.
     RuntimeError
         A process failed; the message ends with what it printed.
     """
@@ -109,6 +123,9 @@ def warm_up(
     )
     for name in names:
         ImageSpec.preset(name)
+    chosen = [parts] if isinstance(parts, str) else list(PARTS if parts is None else parts)
+    for name in chosen:
+        choice(name, "part", PARTS)
     usual = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = usual if workers is None else whole_number(workers, "workers", 1, otherwise="None for all cores")
     cache = _cache_folder()
@@ -116,16 +133,17 @@ def warm_up(
         return WarmUp(None, (), 0.0)
     began = perf_counter()
     report = echo or (lambda line: None)
-    found = _run_step("look-up", [_LOOK_UP, *_steps(names)])
+    waits = _steps(names, chosen)
+    found = _run_step("look-up", [_LOOK_UP, *waits])
     if not found.compiled:
         return WarmUp(cache, (found,), perf_counter() - began)
-    steps = _first_pass(names, count, report)
+    steps = _first_pass(waits, count, report)
     written = any(step.compiled for step in steps)
     # Two processes that add to the index of one kernel at once may lose an entry: look until nothing is missing.
     for _ in range(_MAX_PASSES):
         if not written:
             break
-        again = _run_step("check", list(_steps(names)))
+        again = _run_step("check", list(waits))
         written = again.compiled > 0
         if written:
             report(str(again))
@@ -133,9 +151,10 @@ def warm_up(
     return WarmUp(cache, tuple(steps), perf_counter() - began)
 
 
-def _first_pass(presets: Sequence[str], workers: int, echo: Callable[[str], Any]) -> list[WarmUpStep]:
+def _first_pass(
+    waits: Mapping[str, Sequence[str]], workers: int, echo: Callable[[str], Any]
+) -> list[WarmUpStep]:
     """Run every step in a process of its own, as soon as those whose kernels it calls are done."""
-    waits = _steps(presets)
     running: dict[str, Future[WarmUpStep]] = {}
 
     def run(name: str) -> WarmUpStep:
@@ -152,15 +171,17 @@ def _first_pass(presets: Sequence[str], workers: int, echo: Callable[[str], Any]
         return [future.result() for future in running.values()]
 
 
-def _steps(presets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _steps(presets: Sequence[str], parts: Sequence[str] = PARTS) -> dict[str, tuple[str, ...]]:
     """What to compile, in an order that works, and which of it each step loads instead of compiling it again."""
     families = _families(presets)
-    first = tuple(families[:1])
-    steps: dict[str, tuple[str, ...]] = {"bars": (), "plain renderer": ()}
-    steps |= {family: ("bars",) for family in families}
-    steps |= {"rebuilt prices": ("bars", "plain renderer"), "column bits": ()}
+    first = tuple(f"renderer of {family}" for family in families[:1])
+    steps: dict[str, tuple[str, ...]] = {"bars": (), "plain renderer": ("bars",)}
+    steps |= {f"renderer of {family}": ("bars",) for family in families}
+    steps |= {"rebuilt prices": ("plain renderer",), "column bits": ()}
+    steps |= {f"batches of {family}": (f"renderer of {family}",) for family in families}
     steps |= {"stores": ("bars", "column bits", *first), "market caches": ("bars", *first)}
-    return steps
+    wanted = [name for name in steps if name.partition(" of ")[0] in ("renderer", *parts)]
+    return {name: tuple(other for other in steps[name] if other in wanted) for name in wanted}
 
 
 def _run_step(name: str, scenarios: Sequence[str]) -> WarmUpStep:
@@ -252,7 +273,7 @@ def _cache_folder() -> Path | None:
 
 
 def _families(presets: Iterable[str]) -> list[str]:
-    """Names of scenarios, one for each set of presets that share the compiled renderer."""
+    """Return the presets that share a compiled renderer, by commas."""
     import numba
     import numpy as np
 
@@ -265,7 +286,7 @@ def _families(presets: Iterable[str]) -> list[str]:
     for name in presets:
         job = fast_job(arrays, ImageSpec.preset(name))
         found.setdefault("plain" if job is None else str(numba.typeof(job)), []).append(name)
-    return [f"renderer of {', '.join(names)}" for names in found.values()]
+    return [", ".join(names) for names in found.values()]
 
 
 # ---- what compiles: the public functions, on markets of a few hundred bars
@@ -329,33 +350,37 @@ def _compile_rebuilt_prices(*_: str) -> None:
     _draw(ImageSpec.preset("jkx5").replace(rebuild="returns"))
 
 
-def _draw(spec: ImageSpec, schedules: Sequence[str] = ("bar",), augments: Sequence[Any] = (None,)) -> None:
-    """Draw by one thread, by Numba's threads, and in batches of windows from anywhere."""
+def _compile_renderer(*presets: str) -> None:
+    """The fast renderer of presets that share it."""
+    _draw(ImageSpec.preset(presets[0]))
+
+
+def _draw(spec: ImageSpec) -> None:
+    """Draw by one thread and by Numba's threads."""
     from pricepix.images.drawing import render_panel
-    from pricepix.images.panel_images import PanelImages
     from pricepix.windows.index import WindowIndex
 
     panel = _panel()
     windows = WindowIndex.from_panel(panel, spec)
     for threads in (1, None):
         render_panel(panel, windows, threads=threads)
-    for every in schedules:
-        images = PanelImages(panel, spec, (5,), every=every)
-        for augment in augments:
+
+
+def _compile_batches(*presets: str) -> None:
+    """Drawing windows from anywhere, as they are and changed, while a network learns."""
+    from pricepix.images.augment import Augment
+    from pricepix.images.panel_images import PanelImages
+
+    # Averages are laid beside the bars where most windows are used, else computed for each.
+    for every in ("bar", "month"):
+        images = PanelImages(_panel(), presets[0], (5,), every=every)
+        for augment in (None, Augment(invert=0.5)):
             _read(images.batches(batch_size=64, augment=augment))
 
 
 def _read(batches: Iterable[Any]) -> None:
     for _ in batches:
         pass
-
-
-def _compile_renderer(*presets: str) -> None:
-    """The fast renderer of presets that share it."""
-    from pricepix.images.augment import Augment
-
-    # Averages are laid beside the bars where most windows are used, else computed for each.
-    _draw(ImageSpec.preset(presets[0]), ("bar", "month"), (None, Augment(invert=0.5)))
 
 
 def _compile_column_bits(*_: str) -> None:
@@ -416,6 +441,7 @@ _SCENARIOS: Final[Mapping[str, Callable[..., None]]] = {
     "plain renderer": _compile_plain_renderer,
     "rebuilt prices": _compile_rebuilt_prices,
     "renderer": _compile_renderer,
+    "batches": _compile_batches,
     "column bits": _compile_column_bits,
     "stores": _compile_stores,
     "market caches": _compile_market_caches,
