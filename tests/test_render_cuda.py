@@ -1,7 +1,7 @@
 """The GPU renderer: the CPU's pixels, byte for byte.
 
 Tests of pixels run on a GPU where torch sees one. Elsewhere they run in processes of their own, in two ways that
-complete each other: on CUDA's simulator, which interprets every thread of a block, with few and small images; and
+complete each other (`make test-gpu-kernel`): on CUDA's simulator, which interprets every thread of a block, with few and small images; and
 with the kernel compiled for the CPU as one thread a block, with all of them.
 """
 
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -35,7 +34,7 @@ COMPILED = os.environ.get("PRICEPIX_CUDA_ON_CPU") == "1"
 WHOLE_FILES = os.environ.get("PRICEPIX_CUDA_GOLDEN") == "all"
 on_device = pytest.mark.skipif(
     not SIMULATED and not COMPILED and not torch.cuda.is_available(),
-    reason="torch sees no GPU; test_kernel_without_a_gpu runs this on the CPU",
+    reason="torch sees no GPU; make test-gpu-kernel runs this on the CPU",
 )
 OF_THE_STARTER = "about the process that starts this one"
 NEEDS_STREAMS = "only a GPU has streams"
@@ -44,26 +43,6 @@ if COMPILED:
     import cuda_on_cpu
 
     cuda_on_cpu.install()
-
-
-# ---- without a GPU
-
-
-@on_host
-@pytest.mark.parametrize("way", ["NUMBA_ENABLE_CUDASIM", "PRICEPIX_CUDA_ON_CPU"])
-def test_kernel_without_a_gpu(way):
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, way: "1", "HYPOTHESIS_PROFILE": "ci"},
-        cwd=Path(__file__).resolve().parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    skipped = [line for line in run.stdout.splitlines() if line.startswith("SKIPPED")]
-    expected = (OF_THE_STARTER, NEEDS_STREAMS, "reference data folder not found", "golden file not found")
-    assert all(any(reason in line for reason in expected) for line in skipped), skipped
 
 
 # ---- golden files
