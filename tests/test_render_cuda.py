@@ -1,8 +1,8 @@
 """The GPU renderer: the CPU's pixels, byte for byte.
 
-Tests of pixels run on a GPU where torch sees one. Elsewhere they run in processes of their own, in two ways that
-complete each other (`make test-gpu-kernel`): on CUDA's simulator, which interprets every thread of a block, with few and small images; and
-with the kernel compiled for the CPU as one thread a block, with all of them.
+Tests of pixels run on a GPU where torch sees one. Elsewhere `make test-gpu-kernel` runs them in two ways that complete
+each other: in CUDA's simulator, which interprets every thread of a block, with few and small images; and with the
+kernel compiled for the CPU as one thread a block, with all of them.
 """
 
 from __future__ import annotations
