@@ -1,52 +1,92 @@
-"""The GPU kernel's own source, compiled for the CPU: one thread a block, one block after the other.
+"""The GPU kernel compiled for the CPU: one thread a block, one block after the other.
 
 CUDA's simulator runs many threads, but interprets them with Python's numbers. What Numba makes of the types, such
-as integers that become floats when they meet, shows in compiled code alone; and that is fast enough for every
-golden window. Shared memory begins as rubbish, as on a GPU.
+as integers that become floats when they meet, shows only in compiled code; and that is fast enough for every
+golden window. Here the kernel's functions are compiled from their own bytecode, with another module in the place of
+``numba.cuda`` that says what its names come to for the only thread of a block. Shared memory begins as rubbish, as
+on a GPU.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import types
-from pathlib import Path
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
+from numba.extending import intrinsic, models, overload, overload_attribute, register_model
 
 from pricepix.render import cuda, cuda_kernels
 
-# A kernel's words, and what they come to for the only thread of a block.
-WORDS = {
-    "@cuda.jit(device=True)": "@jit",
-    "@cuda.jit\n": "@jit\n",
-    "cuda.threadIdx.x": "np.int32(0)",
-    "cuda.blockDim.x": "np.int32(1)",
-    "cuda.blockIdx.x": "block",
-    "cuda.syncthreads()": "pass",
-    "words: Any, pixels: Any, reasons: Any,\n) -> None:": (
-        "words: Any, pixels: Any, reasons: Any, shared: Any, block: Any,\n) -> None:"
-    ),
-}
+# More than any launch asks for.
+SHARED = np.zeros(1 << 16, np.uint8)
+BLOCK = np.zeros(1, np.int64)
+ADDRESSES = {"shared": SHARED.ctypes.data, "block": BLOCK.ctypes.data}
+
+
+@intrinsic
+def memory_at(typingctx, address):
+    """Pointer to an address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return numba.types.voidptr(numba.types.uintp), codegen
+
+
+def array(shape, dtype):
+    """``cuda.shared.array(0, dtype)``: all of the shared memory as one type."""
+
+
+@overload(array)
+def _array(shape, dtype):
+    address, size = np.uintp(ADDRESSES["shared"]), len(SHARED) // np.dtype(str(dtype.dtype)).itemsize
+    return lambda shape, dtype: numba.carray(memory_at(address), size, dtype)
+
+
+class BlockIdx(numba.types.Dummy):
+    """``cuda.blockIdx``, whose x is the block that is being drawn."""
+
+
+register_model(BlockIdx)(models.OpaqueModel)
+
+
+@overload_attribute(BlockIdx, "x")
+def _block(index):
+    address = np.uintp(ADDRESSES["block"])
+    return lambda index: numba.carray(memory_at(address), 1, np.int64)[0]
+
+
+class X(NamedTuple):
+    x: np.int32
+
+
+def cuda_of_one_thread():
+    """A module with the names of ``numba.cuda`` that the kernel uses."""
+    module, shared = types.ModuleType("cuda"), types.ModuleType("shared")
+    module.threadIdx, module.blockDim = X(np.int32(0)), X(np.int32(1))
+    module.blockIdx = types.SimpleNamespace(_numba_type_=BlockIdx("blockIdx"))
+    module.syncthreads = numba.njit(lambda: None)
+    module.shared, shared.array = shared, array
+    return module
 
 
 def compiled_kernel():
-    """``draw`` of ``cuda_kernels``, with shared memory and the number of the block as its last arguments."""
-    source = Path(cuda_kernels.__file__).read_text(encoding="utf-8")
-    for word, meaning in WORDS.items():
-        assert word in source, f"the kernel does not say {word!r} any more: WORDS must follow it"
-        source = source.replace(word, meaning)
-    source = re.sub(r"cuda\.shared\.array\(0, (\w+)\)", r"shared.view(np.\1)", source)
-    assert not re.search(r"\bcuda\.", source.partition("# ---- numbers")[2]), (
-        "WORDS lacks a word of the kernel"
-    )
-    module = types.ModuleType("kernel_for_the_cpu")
-    # Not cached: a cache would look for the source in a file.
-    source = source.replace("SIMULATED =", 'jit = numba.njit(error_model="numpy")\nSIMULATED =')
-    exec(compile(source, "kernel_for_the_cpu", "exec"), module.__dict__)
-    return module.draw
+    """``draw`` of ``cuda_kernels`` for the CPU."""
+    # Not cached: what stands for numba.cuda has addresses of this process.
+    jit = numba.njit(error_model="numpy")
+    names = {**vars(cuda_kernels), "cuda": cuda_of_one_thread()}
+    kernels = {
+        name: value
+        for name, value in vars(cuda_kernels).items()
+        if isinstance(value, numba.cuda.dispatcher.CUDADispatcher)
+    }
+    assert kernels.keys() >= {"draw", "_measure", "_column", "_write"}
+    for name, kernel in kernels.items():
+        names[name] = jit(types.FunctionType(kernel.py_func.__code__, names, name))
+    return names["draw"]
 
 
 class Cpu(cuda._Gpu):
@@ -59,7 +99,7 @@ class Cpu(cuda._Gpu):
         self.simulated = True
         self.device = torch.device("cpu")
 
-    def threads(self, drawing):
+    def threads(self, params):
         return 1
 
     def view(self, tensor, dtype, *shape):
@@ -72,8 +112,11 @@ class Cpu(cuda._Gpu):
     def launch(self, shape, *arguments):
         arrays = [each.array if isinstance(each, cuda._DeviceArray) else each for each in arguments]
         images, _, shared = shape
+        assert shared <= len(SHARED)
         for block in range(images + 1):
-            self._draw(*arrays, np.full(shared, 0xA5, np.uint8), block)
+            SHARED[:] = 0xA5
+            BLOCK[0] = block
+            self._draw(*arrays)
 
 
 def install():
