@@ -9,12 +9,34 @@ import difflib
 import importlib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final
 
 MOST_BARS: Final = 1 << 31
 """The longest horizon or delay, in bars: exit times are found with 64-bit arithmetic that stays exact."""
+
+
+def printable(text: str, keep: str = "\n") -> str:
+    """Return text with every character that is not printable written as an escape, except those of `keep`.
+
+    Names out of files go through this on their way to a terminal: ``\\x1b]0;...\\x07`` in one would be a command to it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def short(value: Any, limit: int = 100) -> str:
+    """Return the repr of a value for an error: without what a terminal would obey, and cut where it is long."""
+    if isinstance(value, str | bytes) and len(value) > limit:
+        return f"{value[:limit]!r}... ({len(value):,} characters)"
+    if isinstance(value, Sequence | Mapping) and not isinstance(value, str | bytes) and len(value) > limit:
+        return f"a {type(value).__name__} of {len(value):,} values"
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
+        return f"a number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
 def is_whole(value: Any) -> bool:
@@ -63,7 +85,7 @@ def whole_number(
     else:
         bound = "" if minimum is None else f" of at least {minimum}"
     raise ValueError(
-        f"{name}={value!r}: give a whole number{counted}{bound}{f', or {otherwise}' if otherwise else ''}"
+        f"{name}={short(value)}: give a whole number{counted}{bound}{f', or {otherwise}' if otherwise else ''}"
     )
 
 
@@ -83,7 +105,7 @@ def horizons(value: Any, name: str = "horizons") -> tuple[int, ...]:
     """Return one horizon or several as an ascending tuple of numbers of bars."""
     given = (value,) if is_whole(value) else value
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
-        raise ValueError(f"{name}={value!r} is not a sequence of horizons: give e.g. {name}=(5, 20)")
+        raise ValueError(f"{name}={short(value)} is not a sequence of horizons: give e.g. {name}=(5, 20)")
     checked = tuple(sorted(bars(h, "horizon", 1) for h in given))
     if len(set(checked)) != len(checked):
         raise ValueError(f"{name}={checked} names a horizon twice: give each once")
@@ -94,7 +116,7 @@ def number(value: Any, name: str, *, above: bool = False) -> float:
     """Return an argument as a finite number of at least 0, or above 0."""
     known = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     if not known or value < 0 or (above and value == 0):
-        raise ValueError(f"{name}={value!r}: give a number {'above' if above else 'of at least'} 0")
+        raise ValueError(f"{name}={short(value)}: give a number {'above' if above else 'of at least'} 0")
     return float(value)
 
 
@@ -105,7 +127,7 @@ def fraction(value: Any, name: str) -> float:
     except TypeError:
         share = math.nan
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"{name}={value!r}: give a number above 0 and at most 1")
+        raise ValueError(f"{name}={short(value)}: give a number above 0 and at most 1")
     return share
 
 
@@ -113,24 +135,24 @@ def boolean(value: Any, name: str) -> bool:
     """Return an argument as True or False; numpy's booleans are taken too."""
     if isinstance(value, bool) or type(value).__name__ == "bool":
         return bool(value)
-    raise ValueError(f"{name}={value!r} is not True or False")
+    raise ValueError(f"{name}={short(value)} is not True or False")
 
 
 def choice(value: Any, name: str, choices: Iterable[Any], otherwise: str = "") -> Any:
     """Return an argument that must be one of `choices`; `otherwise` names what else is allowed."""
     known = tuple(choices)
     if value not in known:
-        near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
+        near = difflib.get_close_matches(str(value)[:100], [str(c) for c in known], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         listed = f"{', '.join(map(repr, known))}{f', or {otherwise}' if otherwise else ''}"
-        raise ValueError(f"{name}={value!r} is not known{hint}: choose one of {listed}")
+        raise ValueError(f"{name}={short(value)} is not known{hint}: choose one of {listed}")
     return value
 
 
 def nearest(word: str, words: Iterable[str], n: int = 3, cutoff: float = 0.6) -> str:
     """Return "; did you mean 'a' or 'b'?" for the words nearest to `word`, or nothing."""
     by_plain = {w.casefold(): w for w in words}
-    close = difflib.get_close_matches(word.casefold(), list(by_plain), n=n, cutoff=cutoff)
+    close = difflib.get_close_matches(word[:100].casefold(), list(by_plain), n=n, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(by_plain[c]) for c in close)}?" if close else ""
 
 

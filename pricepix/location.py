@@ -1,7 +1,8 @@
 """Locations of stores: a folder, a bucket, or any zarr store, as one small set of object operations.
 
 zarr-python costs about 0.2 ms an object and hides whether a write is atomic, so everything that must be fast or
-must survive a kill goes through this module.
+must survive a kill goes through this module. Files that somebody else may have written come through it too: it opens
+regular files only, so that a named pipe cannot stop a program, and reads no more than was asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import yaml
 import zarr
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
@@ -27,12 +31,26 @@ from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
+from pricepix._checks import printable, short
+
 BUILD: Final = "_build"
 """Folder inside a store for objects that exist only while it is written."""
 
 StoreLike = str | os.PathLike[str] | Store
 StrPath = str | os.PathLike[str]
 Content = bytes | bytearray | memoryview
+
+METADATA_BYTES: Final = 8 << 20
+"""The most that an object of metadata may take. JSON of this size can take 200 MB of memory; ours has some 30 kB."""
+
+# obstore waits 30 s for an answer and asks again for 3 minutes; a server that never answers is given up after 30 s.
+_NETWORK: Final[Mapping[str, Any]] = {
+    "client_options": {"timeout": "15s", "connect_timeout": "5s"},
+    "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=25)},
+}
+
+# Of those that not every system has: not to wait for a pipe's writer, not to be inherited, no translated line ends.
+_OPEN_FLAGS: Final = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 _MEMORY: dict[str, MemoryStore] = {}
 # Names of half-written files: no two machines, processes (forked ones too) or threads share one.
@@ -92,8 +110,8 @@ class Location:
             )
         return found
 
-    def get(self, key: str) -> Content | None:
-        """Return an object's bytes, None where there is none."""
+    def get(self, key: str, max_bytes: int | None = None) -> Content | None:
+        """Return an object's bytes, None where there is none; ValueError if it has more than `max_bytes`."""
         raise NotImplementedError
 
     def get_range(self, key: str, start: int | None, length: int) -> Content | None:
@@ -148,18 +166,22 @@ class Folder(Location):
         self.path: Path = Path(path)
         self.name = str(path)
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
+        file_name = os.path.join(self.name, key)
         try:
-            with open(os.path.join(self.name, key), "rb", buffering=0) as file:
+            with open(open_regular(file_name), "rb", buffering=0) as file:
+                if max_bytes is not None:
+                    check_size(os.fstat(file.fileno()).st_size, max_bytes, file_name)
                 return file.readall()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def get_range(self, key: str, start: int | None, length: int) -> bytes | None:
         try:
-            with open(os.path.join(self.name, key), "rb", buffering=0) as file:
+            with open(open_regular(os.path.join(self.name, key)), "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
-                return os.pread(file.fileno(), length, max(0, size - length) if start is None else start)
+                first = max(0, size - length) if start is None else min(start, size)
+                return os.pread(file.fileno(), min(length, size - first), first)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -201,6 +223,9 @@ class Folder(Location):
         return True
 
     def delete(self, key: str) -> None:
+        # Metadata name what an interrupted append deletes, and whoever wrote them may name any file.
+        if os.path.isabs(key) or ".." in Path(key).parts:
+            raise ValueError(f"{key!r} lies outside {self.name}: only objects of a location can be deleted")
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.name, key))
 
@@ -258,7 +283,7 @@ class Bucket(Location):
             ) from error
         self._api = obstore
         try:
-            self._objects = obstore.store.from_url(self.name, **self._options)
+            self._objects = obstore.store.from_url(self.name, **_with_timeouts(self._options))
         except Exception as error:
             raise ValueError(f"{self.name} cannot be opened with the options given: {error}") from error
 
@@ -284,10 +309,13 @@ class Bucket(Location):
         except self._api.exceptions.BaseError as error:
             raise OSError(f"{self.name} cannot be reached or used: {_first_line(error)}") from error
 
-    def get(self, key: str) -> Content | None:
+    def get(self, key: str, max_bytes: int | None = None) -> Content | None:
         try:
             with self._reworded():
-                return memoryview(self._api.get(self._objects, key).bytes())
+                found = self._api.get(self._objects, key)
+                if max_bytes is not None:
+                    check_size(found.meta["size"], max_bytes, f"{self.name}/{key}")
+                return memoryview(found.bytes())
         except FileNotFoundError:
             return None
 
@@ -338,6 +366,17 @@ class Bucket(Location):
         return zarr.storage.ObjectStore(self._objects, read_only=read_only)
 
 
+def _with_timeouts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an object store with the time limits that they leave open."""
+    given = {name: options.get(name) for name in _NETWORK}
+    limits = {
+        name: {**default, **value} if isinstance(value, Mapping) else default
+        for (name, default), value in zip(_NETWORK.items(), given.values(), strict=True)
+        if value is None or isinstance(value, Mapping)
+    }
+    return {**options, **limits}
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -349,9 +388,13 @@ class ZarrObjects(Location):
         self._store = store
         self.name = name or str(store)
 
-    def get(self, key: str) -> Content | None:
+    def get(self, key: str, max_bytes: int | None = None) -> Content | None:
         found = sync(self._store.get(key, default_buffer_prototype()))
-        return None if found is None else memoryview(found.as_numpy_array())  # type: ignore[arg-type]
+        if found is None:
+            return None
+        if max_bytes is not None:
+            check_size(len(found), max_bytes, f"{self.name}/{key}")
+        return memoryview(found.as_numpy_array())  # type: ignore[arg-type]
 
     def get_range(self, key: str, start: int | None, length: int) -> Content | None:
         whole = self.get(key)
@@ -383,6 +426,127 @@ class ZarrObjects(Location):
 
     def zarr_store(self, *, read_only: bool = True) -> Store:
         return self._store.with_read_only(read_only) if self._store.read_only != read_only else self._store
+
+
+def open_regular(path: StrPath) -> int:
+    """Open a file for reading and return its descriptor; ValueError if it is a pipe, a device or a folder.
+
+    To open a named pipe that nobody writes to waits for ever, and ``/dev/zero`` never ends.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise _not_regular(path, mode)
+    return descriptor
+
+
+def check_regular(path: StrPath) -> None:
+    """Raise ValueError if a path that exists is not a regular file, for readers that open it themselves."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise _not_regular(path, mode)
+
+
+def _not_regular(path: StrPath, mode: int) -> ValueError:
+    kinds = {
+        stat.S_ISDIR: "folder",
+        stat.S_ISFIFO: "named pipe",
+        stat.S_ISCHR: "device",
+        stat.S_ISBLK: "device",
+    }
+    kind = next((name for test, name in kinds.items() if test(mode)), "socket")
+    return ValueError(f"{os.fspath(path)} is a {kind}, not a regular file: only regular files are read")
+
+
+def check_size(size: int, max_bytes: int, name: str) -> None:
+    """Raise ValueError if something that is to be read takes more than `max_bytes`."""
+    if size > max_bytes:
+        raise ValueError(
+            f"{name} has {size:,} bytes, more than the {max_bytes:,} that may be read (max_bytes): "
+            "it is damaged, or not what its name says"
+        )
+
+
+def read_regular(path: StrPath, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; ValueError for anything else."""
+    with open(open_regular(path), "rb", buffering=0) as file:
+        check_size(os.fstat(file.fileno()).st_size, max_bytes, os.fspath(path))
+        return file.readall()
+
+
+YAML_NODES: Final = 5_000
+"""The most values that a YAML file may hold once its aliases are expanded: our longest template has 60."""
+RUN_YAML_NODES: Final = 100_000
+"""The same for the resolved configuration of a run, which may list the instruments that it is trained on."""
+_YAML_DEPTH: Final = 50
+_YAML_BYTES: Final = 200
+"""Bytes a value, on average."""
+
+
+def read_yaml(path: StrPath, max_nodes: int = YAML_NODES) -> Any:
+    """Return the plain values of a YAML file; every YAML file is read here.
+
+    Raises
+    ------
+    ValueError
+        If it is not a regular file, not UTF-8, not YAML of plain values, nested more than 50 deep, or has more than
+        `max_nodes` values once its aliases are expanded. Ten lines of aliases to lists of aliases make ten billion.
+    """
+    content = read_regular(path, _YAML_BYTES * max_nodes)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is not YAML: it is no text, as bars are; give the configuration that names them"
+        ) from None
+    try:
+        _check_nodes(text, max_nodes)
+        return yaml.load(text, _YAML_LOADER)
+    except yaml.YAMLError as error:
+        why = str(error)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        # The constructors of PyYAML turn text into dates and numbers, and let everything through that fails there.
+        why = str(error) or type(error).__name__
+    raise ValueError(f"{path} is not YAML: {printable(' '.join(why.split()))[:500]}")
+
+
+# libyaml's parser is ten times as fast; both make plain values only.
+_YAML_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _check_nodes(text: str, max_nodes: int) -> None:
+    """Raise ValueError if a document is too deep or too large, from its events: they cost no more than its text."""
+    total = 0
+    sizes: dict[str, int] = {}
+    # The anchor of each collection that is open, and the values in it so far.
+    opened: list[list[Any]] = []
+    for event in yaml.parse(text, _YAML_LOADER):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = opened.pop()
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append([event.anchor, 1])
+            if len(opened) > _YAML_DEPTH:
+                raise ValueError(f"it is nested more than {_YAML_DEPTH} deep")
+            continue
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"the alias {short(event.anchor)} stands before, or within, what it names")
+            anchor, size = None, sizes[event.anchor]
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        total = size
+        if opened:
+            opened[-1][1] += size
+            total = max(entry[1] for entry in opened)
+        if total > max_nodes:
+            raise ValueError(
+                f"it has more than {max_nodes:,} values once its aliases are expanded (max_nodes)"
+            )
 
 
 @contextmanager

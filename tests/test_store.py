@@ -443,7 +443,7 @@ def test_another_format_version(folder, version):
     path = folder()
     edit(path, lambda attributes: attributes.update(format_version=version))
     with pytest.raises(
-        ValueError, match=rf"format version {version}, this release reads version 1: see CHANGELOG"
+        ValueError, match=rf"format version {version!r}, this release reads version 1: see CHANGELOG"
     ):
         open_store(path)
 

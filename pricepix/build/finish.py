@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
 from pricepix.location import BUILD, Location
+from pricepix.store.attributes import FORMAT_VERSION
 from pricepix.store.chunks import seal
 from pricepix.store.format import CHECKSUMS, ROOT, Geometry, checksums_digest, chunk_key, dump, encode_strings
 from pricepix.store.lock import KEY as LOCK
-from pricepix.store.objects import FORMAT_VERSION
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.threads import map_ordered
 from pricepix.location import BUILD, Location
 from pricepix.spec import ImageSpec
+from pricepix.store.attributes import FORMAT_VERSION
 from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import ROOT, Geometry, columns, encode_column
-from pricepix.store.objects import FORMAT_VERSION
 
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
 # Column bits that a thread draws at a time, at most. Windows come by time, and the renderer is fast at windows

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
 from pricepix.factor.training_overlap import training_summary
+from pricepix.location import RUN_YAML_NODES, read_yaml
 from pricepix.spec import ImageSpec
 
 __all__ = ["Scorer", "ScorerOptions"]
@@ -296,11 +297,9 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
     """Test periods of a walk-forward run and the folders of their models; empty for any other path."""
     if not run.is_dir() or any(run.glob("member_*")) or not (run / "config.yaml").is_file():
         return []
-    import yaml
-
     from pricepix.bars.times import as_time
 
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = read_yaml(run / "config.yaml", RUN_YAML_NODES)
     folds = config.get("folds") if isinstance(config, dict) else None
     found = []
     for fold in folds if isinstance(folds, list) else []:

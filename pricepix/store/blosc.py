@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pricepix.store import kernels
 
-__all__ = ["BLOCK_BYTES", "decode_bits", "encode_bits"]
+__all__ = ["BLOCK_BYTES", "check_frame", "decode_bits", "encode_bits", "zstd_content_bytes"]
 
 ZSTD_LEVEL: Final = 1
 
@@ -42,6 +42,7 @@ BLOCK_BYTES: Final = 1 << 20
 # Blosc's header of such a chunk: format 2, zstd's format 1, not split | zstd | bitshuffle, bytes a value.
 _HEAD: Final = bytes((2, 1, 0x10 | 4 << 5 | 0x04, 1))
 _HEADER_BYTES: Final = 16
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 # Blosc copies what is smaller than this.
 _SMALLEST: Final = 128
 # Every byte with its bits in reverse order: bitshuffle counts bits from the lowest.
@@ -83,6 +84,7 @@ def encode_bits(packed: NDArray[np.uint8], pixels: int) -> bytes:
 
 def decode_bits(frame: memoryview, pixels: int) -> NDArray[np.uint8]:
     """Return the packed bits of a frame of `pixels` pixels; ValueError if it holds another number of them."""
+    check_frame(frame, pixels)
     layout = list(_blocks(pixels))
     head = _HEAD + np.array([pixels, min(BLOCK_BYTES, pixels)], "<i4").tobytes()
     if bytes(frame[: len(head)]) != head:
@@ -95,7 +97,7 @@ def decode_bits(frame: memoryview, pixels: int) -> NDArray[np.uint8]:
         block = frame[start + 4 : start + 4 + size]
         if size == last - first:
             values = np.frombuffer(block, np.uint8)
-        elif (content := _zstd_content_bytes(block)) == last - first:
+        elif (content := zstd_content_bytes(block)) == last - first:
             values = scratch[: last - first]
             codec.decode(block, values)
         else:
@@ -138,13 +140,26 @@ def _scratch() -> NDArray[np.uint8]:
     return scratch
 
 
-def _zstd_content_bytes(frame: memoryview) -> int:
-    """Return the bytes that a zstd frame holds, by its header (RFC 8878, 3.1.1.1); 0 if it does not say.
+def zstd_content_bytes(frame: memoryview) -> int:
+    """Return the bytes that a zstd frame holds, by its header (RFC 8878, 3.1.1.1); -1 if it does not say.
 
-    Decoding into a buffer that is too long would go unnoticed.
+    Decoding into a buffer that is too long would go unnoticed, and decoding what does not say, or lies, into memory
+    of its own takes as much as there is.
     """
-    flags = frame[4] if len(frame) > 4 else 0
+    if bytes(frame[:4]) != _ZSTD_MAGIC or len(frame) < 6:
+        return -1
+    flags = frame[4]
     single_segment = flags >> 5 & 1
     at = 6 - single_segment + (0, 1, 2, 4)[flags & 3]
     width = (single_segment, 2, 4, 8)[flags >> 6]
+    if not width or len(frame) < at + width:
+        return -1
     return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0)
+
+
+def check_frame(frame: memoryview, expected: int) -> None:
+    """Raise ValueError unless the header of a Blosc frame says that it holds `expected` bytes and ends here."""
+    sizes = np.frombuffer(frame[4:_HEADER_BYTES], "<u4")
+    if len(sizes) != 3 or sizes[0] != expected or sizes[2] != len(frame):
+        found = f"{sizes[0]:,} bytes in a frame of {sizes[2]:,}" if len(sizes) == 3 else "no whole header"
+        raise ValueError(f"{found}, expected {expected:,} in {len(frame):,}")

@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 from pricepix.render import bits as render_bits
 from pricepix.render import widen
 from pricepix.store import kernels
-from pricepix.store.blosc import BLOCK_BYTES, ZSTD_LEVEL, decode_bits, encode_bits
+from pricepix.store.blosc import (
+    BLOCK_BYTES,
+    ZSTD_LEVEL,
+    check_frame,
+    decode_bits,
+    encode_bits,
+    zstd_content_bytes,
+)
 
 LAYOUTS: Final = ("uint8", "bits")
 _EMPTY: Final = np.uint64(2**64 - 1)
@@ -34,6 +41,10 @@ Content = bytes | bytearray | memoryview
 
 MAX_CHUNK_BYTES: Final = (1 << 31) - 17
 """What Blosc takes at once, and so the most pixels that a chunk may hold."""
+
+# Names and checksums compress less than 10 to 1.
+_SMALL: Final = 1 << 20
+_MAX_RATIO: Final = 200
 
 _local = threading.local()
 
@@ -65,9 +76,24 @@ def seal(raw: NDArray[Any]) -> bytes:
     return with_checksum(bytes(Zstd(level=ZSTD_LEVEL).encode(raw)))
 
 
-def unseal(stored: Content) -> Any:
-    """Check the crc32c and decompress what ``seal`` made; ValueError if it is damaged."""
-    return Zstd().decode(check_sealed(stored))
+def unseal(stored: Content, expected: int | None = None) -> bytes:
+    """Check the crc32c and decompress what ``seal`` made; ValueError if it is damaged.
+
+    The frame's header must say that it holds `expected` bytes, or where their number is not known, no more than
+    honest data of its size can: 130 kB of zstd may claim 4 GB.
+    """
+    body = check_sealed(stored)
+    size = zstd_content_bytes(body)
+    limit = max(_SMALL, _MAX_RATIO * len(body))
+    if expected is None and not 0 <= size <= limit:
+        raise ValueError(
+            f"{size:,} bytes after decompression, more than the {limit:,} that {len(body):,} bytes may hold (max_bytes)"
+            if size >= 0
+            else "a zstd frame that does not say how much it holds"
+        )
+    if expected is not None and size != expected:
+        raise ValueError(f"{max(size, 0):,} bytes after decompression, expected {expected:,}")
+    return bytes(Zstd().decode(body))
 
 
 def checksum(stored: Content) -> int:
@@ -124,6 +150,11 @@ class ChunkFormat:
         """Bytes of a chunk before compression."""
         pixels = self.windows * self.height * self.width
         return 1 + (pixels + 7) // 8 if self.layout == "bits" else pixels
+
+    @property
+    def max_stored_bytes(self) -> int:
+        """The most bytes that a chunk may take when it is stored: a frame that does not compress, and its checksum."""
+        return self.raw_bytes + self.raw_bytes // 64 + 1024
 
     @property
     def object_windows(self) -> int:
@@ -246,7 +277,9 @@ class ChunkFormat:
 
     def _decompressed(self, stored: Content) -> NDArray[np.uint8]:
         if self.compressed:
-            stored = numcodecs_blosc.Blosc().decode(check_sealed(stored))
+            body = check_sealed(stored)
+            check_frame(body, self.raw_bytes)
+            stored = numcodecs_blosc.Blosc().decode(body)
         raw = np.frombuffer(stored, np.uint8)
         if len(raw) != self.raw_bytes:
             raise ValueError(f"{len(raw)} bytes after decompression, expected {self.raw_bytes}")

@@ -40,9 +40,15 @@ def finish_pending(location: Location) -> None:
     root = json.loads(bytes(content)) if content is not None else {}
     pending = root.get("attributes", {}).pop("pending", None)
     if pending is not None:
+        removed = pending.get("delete") if isinstance(pending, dict) else None
+        if not isinstance(removed, list) or not all(isinstance(key, str) for key in removed):
+            raise ValueError(
+                f"{location.name}/{ROOT} says that an append is pending, but not what it removes: it is damaged; "
+                "restore or rebuild the store"
+            )
         for key in sorted(location.list(STAGE)):
             location.move(key, key.removeprefix(f"{STAGE}/"))
-        for key in pending["delete"]:
+        for key in removed:
             location.delete(key)
         location.put(ROOT, dump(root))
     location.delete_all(BUILD, keep=LOCK)

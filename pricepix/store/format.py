@@ -28,6 +28,8 @@ ROOT: Final = "zarr.json"
 """Key of the group's metadata, which hold those of all arrays too."""
 TIME_ATTRIBUTES: Final = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
 CHECKSUMS: Final = "checksums"
+MAX_NAMES_BYTES: Final = 1 << 30
+"""The most memory that names of instruments may take: of 8 million instruments with 32 characters."""
 # Attributes about the metadata themselves, left out of their digest.
 _NOT_DIGESTED: Final = ("metadata_digest", "pending")
 
@@ -192,9 +194,33 @@ def encode_strings(names: NDArray[np.str_], *, compressed: bool = True) -> bytes
     return seal(np.frombuffer(raw, np.uint8)) if compressed else raw
 
 
-def decode(name: str, dtype: Any, stored: Content, *, compressed: bool = True) -> NDArray[Any]:
-    """Return the values of a chunk of any array but ``images``; ValueError if it is damaged."""
-    raw = unseal(stored) if compressed else stored
+def max_stored_bytes(size: int) -> int:
+    """Return the most bytes that `size` bytes may take when stored: zstd adds little to what does not shrink."""
+    return size + size // 64 + 1024
+
+
+def decode(name: str, dtype: Any, stored: Content, count: int, *, compressed: bool = True) -> NDArray[Any]:
+    """Return the `count` values of a chunk of any array but ``images``; ValueError if it is damaged."""
     if name == "instruments":
-        return np.array(VLenUTF8().decode(raw).tolist(), dtype=np.str_)
+        return _decode_strings(unseal(stored) if compressed else stored, count)
+    size = count * np.dtype(dtype).itemsize
+    raw = unseal(stored, size) if compressed else stored
+    if len(raw) != size:
+        raise ValueError(f"{len(raw):,} bytes, expected {size:,}")
     return np.frombuffer(raw, dtype)
+
+
+def _decode_strings(raw: Content, count: int) -> NDArray[np.str_]:
+    """Return the names of a chunk of ``instruments``.
+
+    Its header says how many there are, for which the codec asks memory at once; and an array of names gives each as
+    much room as the longest takes.
+    """
+    found = int.from_bytes(memoryview(raw)[:4], "little")
+    if found != count or len(raw) < 4 + 4 * count:
+        raise ValueError(f"{found:,} names in {len(raw):,} bytes, expected {count:,}")
+    names = VLenUTF8().decode(raw).tolist()
+    size = 4 * count * max(map(len, names), default=0)
+    if size > MAX_NAMES_BYTES:
+        raise ValueError(f"{count:,} names take {size:,} bytes, more than {MAX_NAMES_BYTES:,} (max_bytes)")
+    return np.array(names, dtype=np.str_)

@@ -14,11 +14,12 @@ from zarr.abc.store import Store
 
 from pricepix.images.image_set import ImageSet
 from pricepix.location import Location, StoreLike
+from pricepix.store.attributes import check_attributes, check_digest
 from pricepix.store.chunks import ChunkFormat, Content, numcodecs_allowed
 from pricepix.store.commit import finish_pending
 from pricepix.store.loaded_images import LoadedImages, load
 from pricepix.store.lock import WriteLock
-from pricepix.store.objects import StoreObjects, check_attributes, check_digest, read_root
+from pricepix.store.objects import StoreObjects, read_root
 from pricepix.store.pool_reader import BatchReader
 from pricepix.store.verify import VerifyReport, verify
 

@@ -12,30 +12,24 @@ from numpy.typing import NDArray
 
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.threads import map_unordered
-from pricepix.location import Folder, Location
+from pricepix.location import METADATA_BYTES, Folder, Location
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
 from pricepix.store import format as store_format
+from pricepix.store.attributes import check_attributes
 from pricepix.store.chunks import ChunkFormat, Content, check_sealed, checksum
 from pricepix.store.commit import staged
 from pricepix.store.format import ROOT, Column, Geometry, chunk_key
 
-FORMAT_VERSION: Final = 1
-
 HISTORY: Final = "_appends.json"
 """Object that records which chunks appends left unchanged, for readers that were opened earlier."""
-
-_REQUIRED: Final = (
-    "spec", "spec_digest", "panel_digest", "horizons", "delay", "layout", "chunk", "windows", "instruments",
-    "drop_counts",
-)  # fmt: skip
 
 _THREADS: Final = 4
 
 
 def read_root(location: Location) -> dict[str, Any]:
     """Read the metadata of a store's group; the errors are those of ``open_store``."""
-    content = location.get(ROOT)
+    content = location.get(ROOT, METADATA_BYTES)
     if content is None:
         if isinstance(location, Folder):
             if not location.path.exists():
@@ -58,49 +52,13 @@ def read_root(location: Location) -> dict[str, Any]:
         root = json.loads(bytes(content))
         if root["zarr_format"] != 3 or root["node_type"] != "group":
             raise ValueError("not a Zarr v3 group")
-        root.setdefault("attributes", {})
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(root.setdefault("attributes", {}), dict):
+            raise ValueError("its attributes are not an object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{location.name}/{ROOT} is damaged or foreign ({error}): restore or rebuild the store"
         ) from error
     return dict(root)
-
-
-def check_attributes(attrs: Mapping[str, Any], url: str) -> None:
-    """Refuse a group that is not a finished store of this format."""
-    version = attrs.get("format_version")
-    if version is None or "spec" not in attrs:
-        raise ValueError(
-            f"{url} is a Zarr group, but not a pricepix store: it has no format_version and spec"
-        )
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"store {url} has format version {version}, this release reads version {FORMAT_VERSION}: "
-            "see CHANGELOG.md for how to recover, or rebuild it"
-        )
-    if not attrs.get("complete"):
-        raise ValueError(
-            f"store {url} is not finished: its build was stopped, or still runs; build it again with "
-            "mode='resume' to continue where it stopped, or with mode='overwrite'"
-        )
-    missing = [name for name in _REQUIRED if name not in attrs]
-    if missing:
-        raise ValueError(
-            f"store {url} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it"
-        )
-
-
-def check_digest(root: Mapping[str, Any], url: str) -> None:
-    """Refuse metadata that were edited or damaged."""
-    attrs = root["attributes"]
-    if not attrs.get("compressed", True):
-        return
-    found = store_format.metadata_digest(root)
-    if found != attrs.get("metadata_digest"):
-        raise ValueError(
-            f"the metadata of store {url} were edited or damaged: their digest is {found}, the store "
-            f"says {attrs.get('metadata_digest')}; restore {ROOT} or rebuild the store"
-        )
 
 
 class StoreObjects:
@@ -152,7 +110,8 @@ class StoreObjects:
         if not self.checked:
             return np.zeros(0, np.uint32)
         key = chunk_key(store_format.CHECKSUMS, 0)
-        found = self._decoded(store_format.CHECKSUMS, "<u4", key, self.fetch(key))
+        count = sum(chunks for _, chunks in self.geometry.arrays())
+        found = self._decoded(store_format.CHECKSUMS, "<u4", count, key)
         if store_format.checksums_digest(found) != self.attrs["checksums_digest"]:
             raise self._error(key, "its digest is not the one in the store's attributes")
         return found
@@ -165,13 +124,13 @@ class StoreObjects:
         """The crc32c that a chunk of an array must have."""
         return int(self.checksums[self._slices[name].start + chunk])
 
-    def fetch(self, key: str) -> Content | None:
+    def fetch(self, key: str, max_bytes: int | None = None) -> Content | None:
         """Read an object of the store as it was opened, None where there is none."""
         if self.pending:
-            found = self.location.get(staged(key))
+            found = self.location.get(staged(key), max_bytes)
             if found is not None:
                 return found
-        return self.location.get(key)
+        return self.location.get(key, max_bytes)
 
     def _fetch_range(self, key: str, start: int | None, length: int) -> Content | None:
         if self.pending:
@@ -204,32 +163,50 @@ class StoreObjects:
             return None
         return StoreObjects(self.location, root)
 
-    def _decoded(self, name: str, dtype: Any, key: str, stored: Content | None) -> NDArray[Any]:
-        if stored is None:
-            raise self._error(key, "missing")
+    def _decoded(
+        self, name: str, dtype: Any, count: int, key: str, stored: Content | None = None
+    ) -> NDArray[Any]:
         try:
-            return store_format.decode(name, dtype, stored, compressed=self.checked)
+            if stored is None:
+                stored = self.fetch(key, store_format.max_stored_bytes(count * np.dtype(dtype).itemsize))
+            if stored is not None:
+                return store_format.decode(name, dtype, stored, count, compressed=self.checked)
         except (ValueError, RuntimeError) as error:
             raise self._error(key, f"damaged ({error})") from error
+        raise self._error(key, "missing")
 
     def index_bytes(self, name: str, chunk: int) -> Content:
         """Read the stored bytes of a chunk of any array but ``images``, comparing its checksum."""
         key = chunk_key(name, chunk)
-        stored = self.fetch(key)
+        # No array along ``window`` or ``instrument`` has values of more than 16 bytes, but for the names.
+        count = INDEX_CHUNK if name in self._column_names else self.geometry.instruments
+        size = store_format.MAX_NAMES_BYTES if name == "instruments" else 16 * count
+        try:
+            stored = self.fetch(key, store_format.max_stored_bytes(size))
+        except ValueError as error:
+            raise self._error(key, f"damaged ({error})") from error
         if stored is None:
             raise self._error(key, "missing")
         if self.checked and checksum(stored) != self.expected_checksum(name, chunk):
             raise self._error(key, "damaged (checksum mismatch: another chunk, or bytes lost)")
         return stored
 
-    def _single(self, name: str, dtype: Any) -> NDArray[Any]:
-        return self._decoded(name, dtype, chunk_key(name, 0), self.index_bytes(name, 0))
+    @cached_property
+    def _column_names(self) -> frozenset[str]:
+        return frozenset(column.name for column in self.geometry.columns)
+
+    def _single(self, name: str, dtype: Any, words: int = 1) -> NDArray[Any]:
+        count = words * self.geometry.instruments
+        return self._decoded(name, dtype, count, chunk_key(name, 0), self.index_bytes(name, 0))
 
     def column(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         column = next(c for c in self.geometry.columns if c.name == name)
         last = self.geometry.index_chunks if last is None else last
         low, high = first * INDEX_CHUNK, min(len(self), last * INDEX_CHUNK)
-        out = np.empty(max(0, high - low), column.dtype)
+        if last - first > 8:
+            # Memory is asked for once the end of what is to be read is there.
+            self.column_chunk(column, last - 1)
+        out = self._empty(max(0, high - low), column)
 
         def read(chunk: int) -> None:
             values = self.column_chunk(column, chunk)
@@ -242,14 +219,31 @@ class StoreObjects:
             pass
         return out
 
+    def _empty(self, count: int, column: Column) -> NDArray[Any]:
+        try:
+            return np.empty(count, column.dtype)
+        except MemoryError:
+            size = count * column.dtype.itemsize
+            raise MemoryError(
+                f"{column.name} of {count:,} windows of store {self.url} takes {size:,} bytes, more than there is: "
+                "read it in parts, or on a larger machine"
+            ) from None
+
     def column_chunk(self, column: Column, chunk: int) -> NDArray[Any]:
         """Read one chunk of an array along ``window``, without what fills it up."""
+        key = chunk_key(column.name, chunk)
         values = self._decoded(
-            column.name, column.dtype, chunk_key(column.name, chunk), self.index_bytes(column.name, chunk)
+            column.name, column.dtype, INDEX_CHUNK, key, self.index_bytes(column.name, chunk)
         )
-        if len(values) != INDEX_CHUNK:
-            raise self._error(chunk_key(column.name, chunk), f"damaged ({len(values)} values)")
-        return values[: min(INDEX_CHUNK, len(self) - chunk * INDEX_CHUNK)]
+        values = values[: min(INDEX_CHUNK, len(self) - chunk * INDEX_CHUNK)]
+        if column.name == "instrument_index" and len(values):
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= self.geometry.instruments:
+                wrong = low if low < 0 else high
+                raise self._error(
+                    key, f"damaged (it names instrument {wrong} of {self.geometry.instruments:,})"
+                )
+        return values
 
     def read_chunk(self, chunk: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Read the images of one chunk, or those at `rows` within it, uint8 (n, height, width)."""
@@ -291,7 +285,10 @@ class StoreObjects:
         """
         key = self.chunk_key(chunk)
         try:
-            stored = self._chunk_in_shard(chunk) if self.chunk_format.shard else self.fetch(key)
+            if self.chunk_format.shard:
+                stored = self._chunk_in_shard(chunk)
+            else:
+                stored = self.fetch(key, self.chunk_format.max_stored_bytes if self.checked else None)
             why = "missing" if stored is None else self._fault(chunk, stored)
         except ValueError as error:
             stored, why = None, f"damaged ({error})"
@@ -322,6 +319,8 @@ class StoreObjects:
         start, length = (int(x) for x in index[chunk % per])
         if length >= 1 << 62:
             return None
+        if length > form.max_stored_bytes or start >= 1 << 62:
+            raise ValueError(f"its shard's index gives it {length:,} bytes from {start:,}")
         found = self._fetch_range(key, start, length)
         return found if found is not None and len(found) == length else None
 
@@ -376,20 +375,21 @@ class StoreObjects:
             entries = json.loads(
                 bytes(self.location.get(staged(HISTORY)) or self.location.get(HISTORY) or b"[]")
             )
-        except ValueError:
+            at, kept = self.attrs["metadata_digest"], len(self)
+            for entry in reversed(entries):
+                if entry["after"] == at:
+                    at, kept = entry["before"], min(kept, int(entry["kept"]))
+                    if at == older.attrs["metadata_digest"]:
+                        return kept
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Damaged or foreign: nothing is known to be shared.
             return 0
-        at, kept = self.attrs["metadata_digest"], len(self)
-        for entry in reversed(entries):
-            if entry["after"] == at:
-                at, kept = entry["before"], min(kept, int(entry["kept"]))
-                if at == older.attrs["metadata_digest"]:
-                    return kept
         return 0
 
     @cached_property
     def instruments(self) -> NDArray[np.str_]:
         """Names of the panel's instruments; ``instrument_index`` points into them."""
-        return self._single("instruments", None)
+        return self._single("instruments", "U1")
 
     @cached_property
     def instrument_rows(self) -> NDArray[np.int64]:
@@ -399,7 +399,7 @@ class StoreObjects:
     @cached_property
     def instrument_digest(self) -> NDArray[np.uint64]:
         """uint64 (instruments, 2): the digest of those rows, as in ``Panel.instrument_digests``."""
-        return self._single("instrument_digest", "<u8").reshape(-1, 2)
+        return self._single("instrument_digest", "<u8", 2).reshape(-1, 2)
 
     def chunk_windows(self, chunk: int) -> int:
         """Images of a chunk: all but the last are full."""

@@ -203,24 +203,25 @@ class _Check:
                 p for i, content in enumerate(stored) for p in self.pixels(number * per_shard + i, content)
             ]
 
-        def other(which: tuple[str, Any, int]) -> list[str]:
-            name, dtype, chunk = which
+        def other(which: tuple[str, Any, int, int]) -> list[str]:
+            name, dtype, count, chunk = which
             try:
                 stored = store.index_bytes(name, chunk)
-                store_format.decode(name, dtype, stored, compressed=store.checked)
+                store_format.decode(name, dtype, stored, count, compressed=store.checked)
             except (ValueError, RuntimeError) as error:
                 named = chunk_key(name, chunk)
                 return [str(error) if named in str(error) else f"chunk {named} is damaged ({error})"]
             return []
 
-        rest: list[tuple[str, Any, int]] = [
-            (column.name, column.dtype, i)
+        m = geometry.instruments
+        rest: list[tuple[str, Any, int, int]] = [
+            (column.name, column.dtype, INDEX_CHUNK, i)
             for column in geometry.columns
             for i in range(geometry.index_chunks)
         ]
-        rest.append(("instruments", None, 0))
+        rest.append(("instruments", None, m, 0))
         if store.checked:
-            rest += [("instrument_rows", "<i8", 0), ("instrument_digest", "<u8", 0)]
+            rest += [("instrument_rows", "<i8", m, 0), ("instrument_digest", "<u8", 2 * m, 0)]
         self.each("verify index", other, rest)
         if per_shard:
             self.each("verify shards", shard, list(range(store.shards)))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pricepix.location import atomic_file
+from pricepix._checks import printable, short
+from pricepix.location import atomic_file, check_regular
 from pricepix.train.models import (
     PRESETS,
     SERIES_PRESETS,
@@ -131,23 +134,56 @@ _FAMILIES = (
 )
 
 
-def _load_one(
-    path: Path, mean_std: tuple[float, float] | None, first_row: Literal["top", "bottom"] | None
-) -> PriceCNN | SeriesCNN:
-    if not path.is_file():
+def read_checkpoint(path: Path) -> Mapping[Any, Any]:
+    """Return what a checkpoint of plain tensors and values holds; nothing in it is run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not such a checkpoint, or would take more memory than the file has bytes.
+    """
+    if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    check_regular(path)
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises UnpicklingError, RuntimeError, EOFError or others, by kind of damage.
+        # torch raises UnpicklingError, RuntimeError, EOFError or others, by kind of damage, and pages of advice.
+        why = printable(str(error).strip().partition("\n")[0])[:300]
         raise ValueError(
-            f"{path} is not a checkpoint of plain tensors that torch can load safely: {error}"
+            f"{path} is not a checkpoint of plain tensors that torch can load safely: {why}"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError if a checkpoint's archive would expand, or makes memory that the file does not fill."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            # torch stores records as they are, but reads compressed ones, of which 4 MB may hold 4 GB.
+            if entry.file_size > entry.compress_size:
+                raise ValueError(f"its record {short(entry.filename)} is compressed")
+            if entry.filename.endswith("data.pkl"):
+                for operation, argument, _ in pickletools.genops(archive.read(entry)):
+                    # Harmless code, of which torch allows it: any number of bytes out of nothing.
+                    if operation.name in ("GLOBAL", "STACK_GLOBAL") and "bytearray" in str(argument):
+                        raise ValueError("it holds a bytearray")
+
+
+def _load_one(
+    path: Path, mean_std: tuple[float, float] | None, first_row: Literal["top", "bottom"] | None
+) -> PriceCNN | SeriesCNN:
+    content = read_checkpoint(path)
     header = content.get("pricepix", content)
     if isinstance(header, Mapping) and header.get("format") == _FORMAT:
-        model = _load_own(path, header, content["state_dict"])
+        model = _load_own(path, header, content.get("state_dict"))
         family = "pricepix"
     else:
         model, family = _load_foreign(path, content)
@@ -161,18 +197,36 @@ def _load_one(
     return model
 
 
-def _load_own(path: Path, header: Mapping[str, Any], state: Mapping[str, Tensor]) -> PriceCNN | SeriesCNN:
-    if header["version"] != CHECKPOINT_VERSION:
+def _load_own(path: Path, header: Mapping[str, Any], state: Any) -> PriceCNN | SeriesCNN:
+    if header.get("version") != CHECKPOINT_VERSION:
         raise ValueError(
-            f"{path} is a model of format version {header['version']}; "
+            f"{path} is a model of format version {short(header.get('version'))}; "
             f"this pricepix reads version {CHECKPOINT_VERSION}"
         )
-    spec = CNNSpec if header["kind"] == "PriceCNN" else SeriesSpec
-    model = _blank(spec.from_dict(header["spec"]))
-    own = {_strip(key): value for key, value in state.items()}
-    _load_state(path, model, {key: value for key, value in own.items() if key in model.state_dict()})
-    model.metadata = dict(header["metadata"])
+    kinds = {"PriceCNN": CNNSpec, "SeriesCNN": SeriesSpec}
+    kind, metadata = header.get("kind"), header.get("metadata")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{path} holds a network of kind {short(kind)}, expected one of {', '.join(kinds)}")
+    if not isinstance(state, Mapping) or not isinstance(metadata, Mapping):
+        wrong = "state_dict" if not isinstance(state, Mapping) else "metadata"
+        raise ValueError(f"{path}: its {wrong} is {short(header.get(wrong, state))}, expected a dict")
+    try:
+        spec = kinds[kind].from_dict(header.get("spec"))  # type: ignore[attr-defined]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} describes a network that cannot be: {error}") from None
+    own = {_strip(str(key)): value for key, value in state.items()}
+    known = _expected_tensors(spec)
+    # A training loop's checkpoint has tensors of its own, but a layer too many is another network.
+    layers = ("blocks.", "linear.")
+    model = _filled(path, spec, {k: v for k, v in own.items() if k in known or k.startswith(layers)})
+    model.metadata = dict(metadata)
     return model
+
+
+def _expected_tensors(spec: CNNSpec | SeriesSpec) -> dict[str, Tensor]:
+    """Return the tensors that a network has, without memory behind them: a spec may ask for more than there is."""
+    with torch.device("meta"):
+        return _blank(spec).state_dict()
 
 
 def _blank(spec: CNNSpec | SeriesSpec) -> PriceCNN | SeriesCNN:
@@ -200,7 +254,7 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
         while f"{family.conv.format(blocks + family.first)}.weight" in tensors:
             blocks += 1
         weight = tensors.get(f"{family.linear}.weight")
-        if not blocks or weight is None:
+        if not blocks or weight is None or weight.ndim != 2:
             continue
         found = family.presets.get((blocks, weight.shape[1]))
         if found is None:
@@ -209,7 +263,11 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
                 f"{weight.shape[1]} features are none of its networks: {', '.join(family.presets.values())}"
             )
         outputs = weight.shape[0]
-        model = _blank((PRESETS if found in PRESETS else SERIES_PRESETS)[found].replace(outputs=outputs))
+        try:
+            spec = (PRESETS if found in PRESETS else SERIES_PRESETS)[found].replace(outputs=outputs)
+        except ValueError as error:
+            raise ValueError(f"{path} holds a network that cannot be: {error}") from None
+        model = _blank(spec.replace(outputs=1))
         renamed = {name: getattr(model, name).clone() for name in ("mean", "std", "scale")}
         for i in range(blocks):
             for part, prefix in (("0", family.conv), ("1", family.norm)):
@@ -221,28 +279,43 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
             for k, v in tensors.items()
             if k.startswith(family.linear + ".")
         }
-        _load_state(path, model, renamed)
-        return model, family.name
+        return _filled(path, spec, renamed), family.name
     found_names = sorted(tensors)
     raise ValueError(
         f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
-        f"({', '.join(found_names[:4])}, ...) are not named as in pricepix, "
+        f"({', '.join(map(short, found_names[:4]))}, ...) are not named as in pricepix, "
         f"{', '.join(family.name for family in _FAMILIES)}"
     )
 
 
-def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    wrong = [
-        f"{key} is {tuple(state[key].shape) if key in state else 'missing'}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key not in state or state[key].shape != value.shape
-    ]
+def _filled(path: Path, spec: CNNSpec | SeriesSpec, state: Mapping[str, Any]) -> PriceCNN | SeriesCNN:
+    """Make the network of a spec with these weights; it is made only if they are those of the spec, and all there."""
+    own = _expected_tensors(spec)
+    wrong = [fault for key, value in own.items() if (fault := _fault(key, state.get(key), value))]
     extra = sorted(set(state) - set(own))
     if wrong or extra:
-        problem = wrong[0] if wrong else f"{extra[0]} is not part of the network"
+        problem = wrong[0] if wrong else f"{short(extra[0])} is not part of the network"
         raise ValueError(
-            f"{path} is a checkpoint of another architecture than {model.spec.name}: {problem} "  # type: ignore[union-attr]
+            f"{path} is a checkpoint of another architecture than {spec.name}: {problem} "
             f"({len(wrong) + len(extra)} tensors differ)"
         )
+    model = _blank(spec)
     model.load_state_dict(state)
+    return model
+
+
+def _fault(key: str, found: Any, expected: Tensor) -> str:
+    """Return what is wrong with a tensor of a checkpoint, or nothing."""
+    if found is None:
+        return f"{key} is missing, expected {tuple(expected.shape)}"
+    if not isinstance(found, Tensor):
+        return f"{key} is {short(found)}, expected a tensor of {tuple(expected.shape)}"
+    if found.shape != expected.shape:
+        return f"{key} is {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
+    if not plain or found.is_floating_point() != expected.is_floating_point() or found.is_complex():
+        return f"{key} is of type {found.dtype} in layout {found.layout}, expected plain {expected.dtype}"
+    # A view may repeat a few stored values as often as it likes.
+    if found.numel() * found.element_size() > found.untyped_storage().nbytes():
+        return f"{key} claims more values than the file holds"
+    return ""

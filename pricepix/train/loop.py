@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from pricepix._checks import number, whole_number
-from pricepix.train.checkpoints import describe, write_checkpoint
+from pricepix._checks import number, printable, short, whole_number
+from pricepix.train.checkpoints import describe, read_checkpoint, write_checkpoint
 from pricepix.train.device import Device, Fabric, quiet_fabric
 from pricepix.train.hyper import Hyper
 from pricepix.train.journal import Journal, ProgressBar
@@ -362,14 +362,26 @@ class Trainer:
         path = self.member.folder / LAST
         if not path.exists():
             return
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_checkpoint(path)
         state = content.get("training", {"version": 1})
-        if state["version"] != TRAINING_VERSION:
+        version = state.get("version") if isinstance(state, Mapping) else None
+        if version != TRAINING_VERSION:
             raise ValueError(
-                f"{path} is a training of version {state['version']}; this pricepix resumes version "
+                f"{path} is a training of version {short(version)}; this pricepix resumes version "
                 f"{TRAINING_VERSION}. Finish the run with the pricepix that started it, or start a new one"
             )
-        self.step = content["global_step"]
+        try:
+            self._restore(content, state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{path} does not hold the training that this run would resume "
+                f"({type(error).__name__}: {printable(str(error))[:300]}): remove it, and training starts again from "
+                "the first step"
+            ) from error
+
+    def _restore(self, content: Mapping[Any, Any], state: Mapping[str, Any]) -> None:
+        """Take the state of a checkpoint."""
+        self.step = whole_number(content["global_step"], "global_step", 0)
         self.network.load_state_dict(content["state_dict"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

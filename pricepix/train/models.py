@@ -9,11 +9,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
-from pricepix._checks import choice, nearest_or_all
+from pricepix._checks import boolean, choice, nearest_or_all, printable, short, whole_number
 
 try:
     import torch
@@ -37,6 +38,16 @@ __all__ = [
 Pair = tuple[int, int]
 T = TypeVar("T")
 
+# Bounds of what a checkpoint may ask for: beyond every image, and every network on one, by orders of magnitude.
+_MAX_SIDE = 1 << 14
+_MAX_BLOCKS = 256
+_MAX_CHANNELS = 1 << 16
+_MAX_FEATURES = 1 << 28
+
+
+_BLOCK_SIDES = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "pool": 1}
+"""The smallest value of each size of a block."""
+
 
 @dataclass(frozen=True)
 class ConvBlock:
@@ -52,6 +63,16 @@ class ConvBlock:
     dilation: Pair = (1, 1)
     pool: Pair = (2, 1)
     pool_ceil: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number(self.channels, "channels", 1, _MAX_CHANNELS)
+        for name, minimum in _BLOCK_SIDES.items():
+            pair = getattr(self, name)
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+                raise ValueError(f"{name}={short(pair)}: give a pair of whole numbers, of rows and columns")
+            for side in pair:
+                whole_number(side, name, minimum, _MAX_SIDE)
+        boolean(self.pool_ceil, "pool_ceil")
 
 
 @dataclass(frozen=True)
@@ -96,16 +117,10 @@ class CNNSpec:
     first_row: Literal["top", "bottom"] = "top"
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"{self.name}: image size is {self.height}x{self.width}; give positive numbers")
-        if self.outputs < 1:
-            raise ValueError(
-                f"{self.name}: outputs is {self.outputs}; give 1 for regression or 2 or more classes"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"{self.name}: dropout is {self.dropout}; give a chance of at least 0 and below 1"
-            )
+        _check_shared(self)
+        for name in ("height", "width"):
+            whole_number(getattr(self, name), f"{self.name}: {name}", 1, _MAX_SIDE, unit="pixels")
+        boolean(self.raw_pixels, f"{self.name}: raw_pixels")
         choice(self.activation, f"{self.name}: activation", ("leaky_relu", "relu"))
         choice(self.first_row, f"{self.name}: first_row", ("top", "bottom"))
         self.features()
@@ -130,6 +145,7 @@ class CNNSpec:
                     f"{self.name}: block {i} leaves {size[0]}x{size[1]} of an image of "
                     f"{self.height}x{self.width}; use fewer blocks, more padding or larger images"
                 )
+            _check_features(self.name, i, channels * size[0] * size[1])
         return channels, *size
 
     def replace(self, **changes: Any) -> CNNSpec:
@@ -143,10 +159,10 @@ class CNNSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CNNSpec:
         """Rebuild from `to_dict`."""
-        _known(cls, values)
+        _known(cls, values, ("name", "height", "width", "blocks"))
         blocks = []
         for block in values["blocks"]:
-            _known(ConvBlock, block)
+            _known(ConvBlock, block, ("channels",))
             plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
             blocks.append(ConvBlock(**plain))
         return cls(**{**values, "blocks": tuple(blocks)})
@@ -163,6 +179,12 @@ class SeriesBlock:
     dilation: int = 1
     pool: int = 2
     pool_ceil: bool = True
+
+    def __post_init__(self) -> None:
+        whole_number(self.channels, "channels", 1, _MAX_CHANNELS)
+        for name, minimum in _BLOCK_SIDES.items():
+            whole_number(getattr(self, name), name, minimum, _MAX_SIDE)
+        boolean(self.pool_ceil, "pool_ceil")
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,12 @@ class SeriesSpec:
     conv_bias: float | None = None
     linear_bias: float | None = 0.01
 
+    def __post_init__(self) -> None:
+        _check_shared(self)
+        whole_number(self.lookback, f"{self.name}: lookback", 1, _MAX_SIDE, unit="bars")
+        whole_number(self.channels, f"{self.name}: channels", 1, _MAX_CHANNELS)
+        self.features()
+
     def features(self) -> tuple[int, int]:
         """Channels and length that reach the linear layer."""
         size, channels = self.lookback, self.channels
@@ -202,6 +230,7 @@ class SeriesSpec:
                 raise ValueError(
                     f"{self.name}: block {i} leaves nothing of {self.lookback} bars; use fewer blocks"
                 )
+            _check_features(self.name, i, channels * size)
         return channels, size
 
     def replace(self, **changes: Any) -> SeriesSpec:
@@ -215,8 +244,12 @@ class SeriesSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SeriesSpec:
         """Rebuild from `to_dict`."""
-        _known(cls, values)
-        return cls(**{**values, "blocks": tuple(SeriesBlock(**block) for block in values["blocks"])})
+        _known(cls, values, ("name", "lookback", "blocks"))
+        blocks = []
+        for block in values["blocks"]:
+            _known(SeriesBlock, block, ("channels",))
+            blocks.append(SeriesBlock(**block))
+        return cls(**{**values, "blocks": tuple(blocks)})
 
 
 def _pooled(size: int, pool: int, ceil: bool) -> int:
@@ -233,11 +266,55 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=plain))
 
 
-def _known(cls: type, values: Mapping[str, Any]) -> None:
+def _known(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Raise ValueError unless `values` are fields of a spec or block, with those that have no default."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is built from a dict of fields, not from {short(values)}")
     names = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - names):
+    if unknown := sorted(short(name) for name in set(values) - names):
         raise ValueError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}"
+            f"{cls.__name__} has no field {', '.join(unknown[:5])}; it has {', '.join(sorted(names))}"
+        )
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{cls.__name__} needs the fields {', '.join(missing)}")
+    blocks = values.get("blocks", ())
+    if not isinstance(blocks, Sequence) or isinstance(blocks, str) or len(blocks) > _MAX_BLOCKS:
+        raise ValueError(f"blocks={short(blocks)} are not a list of at most {_MAX_BLOCKS} blocks")
+
+
+def _check_shared(spec: CNNSpec | SeriesSpec) -> None:
+    """Check the fields that both kinds of spec have."""
+    if not isinstance(spec.name, str) or printable(spec.name, "") != spec.name or len(spec.name) > 200:
+        raise ValueError(f"name={short(spec.name)}: give a short text of printable characters")
+    if not isinstance(spec.outputs, int) or not 1 <= spec.outputs <= _MAX_CHANNELS:
+        raise ValueError(
+            f"{spec.name}: outputs is {short(spec.outputs)}; give 1 for regression or 2 or more classes, at most "
+            f"{_MAX_CHANNELS:,}"
+        )
+    if not _is_finite(spec.dropout) or not 0 <= spec.dropout < 1:
+        raise ValueError(
+            f"{spec.name}: dropout is {short(spec.dropout)}; give a chance of at least 0 and below 1"
+        )
+    for name, value in (
+        ("negative_slope", spec.negative_slope),
+        ("conv_bias", spec.conv_bias or 0.0),
+        ("linear_bias", spec.linear_bias or 0.0),
+    ):
+        if not _is_finite(value):
+            raise ValueError(f"{spec.name}: {name} is {short(value)}; give a finite number")
+    if len(spec.blocks) > _MAX_BLOCKS:
+        raise ValueError(f"{spec.name}: {len(spec.blocks):,} blocks; give at most {_MAX_BLOCKS}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _check_features(name: str, block: int, features: int) -> None:
+    if features > _MAX_FEATURES:
+        raise ValueError(
+            f"{name}: block {block} makes {features:,} values of one input, more than {_MAX_FEATURES:,}; use smaller "
+            "inputs, less padding or fewer channels"
         )
 
 

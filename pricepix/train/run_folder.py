@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pricepix.location import RUN_YAML_NODES, read_yaml
 from pricepix.train.hyper import is_first_rank
 
 __all__ = ["CONFIG", "find_run_folder", "open_run_folder"]
@@ -48,7 +49,10 @@ def find_run_folder(
     if resume or (saved.exists() and not is_first_rank()):
         if not saved.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume ({CONFIG} is missing)")
-        _check_same(folder, yaml.safe_load(saved.read_text()), config)
+        before = read_yaml(saved, RUN_YAML_NODES)
+        if not isinstance(before, dict):
+            raise ValueError(f"{saved} does not hold the configuration of a run: start a new run")
+        _check_same(folder, before, config)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is not empty; resume=True resumes its run, another out starts a new one"

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pricepix._checks import printable, short
+from pricepix.location import read_yaml
 from pricepix.spec import ImageSpec
 
 __all__ = ["Config", "load_config"]
@@ -191,6 +193,8 @@ class Evaluate(Section):
     end: str | None = None
 
 
+_SHOWN: Final = 30
+"""Faults of a configuration that are told at once."""
 # What ``build_market_store`` takes by itself, where it differs from ``render_universe``.
 _MARKET_STORE: Final[Mapping[str, Any]] = {"horizons": [1, 50], "layout": "bits"}
 
@@ -250,7 +254,10 @@ class Config(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = "\n".join(f"  {_fault(cls, item)}" for item in error.errors(include_url=False))
+            found = error.errors(include_url=False)
+            faults = "\n".join(f"  {_fault(cls, item)}" for item in found[:_SHOWN])
+            if len(found) > _SHOWN:
+                faults += f"\n  and {len(found) - _SHOWN:,} more"
             raise ValueError(f"the configuration has {error.error_count()} faults:\n{faults}") from None
 
     def anchored(self, folder: str | PathLike[str]) -> Config:
@@ -289,7 +296,7 @@ def load_config(path: str | PathLike[str]) -> Config:
         If it is not YAML, or not a configuration.
     """
     path = Path(path)
-    values = read_yaml(path)
+    values = read_mapping(path)
     try:
         config = Config.from_dict(values)
     except ValueError as error:
@@ -297,19 +304,12 @@ def load_config(path: str | PathLike[str]) -> Config:
     return config.anchored(path.absolute().parent)
 
 
-def read_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
+def read_mapping(path: str | PathLike[str]) -> Mapping[str, Any]:
     """Read a YAML file of keys; the errors are those of ``load_config``."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no configuration at {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"{path} is not YAML: it holds bytes, not text, as files of bars do; give the configuration that names them"
-        ) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds a {type(values).__name__}, expected the keys out, data, image, ...")
     return values
@@ -321,7 +321,7 @@ def _default(model: type[BaseModel], name: str) -> Any:
 
 def _fault(model: type[BaseModel], item: Any) -> str:
     """Say one of pydantic's findings in a sentence."""
-    place = ".".join(str(part) for part in item["loc"]) or "the whole"
+    place = printable(".".join(str(part)[:100] for part in item["loc"]), "") or "the whole"
     if item["type"] == "extra_forbidden":
         known = _known_keys(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
@@ -330,7 +330,7 @@ def _fault(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "missing":
         return f"{place}: missing, but required"
     message = str(item["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(item["input"], Mapping | BaseModel) else f" (got {item['input']!r})"
+    given = "" if isinstance(item["input"], Mapping | BaseModel) else f" (got {short(item['input'])})"
     return f"{place}: {message}{given}"
 
 

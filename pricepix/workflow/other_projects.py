@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from pricepix.workflow.config import read_yaml
+from pricepix.workflow.config import read_mapping
 from pricepix.workflow.project_files import (
     CnnForTradingFile,
     ImageTradingFile,
@@ -139,7 +139,7 @@ def translate_config(
     if isinstance(source, Mapping):
         values: Mapping[str, Any] = source
     else:
-        values = read_yaml(source)
+        values = read_mapping(source)
         folder = Path(source).absolute().parent
     kind = project_of(values)
     if kind is None:
@@ -229,7 +229,7 @@ def run_file(
     from pricepix.workflow.config import load_config
     from pricepix.workflow.pipeline import run
 
-    if project_of(read_yaml(path)) is not None:
+    if project_of(read_mapping(path)) is not None:
         run_translated(path, data=data, out=out, echo=echo, progress=progress)
         return
     if data or out:

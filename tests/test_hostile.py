@@ -1,0 +1,445 @@
+"""Files that mean harm: each is answered by one clear error of ours, soon and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numcodecs.zstd import Zstd
+
+import pricepix as pp
+from pricepix.store import format as store_format
+from pricepix.store.chunks import with_checksum
+from pricepix.store.format import ROOT, dump, metadata_digest
+
+HERE = Path(__file__).parent
+PACKAGE = str(HERE.parent / "pricepix")
+# Bounds against hostile files, not measurements: an idle machine takes a tenth.
+SECONDS, MEGABYTES = 20, 200
+
+
+class Driver:
+    """The process of hostile_driver.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "hostile_driver.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent), "POLARS_MAX_THREADS": "2"},
+        )  # fmt: skip
+
+    def __call__(self, code: str, path: Path | str, **options: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([code, str(path), options]) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if log := os.environ.get("PRICEPIX_HOSTILE_LOG"):
+            with open(log, "a") as file:
+                file.write(json.dumps({"test": os.environ.get("PYTEST_CURRENT_TEST"), **answer}) + "\n")
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def run():
+    driver = Driver()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="module")
+def refused(run: Driver) -> Callable[..., str]:
+    """Function that runs code and returns the message of the one clear error in which it must end."""
+
+    def check(code: str, path: Path | str, **options: Any) -> str:
+        answer = run(code, path, **{"timeout": SECONDS, **options})
+        assert answer["error"] in ("ValueError", "TypeError", "OSError", "MemoryError", "TimeoutError"), (
+            answer
+        )
+        assert answer["raised_in"].startswith(PACKAGE), answer
+        assert answer["megabytes"] < MEGABYTES, answer
+        message = str(answer["message"])
+        assert len(message) < 3000, answer
+        assert all(c.isprintable() or c == "\n" for c in message), answer
+        return message
+
+    return check
+
+
+# ---------------------------------------------------------------------------------------------------- stores
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    panel = pp.Panel.from_table(pp.samples.simulate(6, 60, seed=5), adjust="multiply", progress=False)
+    made = tmp_path_factory.mktemp("sound") / "store"
+    pp.render_universe(panel, "jkx5", made, horizons=(5,), layout="bits", chunk=64, progress=False)
+    return made
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "store"
+    shutil.copytree(sound, target)
+    return target
+
+
+def set_attributes(store: Path, **changes: Any) -> None:
+    """Change attributes of a store, and the digest with them, as whoever means harm would."""
+    root = json.loads((store / ROOT).read_text())
+    root["attributes"].update(changes)
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    (store / ROOT).write_bytes(dump(root))
+
+
+def set_checksum(store: Path, array: str, content: bytes) -> None:
+    """Replace the only chunk of an array, and its checksum with it."""
+    objects = pp.open_store(store).objects
+    sums = objects.checksums.copy()
+    sums[objects.geometry.checksum_slices()[array].start] = int.from_bytes(content[-4:], "little")
+    (store / store_format.chunk_key(array, 0)).write_bytes(content)
+    (store / store_format.chunk_key("checksums", 0)).write_bytes(
+        with_checksum(bytes(Zstd(level=1).encode(sums.astype("<u4"))))
+    )
+    set_attributes(store, checksums_digest=store_format.checksums_digest(sums))
+
+
+def zstd_bomb(size: int) -> bytes:
+    """A zstd frame (RFC 8878) of `size` zeros: its header says so, and blocks of 128 kB repeat one byte."""
+    blocks, rest = divmod(size, 1 << 17)
+    sizes = [1 << 17] * blocks + ([rest] if rest else [])
+    body = b"".join(
+        (length << 3 | 1 << 1 | (i == len(sizes) - 1)).to_bytes(3, "little") + b"\0"
+        for i, length in enumerate(sizes)
+    )
+    return b"\x28\xb5\x2f\xfd" + bytes([0b11_1_00000]) + size.to_bytes(8, "little") + body
+
+
+def test_a_checksum_chunk_that_expands(refused, store: Path) -> None:
+    (store / "checksums/c/0").write_bytes(with_checksum(zstd_bomb(4 << 30)))
+    assert "checksums/c/0" in refused("pp.open_store(path)", store)
+
+
+def test_a_header_of_two_billion_names(refused, store: Path) -> None:
+    raw = (2**31 - 1).to_bytes(4, "little") + b"\0" * 100
+    content = with_checksum(bytes(Zstd(level=1).encode(raw)))
+    set_checksum(store, "instruments", content)
+    assert "instruments/c/0" in refused("pp.open_store(path).instruments", store)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": 10**18}, {"windows": -1}, {"windows": 10**12}, {"windows": "9"}, {"windows": None},
+        {"windows": 1.5},
+        {"instruments": 10**18}, {"instruments": -1}, {"instruments": [1]},
+        {"chunk": 0}, {"chunk": -1}, {"chunk": 10**12}, {"chunk": 2**31}, {"chunk": None},
+        {"shard": 10**15}, {"shard": -64}, {"shard": 63}, {"shard": "x"},
+        {"layout": "gif"}, {"layout": None}, {"compressed": "no"},
+        {"horizons": None}, {"horizons": [0]}, {"horizons": ["a"]}, {"horizons": [10**30]}, {"horizons": {"a": 1}},
+        {"horizons": list(range(1, 20000))},
+        {"spec": None}, {"spec": []}, {"spec": {"lookback": 10**9}}, {"spec": {"lookback": {}}},
+        {"spec": {"lookback": 5, "height": 10**9}}, {"spec": {"lookback": 5, "ma": [[]]}},
+        {"tz": "Mars/X"}, {"tz": 5}, {"tz": "../../etc/passwd"},
+        {"drop_counts": 5}, {"drop_counts": {"a": "b"}},
+        {"format_version": [1]}, {"complete": 0}, {"checksums_digest": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attributes_that_cannot_be(refused, store: Path, changes: dict[str, Any]) -> None:
+    set_attributes(store, **changes)
+    message = refused(
+        "from pricepix.store.summary import summary; print(summary(pp.open_store(path)))", store
+    )
+    assert str(store) in message
+
+
+def test_an_append_that_deletes_elsewhere(run: Driver, store: Path, tmp_path: Path) -> None:
+    for name, key in (("other", str(tmp_path / "other")), ("beside", "../beside")):
+        (tmp_path / name).write_text("mine")
+        set_attributes(store, pending={"delete": [key]})
+        run("pp.open_store(path)", store)
+        assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("pending", [5, {}, {"delete": 5}, {"delete": [5]}], ids=str)
+def test_an_append_that_says_nothing(refused, store: Path, pending: Any) -> None:
+    set_attributes(store, pending=pending)
+    assert str(store) in refused("pp.open_store(path)", store)
+
+
+@pytest.mark.parametrize(
+    "key", ["zarr.json", "checksums/c/0", "time/c/0", "instruments/c/0", "images/c/0/0/0"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "sparse", "empty"])
+def test_what_is_no_regular_file(refused, store: Path, key: str, kind: str) -> None:
+    (store / key).unlink()
+    if kind == "pipe":
+        os.mkfifo(store / key)
+    elif kind == "zero":
+        (store / key).symlink_to("/dev/zero")
+    elif kind == "folder":
+        (store / key).mkdir()
+    else:
+        with open(store / key, "wb") as file:
+            file.truncate((1 << 40) if kind == "sparse" else 0)
+    code = "s = pp.open_store(path); s.read([0]); s.index"
+    assert key in refused(code, store)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "{}", "[]", "null", "5", '{"zarr_format": 3, "node_type": "group", "attributes": 5}', "\0",
+     '{"zarr_format": 3, "node_type": "group", "attributes": {"format_version": ' + "9" * 4000 + ', "spec": 1}}'],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_metadata_of_another_kind(refused, store: Path, text: str) -> None:
+    (store / ROOT).write_text(text)
+    assert str(store) in refused("pp.open_store(path)", store)
+
+
+def test_images_that_expand(refused, store: Path) -> None:
+    objects = pp.open_store(store).objects
+    stored = bytearray((store / "images/c/0/0/0").read_bytes()[:-4])
+    stored[4:8] = (2**31 - 1).to_bytes(4, "little")
+    content = with_checksum(bytes(stored))
+    sums = objects.checksums.copy()
+    sums[0] = int.from_bytes(content[-4:], "little")
+    (store / "images/c/0/0/0").write_bytes(content)
+    (store / "checksums/c/0").write_bytes(with_checksum(bytes(Zstd(level=1).encode(sums))))
+    set_attributes(store, checksums_digest=store_format.checksums_digest(sums))
+    assert "images/c/0/0/0" in refused("pp.open_store(path).read([0])", store)
+
+
+def test_names_of_which_one_is_long(refused, store: Path) -> None:
+    count = 100_000
+    raw = count.to_bytes(4, "little") + b"".join((1).to_bytes(4, "little") + b"x" for _ in range(count - 1))
+    raw += (4000).to_bytes(4, "little") + b"y" * 4000
+    set_attributes(store, instruments=count)
+    set_checksum(store, "instruments", with_checksum(bytes(Zstd(level=1).encode(raw))))
+    assert "max_bytes" in refused("pp.open_store(path).instruments", store)
+
+
+# ----------------------------------------------------------------------------------------------- checkpoints
+
+torch = pytest.importorskip("torch")
+LOAD = "import pricepix.train.checkpoints as c; c.load_model(path)"
+
+
+def checkpoint(path: Path, spec: dict[str, Any] | None = None, **changes: Any) -> Path:
+    from pricepix.train.checkpoints import describe
+    from pricepix.train.models import PriceCNN
+
+    model = PriceCNN("cnnft5")
+    content = describe(model) | {"state_dict": model.state_dict()}
+    content = {**content, "spec": {**content["spec"], **(spec or {})}, **changes}
+    torch.save(content, path)
+    return path
+
+
+BLOCK = {"channels": 64}
+SPECS: list[dict[str, Any]] = [
+    {"height": 10**9}, {"height": 10**30}, {"height": 0}, {"height": "9"}, {"height": 32.5}, {"width": None},
+    {"blocks": [BLOCK] * 100_000}, {"blocks": 5}, {"blocks": [5]}, {"blocks": [{}]}, {"blocks": "aa"},
+    {"blocks": [BLOCK]},
+    {"blocks": [{"channels": 10**9}]}, {"blocks": [{**BLOCK, "stride": [0, 0]}]},
+    {"blocks": [{**BLOCK, "kernel": [10**9, 1]}]},
+    {"blocks": [{**BLOCK, "padding": [10**6, 10**6]}]}, {"blocks": [{**BLOCK, "padding": [8000, 8000]}]},
+    {"blocks": [{**BLOCK, "pool": [0, 0]}]}, {"blocks": [{**BLOCK, "dilation": 3}]}, {"blocks": [{**BLOCK, "what": 1}]},
+    {"outputs": 10**10}, {"outputs": 0}, {"outputs": "2"}, {"dropout": "x"}, {"dropout": float("nan")},
+    {"negative_slope": "x"}, {"conv_bias": float("inf")}, {"activation": []}, {"name": "\x1b]0;pwned\x07"}, {"name": 5},
+    {"first_row": {}}, {"what": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec)[:60].encode("ascii", "replace").decode())
+def test_checkpoints_of_networks_that_cannot_be(refused, tmp_path: Path, spec: dict[str, Any]) -> None:
+    path = checkpoint(tmp_path / "net.ckpt", spec)
+    assert str(path) in refused(LOAD, path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state_dict": None}, {"state_dict": 5}, {"state_dict": {}}, {"state_dict": {"a": 1}}, {"spec": None},
+        {"spec": 5}, {"metadata": None}, {"kind": None}, {"kind": []}, {"version": None}, {"version": [1]},
+        {"format": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_checkpoints_of_other_values(refused, tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = tmp_path / "net.ckpt"
+    content = torch.load(checkpoint(path), weights_only=True) | changes
+    torch.save(content, path)
+    assert str(path) in refused(LOAD, path)
+
+
+def test_a_checkpoint_that_repeats_a_value(refused, tmp_path: Path) -> None:
+    path = tmp_path / "net.ckpt"
+    content = torch.load(checkpoint(path), weights_only=True)
+    weight = content["state_dict"]["linear.weight"]
+    content["state_dict"]["linear.weight"] = torch.zeros(1).expand(weight.shape)
+    torch.save(content, path)
+    assert "linear.weight" in refused(LOAD, path)
+
+
+@pytest.mark.parametrize("layout", ["sparse", "meta", "complex", "int"])
+def test_a_checkpoint_of_other_tensors(refused, tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "net.ckpt"
+    content = torch.load(checkpoint(path), weights_only=True)
+    weight = content["state_dict"]["linear.weight"]
+    made = {
+        "sparse": weight.to_sparse, "meta": lambda: weight.to("meta"), "complex": lambda: weight.to(torch.complex64),
+        "int": weight.long,
+    }  # fmt: skip
+    content["state_dict"]["linear.weight"] = made[layout]()
+    torch.save(content, path)
+    assert str(path) in refused(LOAD, path)
+
+
+def test_a_checkpoint_that_is_compressed(refused, tmp_path: Path) -> None:
+    path, packed = tmp_path / "net.ckpt", tmp_path / "packed.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(300 << 18)}}, path)
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    path.unlink()
+    assert packed.stat().st_size < 2_000_000
+    assert "compressed" in refused(LOAD, packed)
+
+
+def test_a_checkpoint_that_makes_bytes(refused, tmp_path: Path) -> None:
+    path = tmp_path / "net.ckpt"
+    pickled = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x01\x85R."
+    torch.save({"a": 1}, path)
+    with zipfile.ZipFile(path) as source:
+        entries = {entry.filename: source.read(entry) for entry in source.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for name, content in entries.items():
+            target.writestr(name, pickled if name.endswith("data.pkl") else content)
+    assert str(path) in refused(LOAD, path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "truncated", "empty", "text"])
+def test_what_is_no_checkpoint(refused, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "net.ckpt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "truncated":
+        whole = checkpoint(path).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    else:
+        path.write_text("" if kind == "empty" else "spec")
+    assert str(path) in refused(LOAD, path)
+
+
+def foreign(path: Path, **changes: Any) -> Path:
+    """Save a checkpoint of the authors' architecture."""
+    state = {
+        "conv_layers.0.0.weight": torch.zeros(64, 1, 5, 3),
+        "fc.weight": torch.zeros(2, 15_360),
+        **changes,
+    }
+    torch.save({"model_state_dict": state}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{"fc.weight": lambda: torch.zeros(5)}, {"fc.weight": lambda: torch.zeros(1).expand(10**9, 15_360)},
+     {"conv_layers.1.0.weight": lambda: torch.zeros(1)}],
+    ids=["flat", "expanded", "scalar"],
+)  # fmt: skip
+def test_checkpoints_of_other_projects(refused, tmp_path: Path, tensors: dict[str, Any]) -> None:
+    path = foreign(tmp_path / "net.ckpt", **{name: make() for name, make in tensors.items()})
+    assert str(path) in refused(LOAD, path)
+
+
+# -------------------------------------------------------------------------------------------- configurations
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(30)
+)
+MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
+    f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 10)}]\n  k{i}: 1\n" for i in range(30)
+)
+DOCUMENTS = {
+    "laughs": LAUGHS,
+    "merges": MERGES,
+    "deep lists": "[" * 10_000,
+    "deep maps": "{a: " * 10_000 + "1" + "}" * 10_000,
+    "deep blocks": "".join(" " * i + "a:\n" for i in range(2000)),
+    "itself": "a: &a [*a]",
+    "later": "a: *b\nb: &b 1",
+    "many": "a: [" + "1, " * 200_000 + "1]",
+    "many lines": "- 1\n" * 20_000,
+    "date": "a: 2020-99-99",
+    "year": "a: 0000-01-01",
+    "tag": "a: !!python/object/apply:os.system [ls]",
+    "timestamp": "a: !!timestamp x",
+    "int": "a: !!int x",
+    "float": "a: !!float x",
+    "digits": "a: " + "9" * 5000,
+    "key": "? [1]\n: 2",
+    "binary": "a: !!binary x",
+    "omap": "a: !!omap 5",
+    "null": "",
+    "bytes": "\x00",
+    "escape": 'a: "\\e]0;pwned\\a"\n"\\e]0;pwned\\a": 1',
+    "long": "a: " + "x" * 2_000_000,
+    "two": "a: 1\n---\nb: 2",
+    "text": "hello",
+    "bool": "!!bool x: 1",
+    "set": "!!set [1]",
+    "pairs": "!!pairs {a: b}",
+    "faults": "\n".join(f"k{i}: 1" for i in range(2000)),
+}
+
+
+@pytest.mark.parametrize("reader", ["pipeline", "run", "project"])
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_configurations_that_mean_harm(refused, tmp_path: Path, document: str, reader: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(DOCUMENTS[document], encoding="utf-8")
+    code = {
+        "pipeline": "import pricepix.workflow.config as c; c.load_config(path)",
+        "project": "import pricepix.workflow.other_projects as c; c.translate_config(path)",
+        "run": "from pathlib import Path; import pricepix.train.run_folder as r\n"
+        "r.find_run_folder(Path(path).parent, 'a', {'horizon': 5}, True)",
+    }
+    refused(code[reader], path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "sparse"])
+def test_what_is_no_configuration(refused, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "config.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    assert str(path) in refused("import pricepix.workflow.config as c; c.load_config(path)", path)
