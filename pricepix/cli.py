@@ -552,14 +552,24 @@ def evaluate(
 @click.argument("store")
 @click.option("--cache", help="Factor cache to audit, too.")
 @click.option("--model", help="Checkpoint or run that made the cache.")
-@click.option("--date", help="Bars after it become garbage; the middle of the store by default.")
+@click.option("--date", help="Bars after it become garbage; four dates, the last included, by default.")
+@click.option(
+    "--delisting-rate",
+    type=float,
+    default=0.02,
+    show_default=True,
+    help="Least share of names that end each year.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the garbage.")
 @PROGRESS
 @panel_options
 def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) -> None:
-    """Show that nothing in STORE depends on bars of TABLE that came later. Exit code 1 if something does."""
+    """Look for anything in TABLE, STORE and the cache that knows what came later.
+
+    Prints a table of the checks: dates, result, what each cannot see. Exit code 1 if one found a leak.
+    """
     from pricepix.bars.panel import Panel
-    from pricepix.workflow.audit import audit as run
+    from pricepix.workflow.audit.audit import audit as run
 
     found = run(Panel.from_table(table_path, progress=options["progress"], **table), store, **options)
     click.echo(str(found))

@@ -116,7 +116,7 @@ def audit(
         placed, found.placed = check_placement(cache, store, panel, dates[-1], f"up to {found.date}")
         found.checks += [
             placed,
-            check_memory(store, scores.values, scores.scorer, rng, windows_time),
+            check_memory(store, scores.values, scores.scorer, rng, limit, windows_time),
             check_training(cache, panel.calendar, windows_time),
         ]
     panel_time = f"{panel.stamp(panel.calendar[0])} to {panel.stamp(panel.calendar[-1])}"

@@ -18,6 +18,7 @@ from pricepix.workflow.audit.report import Check
 __all__ = ["check_memory", "check_training"]
 
 _IMAGES: Final = 20_000
+"""Images scored again, at most."""
 _PIXELS: Final = 2
 """Pixels of each image that are inverted."""
 _KEPT: Final = 0.5
@@ -33,6 +34,7 @@ def check_memory(
     values: NDArray[np.float32],
     scorer: Scorer,
     rng: np.random.Generator,
+    limit: int | None,
     dates: str,
 ) -> Check:
     """Score images again of which a few pixels are inverted: what was learnt survives, what was memorised does not.
@@ -45,6 +47,8 @@ def check_memory(
     scorer : Scorer
     rng : numpy.random.Generator
         Chooses dates and pixels.
+    limit : int or None
+        Images to score again, about.
     dates : str
         The windows' time, for the table.
     """
@@ -55,10 +59,11 @@ def check_memory(
         f"{_TOO_GOOD}; a model that reads a file",
     )
     scored = ~np.isnan(values)
+    most = _IMAGES if limit is None else min(_IMAGES, limit)
     seen = []
     for h in store.horizons:
         returns = store.returns(h)
-        index = _sample(store.time, np.flatnonzero(scored & ~np.isnan(returns)), h, rng)
+        index = _sample(store.time, np.flatnonzero(scored & ~np.isnan(returns)), h, most, rng)
         images = np.array(store.read(index))
         at = (
             rng.integers(0, images[0].size, (len(index), _PIXELS))
@@ -96,12 +101,12 @@ def check_memory(
 
 
 def _sample(
-    time: NDArray[np.int64], index: NDArray[np.int64], horizon: int, rng: np.random.Generator
+    time: NDArray[np.int64], index: NDArray[np.int64], horizon: int, images: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Choose windows of dates whose returns do not overlap: every `horizon`-th, whole ones."""
+    """Choose windows of dates whose returns do not overlap: every `horizon`-th, until there are `images`."""
     times, code, size = np.unique(time[index], return_inverse=True, return_counts=True)
     chosen = np.arange(int(rng.integers(0, min(horizon, max(len(times), 1)))), len(times), horizon)
-    most = max(FEWEST_DATES, int(_IMAGES / max(1.0, float(size.mean()) if len(size) else 1.0)))
+    most = max(FEWEST_DATES, int(images / max(1.0, float(size.mean()) if len(size) else 1.0)))
     if len(chosen) > most:
         chosen = np.sort(rng.choice(chosen, most, replace=False))
     return index[np.isin(code, chosen)]

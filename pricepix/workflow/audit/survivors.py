@@ -36,7 +36,7 @@ def check_survivors(panel: Panel, delisting_rate: float | None, dates: str) -> C
     check = Check(
         "survivors",
         dates,
-        "some of the ended names being left out, or names chosen by what became of their prices",
+        "some of the ended names being left out, or names chosen by their later prices",
     )
     if delisting_rate is None:
         check.seen, check.known = "not asked for: in this market nothing ends", False

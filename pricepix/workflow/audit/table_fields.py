@@ -75,7 +75,7 @@ def check_fields(panel: Panel, dates: str) -> Check:
             )
         if foretells.dates >= FEWEST_DATES:
             seen.append(
-                f"{name} {foretells.effect:+.2f} with the next bar's return, {itself.effect:+.2f} with its own next value"
+                f"{name} {foretells.effect:+.2f} with the next bar's return, {itself.effect:+.2f} with its next value"
             )
     check.known = bool(seen)
     check.seen = "; ".join(seen) or f"fewer than {FEWEST_DATES} dates of {FEWEST_NAMES} names with values"
