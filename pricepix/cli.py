@@ -484,13 +484,23 @@ def evaluate(cache: str, table_path: str, table: dict[str, Any], report: str, **
 @store_argument
 @click.option("--cache", help="Factor cache to audit, too.")
 @click.option("--model", help="Checkpoint or run that made the cache.")
-@click.option("--date", help="Bars after it are replaced by garbage; the middle of the store by default.")
+@click.option("--date", help="Bars after it become garbage; four dates, the last included, by default.")
+@click.option(
+    "--delisting-rate",
+    type=float,
+    default=0.02,
+    show_default=True,
+    help="Least share of names that end each year.",
+)
 @seed
 @progress
 @panel_options
 def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) -> None:
-    """Show that nothing in STORE depends on bars of TABLE that came later. Exit code 1 if something does."""
-    from pricepix.workflow.audit import audit as run
+    """Look for anything in TABLE, STORE and the cache that knows what came later.
+
+    Prints a table of the checks: dates, result, what each cannot see. Exit code 1 if one found a leak.
+    """
+    from pricepix.workflow.audit.audit import audit as run
 
     found = run(_panel(table_path, table, options["progress"]), store, **options)
     click.echo(str(found))

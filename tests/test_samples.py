@@ -85,8 +85,11 @@ def test_seed_decides() -> None:
 
 def test_a_seed_always_gives_the_same_prices() -> None:
     """Prices on the grid, so that a last digit of a logarithm does not decide."""
-    daily = pp.samples.simulate(3, 60, seed=7, list_late=0, split_rate=0.02)
-    assert daily["close"].to_list()[::45] == [296.28, 49.08, 44.76, 10.77]
+    daily = {"seed": 7, "list_late": 0, "split_rate": 0.02}
+    # The default was "median" before: no other test holds prices of a simulated market.
+    assert pp.samples.simulate(3, 60, **daily)["close"].to_list()[::45] == [296.16, 49.06, 43.04, 10.16]
+    median = pp.samples.simulate(3, 60, drift="median", **daily)
+    assert median["close"].to_list()[::45] == [296.28, 49.08, 44.76, 10.77]
     minutes = pp.samples.simulate(2, 90, seed=7, interval="5m", bayes_accuracy=0.7, list_late=0)
     assert minutes["close"].to_list()[::45] == [63.8, 63.28, 48.21, 48.59]
     market = simulate_arrays(3, 4, seed=7, split_rate=0.3, halt_rate=0.05)
@@ -95,8 +98,10 @@ def test_a_seed_always_gives_the_same_prices() -> None:
     assert market.up_limit[:, 0].tolist() == [40.6, 41.22, 40.7, 19.55]
 
 
-def test_a_random_walk_has_no_direction() -> None:
-    table = pp.samples.simulate(200, 1000, seed=3, halt_rate=0, split_rate=0, delist_rate=0, list_late=0)
+@pytest.mark.parametrize("drift", ["mean", "median"])
+def test_a_random_walk_has_no_direction(drift: Any) -> None:
+    options = {"halt_rate": 0, "split_rate": 0, "delist_rate": 0, "list_late": 0}
+    table = pp.samples.simulate(200, 1000, seed=3, drift=drift, **options)
     close = table["close"].to_numpy().reshape(200, 1000)
     step = close[:, 5::5] / close[:, :-5:5]
     n = np.count_nonzero(step != 1)
@@ -104,6 +109,86 @@ def test_a_random_walk_has_no_direction() -> None:
     # No memory either: the sign of a step says nothing about the next one's.
     same = np.sign(step[:, 1:] - 1) == np.sign(step[:, :-1] - 1)
     assert abs(same.mean() - 0.5) < 3 * 0.5 / same.size**0.5 + 0.002
+
+
+def last_close(images: np.ndarray) -> np.ndarray:
+    return 31.0 - images[:, :25, 14].argmax(axis=1)
+
+
+def steepness(images: np.ndarray) -> np.ndarray:
+    return images[:, :25, 2].argmax(axis=1) - images[:, :25, 14].argmax(axis=1).astype(float)
+
+
+def body(images: np.ndarray) -> np.ndarray:
+    """How much of the height the last two bars fill: calm or wild."""
+    return (images[:, :25, 9:15] > 0).sum(axis=(1, 2)).astype(float)
+
+
+def volume(images: np.ndarray) -> np.ndarray:
+    return (images[:, 26:, 12:15] > 0).sum(axis=(1, 2)).astype(float)
+
+
+def anything(images: np.ndarray) -> np.ndarray:
+    pattern = np.random.default_rng(0).normal(0, 1, images.shape[1:])
+    return np.einsum("nij,ij->n", (images > 0).astype(float), pattern)
+
+
+def earned(drift: Any) -> dict[str, list[np.ndarray]]:
+    """Returns by date of long, short and long-short portfolios of five image functions, and of volatility."""
+    found: dict[str, list[np.ndarray]] = {}
+    functions = (last_close, steepness, body, volume, anything)
+    for seed in range(10):
+        panel = pp.Panel.from_table(
+            pp.samples.simulate(60, 500, seed=seed, drift=drift), adjust="multiply", progress=False
+        )
+        images = pp.PanelImages(panel, "jkx5", horizons=(5,), every=5)
+        pictures, returns = images.read(), images.returns(5)
+        with np.errstate(invalid="ignore"):
+            spread = np.log(panel.bars[:, 1] / panel.bars[:, 2])
+        # Over the row's last 40 bars, or fewer: the most volatile names are mostly the same.
+        mean = np.convolve(np.nan_to_num(spread), np.ones(40) / 40)[: len(spread)]
+        scores = {f.__name__: f(pictures) for f in functions} | {"volatility": mean[images.windows.row]}
+        noise = np.random.default_rng(seed).random(len(images)) * 1e-6
+        for name, score in scores.items():
+            sums = []
+            for t in np.unique(images.time):
+                own = np.flatnonzero((images.time == t) & ~np.isnan(returns))
+                if len(own) < 20:
+                    continue
+                order = own[np.argsort((score + noise)[own])]
+                n = len(order) // 5
+                low, high = returns[order[:n]].mean(), returns[order[-n:]].mean()
+                sums.append((high, -low, high - low))
+            found.setdefault(name, []).append(np.array(sums))
+    return {name: list(np.concatenate(parts).T) for name, parts in found.items()}
+
+
+def z_scores(drift: Any) -> dict[tuple[str, str], float]:
+    return {
+        (name, side): float(x.mean() / x.std(ddof=1) * len(x) ** 0.5)
+        for name, sides in earned(drift).items()
+        for side, x in zip(("long", "short", "long-short"), sides, strict=True)
+    }
+
+
+def test_no_portfolio_of_any_image_function_earns_anything() -> None:
+    found = z_scores("mean")
+    assert len(found) == 18
+    assert all(abs(z) < 3 for z in found.values()), found
+    # With steps of median 0 the same draws pay those who hold the volatile names, and most of all who hold any.
+    median = z_scores("median")
+    assert median["volatility", "long"] - found["volatility", "long"] > 3
+    assert median["volatility", "long-short"] - found["volatility", "long-short"] > 2
+    assert sum(z for (_, side), z in median.items() if side == "long") / 6 > 2
+
+
+def test_prices_stay_above_a_tick_and_volatility_is_what_was_asked_for() -> None:
+    options = {"halt_rate": 0, "split_rate": 0, "delist_rate": 0, "list_late": 0}
+    table = pp.samples.simulate(100, 2000, seed=1, volatility=(0.4, 0.4), jump_rate=0, **options)
+    close = table["close"].to_numpy().reshape(100, 2000)
+    assert close.min() > 0.1
+    yearly = np.diff(np.log(close), axis=1).std(axis=1) * 252**0.5
+    assert 0.38 < np.median(yearly) < 0.45
 
 
 @pytest.mark.parametrize("horizon", [1, 5, 20])
@@ -176,6 +261,7 @@ def test_intraday_bars_fill_the_session() -> None:
         ({"correlation": 1.0}, "correlation=1.0"),
         ({"halt_rate": 2.0}, "halt_rate=2.0: give a number from 0 to 1"),
         ({"halts": "gone"}, "halts='gone' is not known"),
+        ({"drift": "none"}, "drift='none' is not known"),
         ({"start": "someday"}, "start='someday': give a day"),
     ],
 )

@@ -160,6 +160,10 @@ def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> S
     that windows occur in which nothing moves. The limits are the adjusted close of the day before, plus and
     minus the limit, in whole cents. Nothing in an image says anything about a later return, limits aside.
 
+    This market has no `drift` to choose, unlike ``samples.simulate``: limits that cut a day's moves make the mean of
+    a return depend on how near they are. Steps have median 0, so that volatile stocks earn about half their
+    variance a year. Test with it what a market's rules do to data; test what a portfolio earns on ``simulate``.
+
     Parameters
     ----------
     instruments, days : int

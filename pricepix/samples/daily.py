@@ -24,6 +24,8 @@ _INTERVALS = {"1d": 0, "1m": 1, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 
 _SESSION_START = 9 * 60 + 30
 _SESSION_MINUTES = 390
 _LONGEST_HALT = 5
+_LEVEL_DAYS = 60
+_LARGEST_LEVEL = 1.5
 
 
 class _Quotes(NamedTuple):
@@ -56,14 +58,15 @@ def simulate(
     list_late: float = 0.2,
     bayes_accuracy: float | None = None,
     horizon: int = 5,
+    drift: Literal["mean", "median"] = "mean",
 ) -> pl.DataFrame:
     """Simulate a market of daily or intraday bars on a tick grid.
 
-    By default prices are driftless random walks: nothing in any image says anything about any later
-    return, so that a classifier that beats one half out of sample has leaked.
+    By default prices are martingales that rise as often as they fall: nothing in any image says anything about
+    any later return, neither its sign nor its mean. A classifier that beats one half out of sample has leaked,
+    and so has a portfolio, long, short or both, whose mean return is not 0 before costs.
 
-    Log prices move by Gaussian steps whose median is 0 (not the mean of the simple return), so that a
-    return is above 0 as often as below it, rounding ties aside. A step splits into an overnight gap and
+    A price moves by a Gaussian step of its trailing level (see Notes), which splits into an overnight gap and
     the bar's own move; high and low are the extremes of a Brownian bridge from open to close, each drawn
     from its exact marginal law, ``(o + c +- sqrt((c - o)^2 - 2 s^2 ln U)) / 2``. Volume is lognormal,
     persistent, and rises with the bar's range.
@@ -107,6 +110,11 @@ def simulate(
         be known from the past: between 0.5 and 1. ``None`` plants none. See Notes.
     horizon : int
         Horizon, in bars, of the return that the planted pattern predicts.
+    drift : {"mean", "median"}
+        What is 0 in a market without a pattern: the mean of the simple returns, and their median up to ties and
+        some thousandths; or the median of the log steps, as those of a geometric random walk, whose mean simple
+        return is then half their variance: 7% a year at a volatility of .37, and more for the more volatile. A
+        planted pattern takes the steps of ``"median"``.
 
     Returns
     -------
@@ -125,6 +133,12 @@ def simulate(
 
     Notes
     -----
+    In a geometric walk the mean and the median of a return cannot both be 0: the difference is half the
+    variance. So with ``drift="mean"`` a step is Gaussian in price, not in its logarithm: volatility times the
+    trailing level, a mean of past closes with a half-life of 60 days, at most 1.5 times the price. Known before
+    the step, it leaves every return symmetric around 0 over one bar, and nearly over some months. Volatility, as
+    a share of the price, rises when the price falls, as that of stocks does.
+
     The planted pattern is the last bar's shadow: a fair coin ``s`` thrown for every bar gives it a long
     lower shadow (+1) or a long upper shadow (-1). A second coin makes ``y = s`` with chance
     `bayes_accuracy` and ``y = -s`` otherwise, and the close `horizon` bars later is drawn from the random
@@ -139,6 +153,7 @@ def simulate(
     for name, value in (("correlation", correlation), ("overnight", overnight)):
         if not 0 <= value < 1:
             raise ValueError(f"{name}={value!r}: give a share of the variance, at least 0 and below 1")
+    choice(drift, "drift", ("mean", "median"))
     check_probabilities(
         jump_rate=jump_rate,
         halt_rate=halt_rate,
@@ -161,10 +176,12 @@ def simulate(
     gap *= np.where(rng.random(shape) < jump_rate, 5.0, 1.0)
     move = bar_sd * _steps(rng, shape, correlation)
     first = log_uniform(rng, *price, instruments) / tick
-    if bayes_accuracy is None:
-        quotes = _random_walk(rng, first, gap, move, bar_sd)
-    else:
+    if bayes_accuracy is not None:
         quotes = _planted(rng, first, gap + move, traded, bayes_accuracy, horizon)
+    elif drift == "mean":
+        quotes = _martingale(rng, first, gap, move, bar_sd, _LEVEL_DAYS * per_day)
+    else:
+        quotes = _random_walk(rng, first, gap, move, bar_sd)
     volume = _volume(rng, (quotes.high - quotes.low) / (quotes.close * bar_sd) + 0.2, per_day)
     ratio = _split_ratio(rng, new_day, listed, split_rate)
     keep = traded if halts == "absent" or quotes.signal is not None else listed
@@ -253,6 +270,31 @@ def _steps(rng: np.random.Generator, shape: tuple[int, int], correlation: float)
     if correlation == 0:
         return own
     return np.sqrt(1 - correlation) * own + np.sqrt(correlation) * rng.standard_normal((shape[0], 1))
+
+
+def _martingale(
+    rng: np.random.Generator,
+    first: np.ndarray,
+    gap: np.ndarray,
+    move: np.ndarray,
+    bar_sd: np.ndarray,
+    half_life: float,
+) -> _Quotes:
+    """Quotes that say nothing about later ones, of symmetric steps whose size in ticks is known before."""
+    weight = 1 - 0.5 ** (1 / half_life)
+    open_, close, size = (np.empty_like(move) for _ in range(3))
+    current = np.maximum(np.rint(first), 1.0)
+    level = current.copy()
+    for t in range(len(move)):
+        scale = np.minimum(level, _LARGEST_LEVEL * current)
+        # Cut at both ends alike, so that no price falls below a tick and the mean stays 0; it is never seen at work.
+        room = current - 1.0
+        open_[t] = current + np.clip(np.rint(gap[t] * scale), -room, room)
+        close[t] = current + np.clip(np.rint((gap[t] + move[t]) * scale), -room, room)
+        size[t] = scale / open_[t]
+        current = close[t]
+        level += weight * (current - level)
+    return _Quotes(open_, *_extremes(rng, open_, close, bar_sd * size), close)
 
 
 def _random_walk(

@@ -1,0 +1,6 @@
+"""The audit: does anything in a panel, its images, labels or scores know what came later?"""
+
+from pricepix.workflow.audit.audit import audit
+from pricepix.workflow.audit.report import Audit, Check
+
+__all__ = ["Audit", "Check", "audit"]
