@@ -115,7 +115,11 @@ def test_forward_returns_are_the_labels(panel):
     found = market.forward(np.arange(len(market.time)), 5, 1)
     label = forward_returns(panel, np.arange(len(panel)), 5, 1)
     bar, code = panel.time_code, np.repeat(np.arange(panel.n_instruments), np.diff(panel.offsets))
-    assert np.array_equal(found[bar, code].astype(np.float32), label.value, equal_nan=True)
+    same = found[bar, code]
+    assert np.array_equal(np.isnan(same), np.isnan(label.value))
+    np.testing.assert_allclose(same, label.value, rtol=1e-7, atol=1e-12)
+    moved = np.abs(label.value) > 1e-12
+    assert np.array_equal(np.sign(same[moved]), np.sign(label.value[moved]))
 
 
 def test_value_weights_where_the_panel_has_caps(panel, random_factor, tmp_path):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from pricepix.factor.evaluation.decay import DECAY_HORIZONS, decay_curve, delay_
 from pricepix.factor.evaluation.evaluator import Evaluator, Settings, default_rebalance, iso_times
 from pricepix.factor.evaluation.inputs import one_or_several, panel_of, read_factor
 from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.notes import evaluation_notes
 from pricepix.factor.evaluation.rebalancing import bars_per_year
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.evaluation.signals import BASELINES, history
@@ -42,6 +43,7 @@ def evaluate(
     untradable: str = "exclude",
     max_wait: int = 5,
     price: str = "auto",
+    delisting: Literal["hold", "missing"] | None = None,
     delays: int | Sequence[int] = (0, 1, 2, 3, 4, 5),
     horizons: int | Sequence[int] | None = None,
     baselines: str | Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
@@ -81,6 +83,11 @@ def evaluate(
         Bars that ``"delay"`` waits.
     price : {"auto", "close", "total_return"}
         What returns are computed from: see ``forward_returns``.
+    delisting : {"hold", "missing"}, optional
+        The forward return of an instrument whose rows end, before the market's do, within the horizon.
+        ``"hold"``: to its last level, if its return at the end is known, which then stays in cash until the
+        horizon, as portfolios value it. ``"missing"``: none. By default ``"hold"`` where returns are computed from
+        total returns, which hold that of the delisting, and ``"missing"``, with a note, where from prices.
     delays : int or sequence of int
         Entries, in bars after `delay`, of the delay curve.
     horizons : int or sequence of int, optional
@@ -122,13 +129,14 @@ def evaluate(
     """
     cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
     panel = panel_of(panel)
+    horizon_assumed = horizon is None and cache.attrs.get("horizon") is None
     horizon, delay = resolve_horizon(cache.attrs, horizon, delay)
     quantiles = whole_number(quantiles, "quantiles", 2, 100)
     costs, baselines = _checked_costs(costs), _checked_baselines(baselines)
     delays = one_or_several("delays", delays)
     horizons = None if horizons is None else one_or_several("horizons", horizons)
     time, names, values = read_factor(cache, panel, start, end)
-    market = Market.of(panel, names, price)
+    market = Market.of(panel, names, price, delisting)
     per_year = periods_per_year or bars_per_year(market.time, panel.tz)
     settings = Settings(
         horizon=horizon,
@@ -151,7 +159,7 @@ def evaluate(
         "quantiles": quantiles,
         "rebalance": settings.rebalance,
         "untradable": untradable,
-        "notes": [*([] if mismatch is None else [mismatch]), *evaluator.notes(data)],
+        "notes": [],
         "data": data,
     }
     series: dict[str, Any] = {"time": iso_times(time, panel.tz)}
@@ -168,6 +176,7 @@ def evaluate(
         bar.update()
         figures["baselines"] = evaluator.compare(baselines, columns or {})
         bar.update()
+    figures["notes"] = evaluation_notes(evaluator, figures, mismatch, horizon_assumed)
     figures["lineage"] = _lineage(cache, panel)
     return Evaluation(figures, series, cache)
 

@@ -113,22 +113,6 @@ class Evaluator:
         cache = self.cache
         return training_overlap(cache.attrs["model"], self.time, self.market.time, cache.shift, cache.tz)
 
-    def notes(self, data: Mapping[str, Any]) -> list[str]:
-        """Return a sentence if any date is not out of sample."""
-        if not data["dates_seen"]:
-            return []
-        later = data["first_date_unseen"]
-        remedy = "No date is: score later images" if later is None else f"Evaluate it with start={later!r}"
-        more = (
-            ""
-            if self.training.whole
-            else ("; its checkpoint does not record what it validated on, which may reach further")
-        )
-        return [
-            f"{data['dates_seen']:,} of the {data['dates']:,} dates are not out of sample: the model has seen returns "
-            f"through {data['seen_through']}, in training or validation{more}. {remedy}"
-        ]
-
     def data(self) -> Figures:
         """Count what there is to evaluate."""
         tz = self.market.panel.tz
@@ -137,6 +121,8 @@ class Evaluator:
         without = ~labelled.any(axis=1)
         count = scored.sum(axis=1)
         seen, through, _ = self.training
+        unknown = self.market.without_level
+        dies, known = self.market.deaths(self.position, self.settings.horizon, self.settings.delay)
         after = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
         return {
             "instruments": int(scored.any(axis=0).sum()),
@@ -146,6 +132,12 @@ class Evaluator:
             "values": int(scored.sum()),
             "values_with_return": int(labelled.sum()),
             "values_without_bar": int((scored & (self.market.row[self.position] < 0)).sum()),
+            "instruments_without_level": int((unknown & scored.any(axis=0)).sum()),
+            "values_without_level": int(scored[:, unknown].sum()),
+            "returns_bridged_by_price": int(self.market.bridged.sum()),
+            "delisting": self.market.delisting,
+            "died_within_horizon": int((scored & known).sum()),
+            "died_without_return": int((scored & dies & ~known).sum()),
             "dates_without_returns": int(without.sum()),
             "first_date_without_returns": iso_times(self.time[without][:1], tz)[0] if without.any() else None,
             "dates_with_fewer_instruments_than_quantiles": int((count < self.settings.quantiles).sum()),
@@ -261,6 +253,7 @@ class Evaluator:
                 "rebalancings_per_year": per_year,
                 "cohorts": portfolios.cohorts,
                 "counts": portfolios.counts,
+                "died_while_held": self._deaths(portfolios),
                 **{name: self._returns(portfolios, p, per_year) for p, name in enumerate(portfolios.names)},
             }
             series[f"portfolio_{weighting}"] = {
@@ -272,6 +265,22 @@ class Evaluator:
                 "turnover": portfolios.turnover,
             }
         return {"portfolios": figures}, series
+
+    def _deaths(self, portfolios: Portfolios) -> Figures:
+        """Count the entries, over all quantiles, whose rows end before they are sold."""
+        market = self.market
+        entry, k = portfolios.entry, portfolios.cohorts
+        stop = np.append(entry[k:], np.full(min(k, len(entry)), portfolios.bars[-1]))
+        group = quantiles(self.factor[np.searchsorted(self.position, portfolios.decision)], self.settings.quantiles)
+        held = (group > 0) & ~np.isnan(market.level[entry])
+        died = held & market.ended & (market.last_bar > entry[:, None]) & (market.last_bar <= stop[:, None])
+        row, column = np.nonzero(died)
+        worth = market.level[market.last_bar[column], column] / market.level[entry[row], column]
+        return {
+            "count": int(died.sum()),
+            "share": float(died.sum() / max(1, held.sum())),
+            "mean_return": _mean(worth - 1.0),
+        }
 
     def _returns(self, portfolios: Portfolios, p: int, per_year: float) -> Figures:
         """Return the performance of one portfolio, before and after costs."""

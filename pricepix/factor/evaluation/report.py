@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pricepix.factor.evaluation.figures import charts, format_number, format_percent, pictures, png_bytes
-from pricepix.factor.evaluation.result import Evaluation
+from pricepix.factor.evaluation.figures import charts, pictures, png_bytes
+from pricepix.factor.evaluation.result import Evaluation, format_number, format_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
