@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from tqdm import tqdm
 
-from pricepix._checks import bars, whole_number
+from pricepix._checks import bars, fraction, whole_number
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
@@ -39,6 +39,7 @@ def evaluate(
     delay: int | None = None,
     quantiles: int = 10,
     rebalance: str | int | None = None,
+    period_end_share: float = 0.5,
     costs: float | Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
     untradable: str = "exclude",
     max_wait: int = 5,
@@ -74,6 +75,10 @@ def evaluate(
         default the week, month or quarter that comes within a quarter of `horizon`, as in the paper, else
         ``"horizon"``. Where the horizon is longer than the time between rebalancings, portfolios overlap:
         each is held for as many rebalancings as make up the horizon.
+    period_end_share : float
+        A week, month or quarter ends at its last bar at which at least this share of the instruments then alive
+        have a bar, so that a stray row does not move it. One that the factor or the panel leaves before it is
+        over forms no portfolio.
     costs : float or sequence of float
         Costs per side, as a share of what is traded.
     untradable : {"exclude", "delay", "ignore"}
@@ -146,6 +151,7 @@ def evaluate(
         untradable=untradable,
         max_wait=bars(max_wait, "max_wait", 0),
         per_year=per_year,
+        period_end_share=fraction(period_end_share, "period_end_share"),
         costs=costs,
     )
     evaluator = Evaluator(cache, market, time, values.astype(np.float64), settings)

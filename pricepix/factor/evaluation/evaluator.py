@@ -17,6 +17,7 @@ from pricepix.factor.evaluation.holding import Portfolios, simulate_holding
 from pricepix.factor.evaluation.inputs import column_values
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import (
+    MINIMUM_HORIZONS,
     calibration,
     classification,
     classification_by_date,
@@ -57,6 +58,8 @@ class Settings:
     """Bars."""
     per_year: float
     """Bars a year."""
+    period_end_share: float
+    """Of the instruments alive, how many must have a bar for a period to end there."""
     costs: tuple[float, ...]
     """Per side, as shares of what is traded."""
 
@@ -77,6 +80,11 @@ class Evaluator:
     def position(self) -> NDArray[np.int64]:
         """int64 (dates,): where the dates lie on the market's calendar."""
         return np.searchsorted(self.market.time, self.time)
+
+    @cached_property
+    def thin(self) -> NDArray[np.bool_]:
+        """bool (bars,): bars at which no period ends, since too few of the instruments alive have a bar."""
+        return self.market.thin(self.settings.period_end_share)
 
     def overlap(self, horizon: int) -> int:
         """Return how many dates of the factor a return over `horizon` bars spans."""
@@ -136,7 +144,7 @@ class Evaluator:
             "values_without_level": int(scored[:, unknown].sum()),
             "returns_bridged_by_price": int(self.market.bridged.sum()),
             "delisting": self.market.delisting,
-            "died_within_horizon": int((scored & known).sum()),
+            "died_within_horizon": int((scored & dies).sum()),
             "died_without_return": int((scored & dies & ~known).sum()),
             "dates_without_returns": int(without.sum()),
             "first_date_without_returns": iso_times(self.time[without][:1], tz)[0] if without.any() else None,
@@ -151,6 +159,7 @@ class Evaluator:
             "first_date_unseen": iso_times(self.time[after : after + 1], tz)[0]
             if after < len(seen)
             else None,
+            "thin_bars": int(self.thin.sum()),
             "bars_per_year": self.settings.per_year,
             "return_price": self.market.price,
         }
@@ -215,7 +224,9 @@ class Evaluator:
         """
         s, market = self.settings, self.market
         delay = s.delay if delay is None else delay
-        at = rebalances(self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon)
+        at = rebalances(
+            self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon, self.thin
+        )
         values = self.factor if factor is None else factor
         step = float(np.median(np.diff(at))) if len(at) > 1 else float(s.horizon)
         return simulate_holding(
@@ -252,6 +263,7 @@ class Evaluator:
                 "rebalancings": len(portfolios.entry),
                 "rebalancings_per_year": per_year,
                 "cohorts": portfolios.cohorts,
+                "ramp_up": portfolios.full,
                 "counts": portfolios.counts,
                 "died_while_held": self._deaths(portfolios),
                 **{name: self._returns(portfolios, p, per_year) for p, name in enumerate(portfolios.names)},
@@ -271,7 +283,9 @@ class Evaluator:
         market = self.market
         entry, k = portfolios.entry, portfolios.cohorts
         stop = np.append(entry[k:], np.full(min(k, len(entry)), portfolios.bars[-1]))
-        group = quantiles(self.factor[np.searchsorted(self.position, portfolios.decision)], self.settings.quantiles)
+        group = quantiles(
+            self.factor[np.searchsorted(self.position, portfolios.decision)], self.settings.quantiles
+        )
         held = (group > 0) & ~np.isnan(market.level[entry])
         died = held & market.ended & (market.last_bar > entry[:, None]) & (market.last_bar <= stop[:, None])
         row, column = np.nonzero(died)
@@ -284,24 +298,37 @@ class Evaluator:
 
     def _returns(self, portfolios: Portfolios, p: int, per_year: float) -> Figures:
         """Return the performance of one portfolio, before and after costs."""
-        traded = 2.0 * _mean(portfolios.turnover[1:, p])
-        mean = _mean(portfolios.period_returns[:, p])
+        full = portfolios.full
+        periods = portfolios.period_returns[full:, p]
+        minimum = MINIMUM_HORIZONS * portfolios.cohorts
+        few = len(periods) < minimum
+        traded = 2.0 * self._turnover(portfolios, p)
 
         def both(periods: Floats, bars: Floats) -> Figures:
+            by_bar = bars[portfolios.full_bar :, p]
             return {
-                "periods": performance(periods[:, p], per_year),
-                "bars": performance(bars[:, p], self.settings.per_year),
+                "periods": performance(periods[full:, p], per_year, minimum),
+                "bars": performance(by_bar, self.settings.per_year, len(by_bar) + 1 if few else minimum),
             }
 
         return {
             **both(portfolios.period_returns, portfolios.bar_returns),
             "monthly_turnover": traded / 2.0 * per_year / 12.0,
-            "break_even_cost": mean / traded if traded > 0 else float("nan"),
+            "break_even_cost": _mean(periods) / traded if traded > 0 else float("nan"),
             "net": {
                 f"{cost:g}": both(portfolios.net_periods(cost), portfolios.net_bars(cost))
                 for cost in self.settings.costs
             },
         }
+
+    def long_short(self, portfolios: Portfolios, per_year: float) -> Figures:
+        """Return the performance of the long-short portfolio, before costs."""
+        minimum = MINIMUM_HORIZONS * portfolios.cohorts
+        return performance(portfolios.period_returns[portfolios.full :, -1], per_year, minimum)
+
+    def _turnover(self, portfolios: Portfolios, p: int) -> float:
+        """Return the mean turnover of a rebalancing, without the first purchase and the ramp-up."""
+        return _mean(portfolios.turnover[portfolios.full + 1 :, p])
 
     def holding(self) -> Figures:
         """Return the long-short portfolio, rebalanced by week, month, quarter and horizon."""
@@ -316,8 +343,8 @@ class Evaluator:
             figures[rebalance] = {
                 "rebalancings": len(portfolios.entry),
                 "cohorts": portfolios.cohorts,
-                **performance(portfolios.period_returns[:, -1], per_year),
-                "monthly_turnover": _mean(portfolios.turnover[1:, -1]) * per_year / 12.0,
+                **self.long_short(portfolios, per_year),
+                "monthly_turnover": self._turnover(portfolios, -1) * per_year / 12.0,
             }
         return figures
 
@@ -346,7 +373,7 @@ class Evaluator:
             if int(count.max()) >= s.quantiles:
                 portfolios = self.simulate(factor=shared)
                 per_year = self.rebalancings_per_year(portfolios)
-                figures[name]["long_short"] = performance(portfolios.period_returns[:, -1], per_year)
+                figures[name]["long_short"] = self.long_short(portfolios, per_year)
         return figures
 
 

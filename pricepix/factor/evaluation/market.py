@@ -101,6 +101,15 @@ class Market:
         """int64 (instruments,): the bar at which each instrument's rows end."""
         return self.panel.time_code[self.panel.offsets[self.code + 1] - 1]
 
+    def thin(self, share: float) -> NDArray[np.bool_]:
+        """bool (bars,): bars at which less than `share` of the instruments then alive have a bar."""
+        there = self.row >= 0
+        first = np.argmax(there, axis=0)
+        change = np.bincount(first, minlength=len(self.time) + 1)
+        change -= np.bincount(self.last_bar + 1, minlength=len(self.time) + 1)
+        alive = np.cumsum(change)[:-1]
+        return np.count_nonzero(there, axis=1) < share * alive
+
     @property
     def ended(self) -> NDArray[np.bool_]:
         """bool (instruments,): those whose rows end before the market's do."""

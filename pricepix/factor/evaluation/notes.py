@@ -42,6 +42,7 @@ def evaluation_notes(
     notes += _few_dates(figures)
     notes += _returns(evaluator, figures["data"])
     notes += _deaths(evaluator, figures)
+    notes += _calendar(figures)
     unapplied = evaluator.market.panel.report.counts.get("unapplied_factor", 0)
     if unapplied and "adjustment factor" not in (mismatch or ""):
         notes.append(
@@ -93,14 +94,22 @@ def _returns(evaluator: Evaluator, data: dict[str, Any]) -> Iterator[str]:
     if unknown := data["instruments_without_level"]:
         share = data["values_without_level"] / data["values"]
         yield (
-            f"{unknown:,} of the {data['instruments']:,} instruments ({share:.1%} of the factor's values) have no total "
-            "return: they are in no statistic and no portfolio. Bring their total returns, or use price='close'"
+            f"{unknown:,} of the {data['instruments']:,} instruments ({share:.1%} of the factor's values) have no "
+            "total return: they are in no statistic and no portfolio. Bring their total returns, or use price='close'"
         )
     if bridged := data["returns_bridged_by_price"]:
         are = "total return is" if bridged == 1 else "total returns are"
         yield (
             f"{bridged:,} {are} missing beside a known price: portfolios take the price's own change there, without "
             "dividends"
+        )
+
+
+def _calendar(figures: dict[str, Any]) -> Iterator[str]:
+    if thin := figures["data"]["thin_bars"]:
+        yield (
+            f"few of the instruments then alive have a bar at {thin:,} of the panel's bars (thin_bars): no week, month "
+            "or quarter ends there"
         )
 
 
@@ -111,15 +120,17 @@ def _deaths(evaluator: Evaluator, figures: dict[str, Any]) -> Iterator[str]:
         if evaluator.market.delisting == "hold":
             treated = "their returns run to the last level and stay in cash (delisting='hold')"
         else:
-            treated = "their returns are missing, so that the statistics do not see the loss (delisting='missing')"
+            treated = (
+                "their returns are missing, so that the statistics do not see the loss (delisting='missing')"
+            )
         yield (
             f"{data['died_within_horizon']:,} of the factor's values ({share:.2%}) are of instruments whose rows end "
             f"within the horizon: {treated}"
         )
-    if unknown := data["died_without_return"]:
+    if evaluator.market.delisting == "hold" and (unknown := data["died_without_return"]):
         yield (
-            f"{unknown:,} values are of instruments whose rows end within the horizon without a known return at the "
-            "end: they have no return. Bring delisting returns in total_return"
+            f"of {unknown:,} of these the return at the end is not known: they have none. Bring delisting returns in "
+            "total_return"
         )
     if held["count"]:
         yield (

@@ -120,7 +120,9 @@ def _environment() -> Environment:
 
 
 def _portfolio_name(name: str) -> str:
-    return {"short": "Lowest, as can be sold", "long_short": "Long-short"}.get(name, f"Quantile {name[1:]}")
+    return {"short": "Short the lowest, as can be sold", "long_short": "Long-short"}.get(
+        name, f"Quantile {name[1:]}"
+    )
 
 
 def _plain_text(value: Any) -> str:
