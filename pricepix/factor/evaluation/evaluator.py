@@ -24,13 +24,14 @@ from pricepix.factor.evaluation.metrics import (
     information_coefficient,
     series_summary,
 )
+from pricepix.factor.evaluation.paper import PAPER_PER_MONTH, PaperPortfolios, paper_portfolios
 from pricepix.factor.evaluation.portfolio import (
     performance,
     quantile_membership_change,
     quantile_returns,
     quantiles,
 )
-from pricepix.factor.evaluation.rebalancing import rebalances, rebalances_per_year
+from pricepix.factor.evaluation.rebalancing import period_ends, rebalances, rebalances_per_year
 from pricepix.factor.evaluation.signals import BASELINES
 from pricepix.factor.training_overlap import TrainingOverlap, training_overlap
 
@@ -58,6 +59,8 @@ class Settings:
     """Bars."""
     per_year: float
     """Bars a year."""
+    convention: str
+    """``pricepix`` or ``paper``."""
     period_end_share: float
     """Of the instruments alive, how many must have a bar for a period to end there."""
     costs: tuple[float, ...]
@@ -224,6 +227,10 @@ class Evaluator:
         """
         s, market = self.settings, self.market
         delay = s.delay if delay is None else delay
+        if s.convention == "paper":
+            return self._by_the_paper(
+                self._rebalance(rebalance), self.factor if factor is None else factor, delay, cap
+            )
         at = rebalances(
             self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon, self.thin
         )
@@ -243,6 +250,40 @@ class Evaluator:
             max_wait=s.max_wait,
         )
 
+    def _by_the_paper(
+        self, rebalance: str | int, factor: Floats, delay: int, cap: Floats | None
+    ) -> PaperPortfolios:
+        """Portfolios from each period's end to the next one's, by the authors' definitions."""
+        if rebalance not in PAPER_PER_MONTH:
+            raise ValueError(
+                f"rebalance={rebalance!r}: convention='paper' rebalances by week, month or quarter; give one of them"
+            )
+        market = self.market
+        ends = period_ends(market.time, market.panel.tz, rebalance, self.thin)
+        ends = ends[ends + delay < len(market.time)]
+        known = np.isin(ends[:-1], self.position)
+        entry, leave = ends[:-1][known] + delay, ends[1:][known] + delay
+        if len(entry) == 0:
+            raise ValueError(f"no portfolio can be held: the factor is known at the end of no {rebalance}")
+        # Who has no bar at the next period's end has no return; volume does not matter.
+        there = (market.row[entry] >= 0) & (market.row[leave] >= 0)
+        returns = np.where(there, market.level[leave] / market.level[entry] - 1.0, np.nan)
+        caps = self.caps
+        return paper_portfolios(
+            factor[np.searchsorted(self.position, ends[:-1][known])],
+            returns,
+            entry,
+            leave,
+            n=self.settings.quantiles,
+            cap=None if caps is None else caps[ends[:-1][known]],
+            by_value=cap is not None,
+        )
+
+    @cached_property
+    def caps(self) -> Floats | None:
+        """Market capitalisations, float64 (bars, instruments), where the panel has them."""
+        return self.market.cap()
+
     def rebalancings_per_year(self, portfolios: Portfolios, rebalance: str | int | None = None) -> float:
         """Return how often portfolios were formed, a year."""
         return rebalances_per_year(portfolios.decision, self._rebalance(rebalance), self.settings.per_year)
@@ -254,7 +295,7 @@ class Evaluator:
         """Return the portfolios, equally weighted and, where the panel has capitalisations, by value."""
         figures: Figures = {}
         series: Figures = {}
-        caps = self.market.cap()
+        caps = self.caps
         tz = self.market.panel.tz
         for weighting in ("equal", "value") if caps is not None else ("equal",):
             portfolios = self.simulate(cap=caps if weighting == "value" else None)
@@ -313,7 +354,7 @@ class Evaluator:
 
         return {
             **both(portfolios.period_returns, portfolios.bar_returns),
-            "monthly_turnover": traded / 2.0 * per_year / 12.0,
+            "monthly_turnover": traded / 2.0 * self._per_month(per_year),
             "break_even_cost": _mean(periods) / traded if traded > 0 else float("nan"),
             "net": {
                 f"{cost:g}": both(portfolios.net_periods(cost), portfolios.net_bars(cost))
@@ -325,6 +366,12 @@ class Evaluator:
         """Return the performance of the long-short portfolio, before costs."""
         minimum = MINIMUM_HORIZONS * portfolios.cohorts
         return performance(portfolios.period_returns[portfolios.full :, -1], per_year, minimum)
+
+    def _per_month(self, per_year: float, rebalance: str | int | None = None) -> float:
+        """Return how often portfolios are formed a month; the authors' month has four weeks."""
+        if self.settings.convention == "paper":
+            return PAPER_PER_MONTH[str(self._rebalance(rebalance))]
+        return per_year / 12.0
 
     def _turnover(self, portfolios: Portfolios, p: int) -> float:
         """Return the mean turnover of a rebalancing, without the first purchase and the ramp-up."""
@@ -344,7 +391,7 @@ class Evaluator:
                 "rebalancings": len(portfolios.entry),
                 "cohorts": portfolios.cohorts,
                 **self.long_short(portfolios, per_year),
-                "monthly_turnover": self._turnover(portfolios, -1) * per_year / 12.0,
+                "monthly_turnover": self._turnover(portfolios, -1) * self._per_month(per_year, rebalance),
             }
         return figures
 

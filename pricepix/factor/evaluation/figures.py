@@ -115,7 +115,7 @@ def _long_short(evaluation: Evaluation) -> Chart:
     gross = np.nan_to_num(book["bar_returns"][:, -1])
     axes[0, 0].plot(time, np.cumprod(1.0 + gross), color=_BLUE, linewidth=1.4, label="before costs")
     costs = [float(c) for c in figures["portfolios"]["equal"]["long_short"]["net"] if float(c) > 0]
-    if costs:
+    if costs and figures["convention"] != "paper":
         cost = min(costs, key=lambda c: abs(c - 0.001))
         net = gross.copy()
         first = np.searchsorted(time, _dates(book["entry"]), side="right")

@@ -174,7 +174,7 @@ class Market:
             return self.panel.bars[row, 3] > 0
         # An instrument's first bar never has a return.
         first = row == self.panel.offsets[self.code]
-        return first | ~np.isnan(self.panel.fields["total_return"][row])
+        return np.asarray(first | ~np.isnan(self.panel.fields["total_return"][row]))
 
 
 class _Span(NamedTuple):

@@ -107,6 +107,33 @@ def _period_ends(
     return ends[:-1] if cut or open_ else ends
 
 
+def period_ends(time: Times, tz: str | None, every: str, thin: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the positions of the last bar of every period of a calendar, the last one included, over or not."""
+    full = np.flatnonzero(~thin)
+    period = to_series(time[full], tz).dt.truncate(_PERIODS[every]).to_physical().to_numpy()
+    return full[np.append(period[1:] != period[:-1], True)] if len(full) else full
+
+
+def month_ends(time: Times, tz: str | None, thin: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the positions of the last bar of every month that a later one follows."""
+    return period_ends(time, tz, "month", thin)[:-1]
+
+
+def closes_month(time: Times, tz: str | None) -> NDArray[np.bool_]:
+    """Return which bars close a month by the days of the week: the next trading day is in the next month.
+
+    Of bars within the day none does, since how many follow is not known.
+    """
+    day, _ = day_and_interval(time, tz)
+    following = day + 1
+    if not _trades_weekends(np.unique(day)):
+        weekday = (following + 3) % 7
+        following = following + np.where(weekday >= 5, 7 - weekday, 0)
+    months = [x.astype("datetime64[D]").astype("datetime64[M]") for x in (day, following)]
+    single = len(np.unique(day)) == len(day)
+    return np.asarray((months[0] != months[1]) & single)
+
+
 def _is_over(time: Times, tz: str | None, every: str) -> bool:
     """Return whether the calendar's last period is over: its next day belongs to another one."""
     if every == "day":
