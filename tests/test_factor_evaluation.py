@@ -115,7 +115,11 @@ def test_forward_returns_are_the_labels(panel):
     found = market.forward(np.arange(len(market.time)), 5, 1)
     label = forward_returns(panel, np.arange(len(panel)), 5, 1)
     bar, code = panel.time_code, np.repeat(np.arange(panel.n_instruments), np.diff(panel.offsets))
-    assert np.array_equal(found[bar, code].astype(np.float32), label.value, equal_nan=True)
+    same = found[bar, code]
+    assert np.array_equal(np.isnan(same), np.isnan(label.value))
+    np.testing.assert_allclose(same, label.value, rtol=1e-7, atol=1e-12)
+    moved = np.abs(label.value) > 1e-12
+    assert np.array_equal(np.sign(same[moved]), np.sign(label.value[moved]))
 
 
 def test_value_weights_where_the_panel_has_caps(panel, random_factor, tmp_path):
@@ -306,8 +310,62 @@ def test_the_first_value_of_the_trend_by_hand():
 
     design = np.column_stack([np.ones(25), ratio(20)])
     slopes = np.linalg.lstsq(design, close[41] / close[20] - 1, rcond=None)[0][1:]
-    for row, t in ((1, 41), (2, 44)):
-        np.testing.assert_allclose(value[row], ratio(t) @ slopes, rtol=1e-9)
+    np.testing.assert_allclose(value[1], ratio(41) @ slopes, rtol=1e-9)
+    # A month of bars counts back from its date, and the day it begins at does not depend on any other.
+    design = np.column_stack([np.ones(25), ratio(23)])
+    slopes = np.linalg.lstsq(design, close[44] / close[23] - 1, rcond=None)[0][1:]
+    np.testing.assert_allclose(value[2], ratio(44) @ slopes, rtol=1e-9)
+
+
+def test_the_trend_depends_on_neither_the_first_bar_nor_the_other_dates():
+    rng = np.random.default_rng(9)
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.02, (600, 30)), axis=0))
+    day = np.arange("2010-01-01", "2013-01-01", dtype="datetime64[D]")
+    day = day[np.is_busday(day)][:600]
+
+    def found(first: int, at: np.ndarray, last: int = 600) -> np.ndarray:
+        part = close[first:last]
+        panel = pp.Panel.from_arrays(
+            part,
+            part,
+            part,
+            part,
+            time=day[first:last],
+            instruments=[f"N{i}" for i in range(30)],
+            progress=False,
+        )
+        return trend(Market.of(panel, panel.instruments), at - first, lags=(3, 10, 50))
+
+    at = np.arange(500, 600)
+    whole = found(0, at)
+    assert np.isfinite(whole).all()
+    for first in (1, 7, 20, 100):
+        np.testing.assert_allclose(found(first, at), whole, rtol=1e-8)
+    np.testing.assert_array_equal(found(0, at[[3, 50]]), whole[[3, 50]])
+    for last in (520, 530, 541, 590):
+        np.testing.assert_array_equal(found(0, at[: last - 500], last), whole[: last - 500])
+
+
+def test_months_of_the_trend_are_the_calendars():
+    rng = np.random.default_rng(10)
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.02, (70, 25)), axis=0))
+    day = np.arange("2010-01-01", "2011-01-01", dtype="datetime64[D]")
+    day = day[np.is_busday(day)][:70]
+    panel = pp.Panel.from_arrays(
+        close, close, close, close, time=day, instruments=[f"N{i}" for i in range(25)], progress=False
+    )
+    january, february = (int(np.flatnonzero(day.astype("datetime64[M]") == np.datetime64(m))[-1])
+                         for m in ("2010-01", "2010-02"))  # fmt: skip
+    t = february + 5
+    value = trend(Market.of(panel, panel.instruments), np.array([january, t]), lags=(3, 10))
+    assert np.isnan(value[0]).all()
+
+    def ratio(t: int) -> np.ndarray:
+        return np.stack([close[t + 1 - lag : t + 1].mean(axis=0) / close[t] for lag in (3, 10)], axis=1)
+
+    design = np.column_stack([np.ones(25), ratio(january)])
+    slopes = np.linalg.lstsq(design, close[february] / close[january] - 1, rcond=None)[0][1:]
+    np.testing.assert_allclose(value[1], ratio(t) @ slopes, rtol=1e-9)
 
 
 def test_bars_around_the_evaluated_ones_are_those_of_the_settings():
@@ -321,7 +379,7 @@ def test_bars_around_the_evaluated_ones_are_those_of_the_settings():
         252,
         131,
     )
-    assert bars_needed(12096.0) == (15112, 3467)
+    assert bars_needed(12096.0) == (17128, 3467)
     # Without a decay curve, a quarter and the horizon remain.
     assert bars_needed(252.0, baselines=["MOM"], horizons=()) == (252, 83)
     # The defaults of a cache that records nothing; the delay counts.

@@ -63,6 +63,20 @@ def caches(adjusted, on_disk):
     return {name: score(of, ink, None, progress=False) for name, of in images.items()}
 
 
+GENERAL = (
+    "nothing is known of",
+    "the horizon of",
+    "span fewer than",
+    "of instruments whose rows end",
+    "jump where",
+)
+
+
+def specific(found):
+    """Notes of an evaluation, without those that any function on a short market has."""
+    return [note for note in found.notes if not any(part in note for part in GENERAL)]
+
+
 # ------------------------------------------------------------------------------------------------- bars
 
 
@@ -71,7 +85,7 @@ def test_a_panel_read_without_its_adjustment_is_told(caches, adjusted, raw, kind
     with pytest.warns(DifferentPanelWarning, match="rows have an adjustment factor that was not") as told:
         found = evaluate(caches[kind], raw, horizon=5, **OPTIONS)
     assert len(told) == 1
-    (note,) = found.notes
+    (note,) = specific(found)
     assert str(told[0].message) == note
     assert raw.digest in note
     assert f"{raw.report.notes['unapplied_factor']} of its rows have an adjustment factor" in note
@@ -83,7 +97,7 @@ def test_a_panel_read_without_its_adjustment_is_told(caches, adjusted, raw, kind
     assert note in repr(found)
     page = pp.factor.write_report(found, tmp_path / "r.html").read_text()
     assert page.index(escape(note)) < page.index("mean rank IC")
-    assert evaluate(caches[kind], adjusted, horizon=5, **OPTIONS).notes == []
+    assert specific(evaluate(caches[kind], adjusted, horizon=5, **OPTIONS)) == []
 
 
 def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, caches):
@@ -94,14 +108,14 @@ def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, cache
     cap = pl.Series("market_cap", np.arange(1.0, len(bars) + 1))
     more = pp.Panel.from_table(bars.with_columns(cap), adjust="multiply", progress=False)
     tenfold = bars.with_columns(pl.col("open", "high", "low", "close") * 10.0)
-    assert evaluate(short, adjusted, horizon=5, **OPTIONS).notes == []
+    assert specific(evaluate(short, adjusted, horizon=5, **OPTIONS)) == []
     for cache in (short, caches["store"], caches["no returns"]):
-        assert evaluate(cache, adjusted.select(start=str(days[30])), **late).notes == []
-        assert evaluate(cache, more, **late).notes == []
+        assert specific(evaluate(cache, adjusted.select(start=str(days[30])), **late)) == []
+        assert specific(evaluate(cache, more, **late)) == []
     # Panels of the same shape: the same returns from other prices, and the last 150 days a day later.
     scaled = pp.Panel.from_table(tenfold, adjust="multiply", progress=False)
-    assert evaluate(caches["store"], scaled, **late).notes == []
-    assert evaluate(short, scaled, **late).notes == []
+    assert specific(evaluate(caches["store"], scaled, **late)) == []
+    assert specific(evaluate(short, scaled, **late)) == []
     ever = bars.filter(pl.len().over("instrument") == len(days))
     rolling = [
         pp.Panel.from_table(
@@ -112,7 +126,7 @@ def test_other_panels_with_the_same_bars_are_not_told(bars, adjusted, raw, cache
     assert len(rolling[0]) == len(rolling[1]) > 151
     before = score(pp.PanelImages(rolling[0], "jkx5", horizons=(5,)), ink, None, progress=False)
     assert before.attrs["panel_shape"] == shape_digest(pp.PanelImages(rolling[1], "jkx5", horizons=(5,)))
-    assert evaluate(before, rolling[1], **late).notes == []
+    assert specific(evaluate(before, rolling[1], **late)) == []
     # What begins later and continues further is recognised by its returns all the same.
     with pytest.warns(DifferentPanelWarning, match="returns that its images are labelled with differ"):
         evaluate(short, raw.select(start=str(days[30])), **late)
@@ -122,7 +136,7 @@ def test_total_returns_that_agree_are_the_same_market():
     bars = pp.samples.simulate(10, 120, seed=5, split_rate=0.004)
     adjusted, raw = (pp.Panel.from_table(bars, adjust=how, progress=False) for how in ("multiply", None))
     cache = score(pp.PanelImages(adjusted, "jkx5", horizons=(5,)), ink, None, progress=False)
-    assert evaluate(cache, raw, horizon=5, **OPTIONS).notes == []
+    assert specific(evaluate(cache, raw, horizon=5, **OPTIONS)) == []
     with pytest.warns(DifferentPanelWarning, match="their times or values are not"):
         evaluate(cache, raw, horizon=5, price="close", **OPTIONS)
 
@@ -145,7 +159,7 @@ def test_caches_of_before_say_nothing_of_bars(on_disk, raw, tmp_path):
     del attrs["model"]["seen"]
     group.attrs.clear()
     group.attrs.update(attrs)
-    assert evaluate(where, raw, horizon=5, **OPTIONS).notes == []
+    assert specific(evaluate(where, raw, horizon=5, **OPTIONS)) == []
     assert "without" not in repr(open_cache(where))
     # Nor does going on with one pretend to have counted from the start.
     group.attrs.update({"complete": False})
@@ -164,7 +178,7 @@ def test_the_command_line_says_it_once(bars, on_disk, tmp_path):
         assert done.stdout.count("differ from those that the factor was scored from") == 1
         assert "unapplied_factor" in done.stderr
         done = CliRunner().invoke(cli.main, [*command, "--adjust", "multiply"])
-    assert "WARNING" not in done.stdout
+    assert "differ" not in done.stdout
     assert "unapplied_factor" not in done.stderr
 
 
@@ -252,7 +266,7 @@ def test_dates_that_trained_or_validated_are_told_everywhere(tmp_path):
     found = evaluate(cache, images, **OPTIONS)
     # Neither was given, and both are what the images were labelled with.
     assert (found.figures["horizon"], found.figures["delay"]) == (5, 1)
-    data, (note,) = found.figures["data"], found.notes
+    data, (note,) = found.figures["data"], specific(found)
     assert data["dates_seen"] == np.count_nonzero(np.unique(images.time) < through)
     assert data["seen_through"] == data["first_date_unseen"] == "2000-06-15"
     assert note == (
@@ -262,10 +276,10 @@ def test_dates_that_trained_or_validated_are_told_everywhere(tmp_path):
     assert note in repr(found)
     assert escape(note) in Path(pp.factor.write_report(found, tmp_path / "r.html")).read_text()
     later = evaluate(cache, panel, start=data["first_date_unseen"], **OPTIONS)
-    assert later.notes == []
-    assert "WARNING" not in repr(later)
+    assert specific(later) == []
+    assert "out of sample" not in repr(later)
     within = evaluate(cache, panel, end="2000-05-01", **OPTIONS)
-    assert "No date is: score later images" in within.notes[0]
+    assert "No date is: score later images" in specific(within)[0]
 
     bars.write_parquet(tmp_path / "bars.parquet")
     command = ["evaluate", *(str(tmp_path / name) for name in ("f.zarr", "bars.parquet", "c.html"))]
@@ -274,7 +288,7 @@ def test_dates_that_trained_or_validated_are_told_everywhere(tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert note in done.stdout
-    assert "Evaluation(horizon 5, delay 1, 152 dates" in done.stdout
+    assert "Evaluation(horizon 5, delay 1, 146 dates with returns: " in done.stdout
 
 
 def test_a_shift_is_part_of_the_delay(adjusted):

@@ -194,10 +194,10 @@ def test_holding_by_hand():
     assert book.names == ("q1", "q2", "short", "long_short")
     assert book.bars.tolist() == [1, 2, 3, 4]
     # High names 0 and 1: (1.21 + 1.0) / 2. Low names 2 and 3: (0.9 + 0.8) / 2.
-    assert book.period_returns[0] == pytest.approx([-0.15, 0.105, -0.15, 0.255])
+    assert book.period_returns[0] == pytest.approx([-0.15, 0.105, 0.15, 0.255])
     # Then high 1 and 2, low 0 and 3.
-    assert book.period_returns[1] == pytest.approx([(2 + 0.5) / 2 - 1, (1.5 + 2) / 2 - 1, 0.25, 0.5])
-    assert book.bar_returns[0] == pytest.approx([-0.05, 0.05, -0.05, 0.10])
+    assert book.period_returns[1] == pytest.approx([(2 + 0.5) / 2 - 1, (1.5 + 2) / 2 - 1, -0.25, 0.5])
+    assert book.bar_returns[0] == pytest.approx([-0.05, 0.05, 0.05, 0.10])
     # Weights drift within a period: 1.1 and 1.0 become 1.21 and 1.0.
     assert book.bar_returns[1, 1] == pytest.approx(2.21 / 2.1 - 1)
     drifted = np.array([1.21, 1.0, 0, 0]) / 2.21
@@ -214,6 +214,38 @@ def test_costs_fall_on_each_side_traded():
     bars = book.net_bars(0.001)
     assert bars[2, 1] == pytest.approx(book.bar_returns[2, 1] - 2 * 0.001 * book.turnover[1, 1])
     assert bars[3, 1] == book.bar_returns[3, 1]
+
+
+def test_long_and_short_add_up_to_long_short_after_costs():
+    rng = np.random.default_rng(5)
+    level = np.exp(np.cumsum(rng.normal(0, 0.03, (60, 20)), axis=0))
+    sell = rng.random(level.shape) < 0.8
+    book = simulate_holding(
+        rng.random((12, 20)),
+        level,
+        np.arange(0, 60, 5),
+        n=4,
+        cohorts=3,
+        tradable=Tradable(np.ones_like(sell), sell),
+    )
+    for returns in (book.net_periods(0.002), book.net_bars(0.002), book.turnover):
+        assert returns[:, 5] == pytest.approx(returns[:, 3] + returns[:, 4], abs=1e-15)
+    # The short leg earns what its names lose, and pays for its own trades.
+    assert (book.net_periods(0.002)[:, 4] < book.period_returns[:, 4]).all()
+
+
+def test_the_ramp_up_of_overlapping_portfolios_is_told():
+    """60 cohorts over 250 bars: the mean turnover with the ramp-up is a third and more above what it settles at."""
+    rng = np.random.default_rng(6)
+    level = np.exp(np.cumsum(rng.normal(0, 0.02, (250, 40)), axis=0))
+    book = simulate_holding(rng.random((250, 40)), level, np.arange(250), n=4, cohorts=60)
+    assert book.full == 59
+    assert book.full_bar == 59
+    settled = book.turnover[book.full + 1 :, -1].mean()
+    assert settled == pytest.approx(book.turnover[150:, -1].mean(), rel=0.03)
+    assert book.turnover[1:, -1].mean() > 1.3 * settled
+    assert simulate_holding(rng.random((9, 40)), level, np.arange(9), n=4, cohorts=60).full == 8
+    assert simulate_holding(rng.random((9, 40)), level, np.arange(9), n=4).full == 0
 
 
 def test_value_weights_leave_out_missing_caps():
@@ -239,19 +271,19 @@ def test_untradable_entries_are_left_out_put_off_or_ignored():
     out = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable)
     assert out.period_returns[0, 1] == pytest.approx(0.5)  # name 1 alone
     assert out.period_returns[0, 0] == pytest.approx((1.8 + 0.4) / 2 - 1)  # as a long, quantile 1 is whole
-    assert out.period_returns[0, 2] == pytest.approx(0.8)  # as a short it is name 2 alone
+    assert out.period_returns[0, 2] == pytest.approx(-0.8)  # as a short it is name 2 alone
     assert (out.counts["cannot_buy"], out.counts["cannot_sell"], out.counts["delayed"]) == (1, 1, 0)
 
     late = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay")
     assert late.period_returns[0, 1] == pytest.approx((2.42 / 1.1 + 1.5) / 2 - 1)
-    assert late.period_returns[0, 2] == pytest.approx((1.8 + 0.4 / 0.8) / 2 - 1)
+    assert late.period_returns[0, 2] == pytest.approx(1 - (1.8 + 0.4 / 0.8) / 2)
     assert (late.counts["delayed"], late.counts["never_traded"]) == (2, 0)
 
     never = simulate_holding(
         FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="delay", max_wait=1
     )
     assert never.counts["never_traded"] == 1
-    assert never.period_returns[0, 2] == pytest.approx((1.8 + 1.0) / 2 - 1)  # half of it stays in cash
+    assert never.period_returns[0, 2] == pytest.approx(1 - (1.8 + 1.0) / 2)  # half of it stays in cash
 
     ignored = simulate_holding(FACTOR[:1], LEVEL, [0], n=2, end=4, tradable=tradable, untradable="ignore")
     assert ignored.period_returns[0, 1] == pytest.approx((2.42 + 1.5) / 2 - 1)
@@ -347,12 +379,21 @@ def test_rebalances_take_the_last_known_bar_of_each_period():
     assert time[at].astype("datetime64[ns]").astype("datetime64[D]").astype(str).tolist() == [
         "2021-01-29",
         "2021-02-26",
-        "2021-03-09",
     ]
+    # A factor that ends in mid-month has no end of that month, one that is known by the week may.
+    cut = rebalances(np.arange(2, 30), time, None, "month", 20)
+    assert cut.tolist() == at[:1].tolist()
+    assert rebalances(np.arange(2, 40, 5), time, None, "month", 20).tolist() == [17, 37]
     assert rebalances(known, time, None, "horizon", 20).tolist() == [2, 22, 42]
     assert rebalances(known, time, None, 7, 20).tolist() == [2, 9, 16, 23, 30, 37, 44]
     weeks = rebalances(known, time, None, "week", 20)
-    assert np.diff(weeks).tolist() == [5] * 8 + [2]
+    assert np.diff(weeks).tolist() == [5] * 8
+    assert time[weeks[-1]].astype("datetime64[ns]") == np.datetime64("2021-03-05")
+    stray = np.insert(time, 21, np.datetime64("2021-01-31", "ns").astype(np.int64))
+    thin = np.zeros(len(stray), bool)
+    thin[21] = True
+    moved = rebalances(np.arange(len(stray)), stray, None, "month", 20, thin)
+    assert moved.tolist() == [20, 41]
     assert np.array_equal(rebalances(known, time, None, "bar", 20), known)
     assert rebalances_per_year(weeks, "week", 252) == 52
     assert rebalances_per_year(at, "week", 252) == pytest.approx(252 / np.median(np.diff(at)))

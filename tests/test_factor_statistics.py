@@ -11,10 +11,12 @@ from pricepix.factor.evaluation.metrics import (
     classification,
     classification_by_date,
     information_coefficient,
+    mean_test,
     newey_west_lags,
     newey_west_t,
     rank,
     series_summary,
+    student_p_value,
 )
 from pricepix.factor.evaluation.result import json_value
 
@@ -76,10 +78,69 @@ def test_summary_of_a_short_series_by_hand():
     assert found["dates"] == 3
     assert found["mean"] == pytest.approx(0.2)
     assert found["ir"] == pytest.approx(2.0)
-    assert found["t"] == pytest.approx(2.0 * np.sqrt(3))
-    # Newey-West without lags divides by n, the plain t by n - 1.
-    assert found["newey_west_t"] == pytest.approx(2.0 * np.sqrt(3) * np.sqrt(3 / 2))
     assert found["positive"] == 1.0
+    # Three dates say nothing of a mean.
+    assert np.isnan([found[name] for name in ("t", "p_value", "newey_west_t")]).all()
+    longer = series_summary([0.1, 0.3, np.nan, 0.2] * 4, lags=0)
+    # Without lags Newey-West is the mean over its standard deviation (n), times the root of n.
+    assert longer["newey_west_t"] == pytest.approx(0.2 / np.sqrt(0.02 / 3) * np.sqrt(12))
+    assert longer["dof"] == 6
+
+
+def test_the_t_of_a_mean_by_hand():
+    x = np.random.default_rng(3).normal(0.1, 1, 120)
+    found = mean_test(np.insert(x, 7, np.nan), overlap=4)
+    assert found.dof == 15
+    cosines = np.cos(np.pi * np.arange(1, 16)[:, None] * (np.arange(120) + 0.5) / 120)
+    variance = 2.0 / 120 * ((cosines @ x) ** 2).mean()
+    assert found.t == pytest.approx(x.mean() / np.sqrt(variance / 120), rel=1e-12)
+    assert np.isnan(mean_test(x[:39], overlap=4).t)
+    assert not np.isnan(mean_test(x[:40], overlap=4).t)
+    assert np.isnan(mean_test(np.ones(50)).t)
+
+
+def test_p_values_equal_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for dof in (1, 2, 3, 4, 5, 6, 7, 30, 31, 250, 1251):
+        for t in (0.0, 0.3, 1.0, 2.0, -3.5, 10.0):
+            assert student_p_value(t, dof) == pytest.approx(2 * stats.t.sf(abs(t), dof), abs=1e-12)
+
+
+def noise_ics(rng, runs, dates, horizon, persistence, names=8):
+    """Pearson ICs of AR(1) factors with the next `horizon` returns of random walks, on every date, (runs, dates)."""
+    factor = rng.standard_normal((dates, runs, names))
+    innovation = np.sqrt(1 - persistence**2)
+    for t in range(1, dates):
+        factor[t] = persistence * factor[t - 1] + innovation * factor[t]
+    walk = np.cumsum(rng.standard_normal((dates + horizon, runs, names)), axis=0)
+    returns = walk[horizon:] - walk[:-horizon]
+    factor -= factor.mean(axis=2, keepdims=True)
+    returns -= returns.mean(axis=2, keepdims=True)
+    cross = np.einsum("tri,tri->rt", factor, returns)
+    return cross / np.sqrt(
+        np.einsum("tri,tri->rt", factor, factor) * np.einsum("tri,tri->rt", returns, returns)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dates", "horizon", "persistence"),
+    [(250, 5, 0.95), (250, 20, 0.99), (650, 60, 0.95), (1250, 60, 0.99), (1250, 20, 0.0), (2500, 20, 0.97)],
+)
+def test_the_t_rejects_noise_as_often_as_it_says(dates, horizon, persistence):
+    """At a nominal 5% it rejects 3 to 8%; Newey-West, whose table is the normal one, 9% to 14% if x persists."""
+    rng = np.random.default_rng(dates + horizon)
+    x = np.concatenate([noise_ics(rng, 250, dates, horizon, persistence) for _ in range(4)])
+    found = [series_summary(row, horizon) for row in x]
+    assert 0.03 < np.mean([f["p_value"] < 0.05 for f in found]) < 0.08
+    if persistence >= 0.95:
+        assert np.mean([abs(f["newey_west_t"]) > 1.96 for f in found]) > 0.085
+
+
+def test_less_than_ten_horizons_have_no_t():
+    x = noise_ics(np.random.default_rng(0), 1, 599, 60, 0.99)[0]
+    found = series_summary(x, 60)
+    assert np.isnan([found[name] for name in ("t", "p_value", "newey_west_t")]).all()
+    assert np.isfinite([found[name] for name in ("mean", "std", "ir")]).all()
 
 
 def test_classification_equals_scikit_learn():

@@ -10,7 +10,6 @@ import numpy as np
 from pricepix._checks import bars
 from pricepix.factor.evaluation.evaluator import Evaluator
 from pricepix.factor.evaluation.metrics import information_coefficient, series_summary
-from pricepix.factor.evaluation.portfolio import performance
 
 __all__ = ["DECAY_HORIZONS", "decay_curve", "delay_curve"]
 
@@ -51,9 +50,7 @@ def delay_curve(evaluator: Evaluator, delays: Sequence[int]) -> list[dict[str, A
         row: dict[str, Any] = {"bars_late": late, "rank_ic": series_summary(ic, e.overlap(horizon))}
         try:
             portfolios = e.simulate(delay=delay)
-            row["long_short"] = performance(
-                portfolios.period_returns[:, -1], e.rebalancings_per_year(portfolios)
-            )
+            row["long_short"] = e.long_short(portfolios, e.rebalancings_per_year(portfolios))
         except ValueError:
             row["long_short"] = None  # The data close no such period.
         curve.append(row)

@@ -6,12 +6,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from pricepix._checks import bars, whole_number
+from pricepix._checks import bars, choice, fraction, whole_number
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
@@ -19,6 +19,7 @@ from pricepix.factor.evaluation.decay import DECAY_HORIZONS, decay_curve, delay_
 from pricepix.factor.evaluation.evaluator import Evaluator, Settings, default_rebalance, iso_times
 from pricepix.factor.evaluation.inputs import one_or_several, panel_of, read_factor
 from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.notes import evaluation_notes
 from pricepix.factor.evaluation.rebalancing import bars_per_year
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.evaluation.signals import BASELINES, history
@@ -37,11 +38,14 @@ def evaluate(
     *,
     delay: int | None = None,
     quantiles: int = 10,
+    convention: Literal["pricepix", "paper"] = "pricepix",
     rebalance: str | int | None = None,
+    period_end_share: float = 0.5,
     costs: float | Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
     untradable: str = "exclude",
     max_wait: int = 5,
     price: str = "auto",
+    delisting: Literal["hold", "missing"] | None = None,
     delays: int | Sequence[int] = (0, 1, 2, 3, 4, 5),
     horizons: int | Sequence[int] | None = None,
     baselines: str | Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
@@ -67,11 +71,18 @@ def evaluate(
         which they may be traded.
     quantiles : int
         Number of portfolios. Equal values are never parted, so that a quantile may be larger than others.
+    convention : {"pricepix", "paper"}
+        Whose definitions portfolios follow. ``"paper"`` computes them as the authors' code does: see the table in
+        the documentation's page on evaluation. It rebalances by week, month or quarter.
     rebalance : {"bar", "day", "week", "month", "quarter", "horizon"} or int, optional
         When portfolios are formed: at every bar, at the last one of each period, or so many bars apart. By
         default the week, month or quarter that comes within a quarter of `horizon`, as in the paper, else
         ``"horizon"``. Where the horizon is longer than the time between rebalancings, portfolios overlap:
         each is held for as many rebalancings as make up the horizon.
+    period_end_share : float
+        A week, month or quarter ends at its last bar at which at least this share of the instruments then alive
+        have a bar, so that a stray row does not move it. One that the factor or the panel leaves before it is
+        over forms no portfolio.
     costs : float or sequence of float
         Costs per side, as a share of what is traded.
     untradable : {"exclude", "delay", "ignore"}
@@ -81,6 +92,11 @@ def evaluate(
         Bars that ``"delay"`` waits.
     price : {"auto", "close", "total_return"}
         What returns are computed from: see ``forward_returns``.
+    delisting : {"hold", "missing"}, optional
+        The forward return of an instrument whose rows end, before the market's do, within the horizon.
+        ``"hold"``: to its last level, if its return at the end is known, which then stays in cash until the
+        horizon, as portfolios value it. ``"missing"``: none. By default ``"hold"`` where returns are computed from
+        total returns, which hold that of the delisting, and ``"missing"``, with a note, where from prices.
     delays : int or sequence of int
         Entries, in bars after `delay`, of the delay curve.
     horizons : int or sequence of int, optional
@@ -117,18 +133,19 @@ def evaluate(
     -----
     All bars of the panel, not only the evaluated dates, are laid out on grids of bars by the cache's instruments,
     with 8 bytes a cell. Besides the panel itself at most seven and a half of them are held at a time, and what the
-    evaluated dates need. Five-minute bars of 5,000 stocks, of which the default baselines take 15,112 before the
+    evaluated dates need. Five-minute bars of 5,000 stocks, of which the default baselines take 17,128 before the
     first evaluated date and the portfolios 3,467 after the last one, make grids of 0.7 GiB.
     """
     cache = cache if isinstance(cache, FactorCache) else open_cache(cache)
     panel = panel_of(panel)
+    horizon_assumed = horizon is None and cache.attrs.get("horizon") is None
     horizon, delay = resolve_horizon(cache.attrs, horizon, delay)
     quantiles = whole_number(quantiles, "quantiles", 2, 100)
     costs, baselines = _checked_costs(costs), _checked_baselines(baselines)
     delays = one_or_several("delays", delays)
     horizons = None if horizons is None else one_or_several("horizons", horizons)
     time, names, values = read_factor(cache, panel, start, end)
-    market = Market.of(panel, names, price)
+    market = Market.of(panel, names, price, delisting)
     per_year = periods_per_year or bars_per_year(market.time, panel.tz)
     settings = Settings(
         horizon=horizon,
@@ -138,6 +155,8 @@ def evaluate(
         untradable=untradable,
         max_wait=bars(max_wait, "max_wait", 0),
         per_year=per_year,
+        convention=choice(convention, "convention", ("pricepix", "paper")),
+        period_end_share=fraction(period_end_share, "period_end_share"),
         costs=costs,
     )
     evaluator = Evaluator(cache, market, time, values.astype(np.float64), settings)
@@ -149,9 +168,10 @@ def evaluate(
         "horizon": horizon,
         "delay": delay,
         "quantiles": quantiles,
+        "convention": convention,
         "rebalance": settings.rebalance,
         "untradable": untradable,
-        "notes": [*([] if mismatch is None else [mismatch]), *evaluator.notes(data)],
+        "notes": [],
         "data": data,
     }
     series: dict[str, Any] = {"time": iso_times(time, panel.tz)}
@@ -168,6 +188,7 @@ def evaluate(
         bar.update()
         figures["baselines"] = evaluator.compare(baselines, columns or {})
         bar.update()
+    figures["notes"] = evaluation_notes(evaluator, figures, mismatch, horizon_assumed)
     figures["lineage"] = _lineage(cache, panel)
     return Evaluation(figures, series, cache)
 
@@ -204,8 +225,7 @@ def resolve_horizon(
 def bars_needed(per_year: float, **settings: Any) -> tuple[int, int]:
     """Return how many bars before the first evaluated date, and after the last one, `evaluate` needs.
 
-    A panel of only these gives the figures of one that has all bars, except for the trend factor: its months
-    are counted from the panel's first bar.
+    A panel of only these gives the figures of one that has all bars.
 
     Parameters
     ----------

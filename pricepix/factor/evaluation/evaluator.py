@@ -17,19 +17,21 @@ from pricepix.factor.evaluation.holding import Portfolios, simulate_holding
 from pricepix.factor.evaluation.inputs import column_values
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import (
+    MINIMUM_HORIZONS,
     calibration,
     classification,
     classification_by_date,
     information_coefficient,
     series_summary,
 )
+from pricepix.factor.evaluation.paper import PAPER_PER_MONTH, PaperPortfolios, paper_portfolios
 from pricepix.factor.evaluation.portfolio import (
     performance,
     quantile_membership_change,
     quantile_returns,
     quantiles,
 )
-from pricepix.factor.evaluation.rebalancing import rebalances, rebalances_per_year
+from pricepix.factor.evaluation.rebalancing import period_ends, rebalances, rebalances_per_year
 from pricepix.factor.evaluation.signals import BASELINES
 from pricepix.factor.training_overlap import TrainingOverlap, training_overlap
 
@@ -57,6 +59,10 @@ class Settings:
     """Bars."""
     per_year: float
     """Bars a year."""
+    convention: str
+    """``pricepix`` or ``paper``."""
+    period_end_share: float
+    """Of the instruments alive, how many must have a bar for a period to end there."""
     costs: tuple[float, ...]
     """Per side, as shares of what is traded."""
 
@@ -77,6 +83,11 @@ class Evaluator:
     def position(self) -> NDArray[np.int64]:
         """int64 (dates,): where the dates lie on the market's calendar."""
         return np.searchsorted(self.market.time, self.time)
+
+    @cached_property
+    def thin(self) -> NDArray[np.bool_]:
+        """bool (bars,): bars at which no period ends, since too few of the instruments alive have a bar."""
+        return self.market.thin(self.settings.period_end_share)
 
     def overlap(self, horizon: int) -> int:
         """Return how many dates of the factor a return over `horizon` bars spans."""
@@ -113,22 +124,6 @@ class Evaluator:
         cache = self.cache
         return training_overlap(cache.attrs["model"], self.time, self.market.time, cache.shift, cache.tz)
 
-    def notes(self, data: Mapping[str, Any]) -> list[str]:
-        """Return a sentence if any date is not out of sample."""
-        if not data["dates_seen"]:
-            return []
-        later = data["first_date_unseen"]
-        remedy = "No date is: score later images" if later is None else f"Evaluate it with start={later!r}"
-        more = (
-            ""
-            if self.training.whole
-            else ("; its checkpoint does not record what it validated on, which may reach further")
-        )
-        return [
-            f"{data['dates_seen']:,} of the {data['dates']:,} dates are not out of sample: the model has seen returns "
-            f"through {data['seen_through']}, in training or validation{more}. {remedy}"
-        ]
-
     def data(self) -> Figures:
         """Count what there is to evaluate."""
         tz = self.market.panel.tz
@@ -137,6 +132,8 @@ class Evaluator:
         without = ~labelled.any(axis=1)
         count = scored.sum(axis=1)
         seen, through, _ = self.training
+        unknown = self.market.without_level
+        dies, known = self.market.deaths(self.position, self.settings.horizon, self.settings.delay)
         after = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
         return {
             "instruments": int(scored.any(axis=0).sum()),
@@ -146,6 +143,12 @@ class Evaluator:
             "values": int(scored.sum()),
             "values_with_return": int(labelled.sum()),
             "values_without_bar": int((scored & (self.market.row[self.position] < 0)).sum()),
+            "instruments_without_level": int((unknown & scored.any(axis=0)).sum()),
+            "values_without_level": int(scored[:, unknown].sum()),
+            "returns_bridged_by_price": int(self.market.bridged.sum()),
+            "delisting": self.market.delisting,
+            "died_within_horizon": int((scored & dies).sum()),
+            "died_without_return": int((scored & dies & ~known).sum()),
             "dates_without_returns": int(without.sum()),
             "first_date_without_returns": iso_times(self.time[without][:1], tz)[0] if without.any() else None,
             "dates_with_fewer_instruments_than_quantiles": int((count < self.settings.quantiles).sum()),
@@ -159,6 +162,7 @@ class Evaluator:
             "first_date_unseen": iso_times(self.time[after : after + 1], tz)[0]
             if after < len(seen)
             else None,
+            "thin_bars": int(self.thin.sum()),
             "bars_per_year": self.settings.per_year,
             "return_price": self.market.price,
         }
@@ -223,7 +227,13 @@ class Evaluator:
         """
         s, market = self.settings, self.market
         delay = s.delay if delay is None else delay
-        at = rebalances(self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon)
+        if s.convention == "paper":
+            return self._by_the_paper(
+                self._rebalance(rebalance), self.factor if factor is None else factor, delay, cap
+            )
+        at = rebalances(
+            self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon, self.thin
+        )
         values = self.factor if factor is None else factor
         step = float(np.median(np.diff(at))) if len(at) > 1 else float(s.horizon)
         return simulate_holding(
@@ -240,6 +250,40 @@ class Evaluator:
             max_wait=s.max_wait,
         )
 
+    def _by_the_paper(
+        self, rebalance: str | int, factor: Floats, delay: int, cap: Floats | None
+    ) -> PaperPortfolios:
+        """Portfolios from each period's end to the next one's, by the authors' definitions."""
+        if rebalance not in PAPER_PER_MONTH:
+            raise ValueError(
+                f"rebalance={rebalance!r}: convention='paper' rebalances by week, month or quarter; give one of them"
+            )
+        market = self.market
+        ends = period_ends(market.time, market.panel.tz, rebalance, self.thin)
+        ends = ends[ends + delay < len(market.time)]
+        known = np.isin(ends[:-1], self.position)
+        entry, leave = ends[:-1][known] + delay, ends[1:][known] + delay
+        if len(entry) == 0:
+            raise ValueError(f"no portfolio can be held: the factor is known at the end of no {rebalance}")
+        # Who has no bar at the next period's end has no return; volume does not matter.
+        there = (market.row[entry] >= 0) & (market.row[leave] >= 0)
+        returns = np.where(there, market.level[leave] / market.level[entry] - 1.0, np.nan)
+        caps = self.caps
+        return paper_portfolios(
+            factor[np.searchsorted(self.position, ends[:-1][known])],
+            returns,
+            entry,
+            leave,
+            n=self.settings.quantiles,
+            cap=None if caps is None else caps[ends[:-1][known]],
+            by_value=cap is not None,
+        )
+
+    @cached_property
+    def caps(self) -> Floats | None:
+        """Market capitalisations, float64 (bars, instruments), where the panel has them."""
+        return self.market.cap()
+
     def rebalancings_per_year(self, portfolios: Portfolios, rebalance: str | int | None = None) -> float:
         """Return how often portfolios were formed, a year."""
         return rebalances_per_year(portfolios.decision, self._rebalance(rebalance), self.settings.per_year)
@@ -251,7 +295,7 @@ class Evaluator:
         """Return the portfolios, equally weighted and, where the panel has capitalisations, by value."""
         figures: Figures = {}
         series: Figures = {}
-        caps = self.market.cap()
+        caps = self.caps
         tz = self.market.panel.tz
         for weighting in ("equal", "value") if caps is not None else ("equal",):
             portfolios = self.simulate(cap=caps if weighting == "value" else None)
@@ -260,7 +304,9 @@ class Evaluator:
                 "rebalancings": len(portfolios.entry),
                 "rebalancings_per_year": per_year,
                 "cohorts": portfolios.cohorts,
+                "ramp_up": portfolios.full,
                 "counts": portfolios.counts,
+                "died_while_held": self._deaths(portfolios),
                 **{name: self._returns(portfolios, p, per_year) for p, name in enumerate(portfolios.names)},
             }
             series[f"portfolio_{weighting}"] = {
@@ -273,26 +319,63 @@ class Evaluator:
             }
         return {"portfolios": figures}, series
 
+    def _deaths(self, portfolios: Portfolios) -> Figures:
+        """Count the entries, over all quantiles, whose rows end before they are sold."""
+        market = self.market
+        entry, k = portfolios.entry, portfolios.cohorts
+        stop = np.append(entry[k:], np.full(min(k, len(entry)), portfolios.bars[-1]))
+        group = quantiles(
+            self.factor[np.searchsorted(self.position, portfolios.decision)], self.settings.quantiles
+        )
+        held = (group > 0) & ~np.isnan(market.level[entry])
+        died = held & market.ended & (market.last_bar > entry[:, None]) & (market.last_bar <= stop[:, None])
+        row, column = np.nonzero(died)
+        worth = market.level[market.last_bar[column], column] / market.level[entry[row], column]
+        return {
+            "count": int(died.sum()),
+            "share": float(died.sum() / max(1, held.sum())),
+            "mean_return": _mean(worth - 1.0),
+        }
+
     def _returns(self, portfolios: Portfolios, p: int, per_year: float) -> Figures:
         """Return the performance of one portfolio, before and after costs."""
-        traded = 2.0 * _mean(portfolios.turnover[1:, p])
-        mean = _mean(portfolios.period_returns[:, p])
+        full = portfolios.full
+        periods = portfolios.period_returns[full:, p]
+        minimum = MINIMUM_HORIZONS * portfolios.cohorts
+        few = len(periods) < minimum
+        traded = 2.0 * self._turnover(portfolios, p)
 
         def both(periods: Floats, bars: Floats) -> Figures:
+            by_bar = bars[portfolios.full_bar :, p]
             return {
-                "periods": performance(periods[:, p], per_year),
-                "bars": performance(bars[:, p], self.settings.per_year),
+                "periods": performance(periods[full:, p], per_year, minimum),
+                "bars": performance(by_bar, self.settings.per_year, len(by_bar) + 1 if few else minimum),
             }
 
         return {
             **both(portfolios.period_returns, portfolios.bar_returns),
-            "monthly_turnover": traded / 2.0 * per_year / 12.0,
-            "break_even_cost": mean / traded if traded > 0 else float("nan"),
+            "monthly_turnover": traded / 2.0 * self._per_month(per_year),
+            "break_even_cost": _mean(periods) / traded if traded > 0 else float("nan"),
             "net": {
                 f"{cost:g}": both(portfolios.net_periods(cost), portfolios.net_bars(cost))
                 for cost in self.settings.costs
             },
         }
+
+    def long_short(self, portfolios: Portfolios, per_year: float) -> Figures:
+        """Return the performance of the long-short portfolio, before costs."""
+        minimum = MINIMUM_HORIZONS * portfolios.cohorts
+        return performance(portfolios.period_returns[portfolios.full :, -1], per_year, minimum)
+
+    def _per_month(self, per_year: float, rebalance: str | int | None = None) -> float:
+        """Return how often portfolios are formed a month; the authors' month has four weeks."""
+        if self.settings.convention == "paper":
+            return PAPER_PER_MONTH[str(self._rebalance(rebalance))]
+        return per_year / 12.0
+
+    def _turnover(self, portfolios: Portfolios, p: int) -> float:
+        """Return the mean turnover of a rebalancing, without the first purchase and the ramp-up."""
+        return _mean(portfolios.turnover[portfolios.full + 1 :, p])
 
     def holding(self) -> Figures:
         """Return the long-short portfolio, rebalanced by week, month, quarter and horizon."""
@@ -307,8 +390,8 @@ class Evaluator:
             figures[rebalance] = {
                 "rebalancings": len(portfolios.entry),
                 "cohorts": portfolios.cohorts,
-                **performance(portfolios.period_returns[:, -1], per_year),
-                "monthly_turnover": _mean(portfolios.turnover[1:, -1]) * per_year / 12.0,
+                **self.long_short(portfolios, per_year),
+                "monthly_turnover": self._turnover(portfolios, -1) * self._per_month(per_year, rebalance),
             }
         return figures
 
@@ -337,7 +420,7 @@ class Evaluator:
             if int(count.max()) >= s.quantiles:
                 portfolios = self.simulate(factor=shared)
                 per_year = self.rebalancings_per_year(portfolios)
-                figures[name]["long_short"] = performance(portfolios.period_returns[:, -1], per_year)
+                figures[name]["long_short"] = self.long_short(portfolios, per_year)
         return figures
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pricepix.bars.times import format_times
 from pricepix.factor.evaluation.portfolio import drawdown
-from pricepix.factor.evaluation.result import Evaluation
+from pricepix.factor.evaluation.result import Evaluation, format_number
 from pricepix.factor.scorer import Scorer
 from pricepix.preview import image_grid, save_figure
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["Chart", "charts", "format_number", "format_percent", "pictures", "png_bytes"]
+__all__ = ["Chart", "charts", "pictures", "png_bytes"]
 
 _BLUE: Final = "#2f5d8a"
 _RED: Final = "#b2452f"
@@ -39,16 +39,6 @@ class Chart(NamedTuple):
     """Of its section; empty where it belongs to the section before."""
     caption: str
     figure: Any
-
-
-def format_number(value: float, digits: int) -> str:
-    """Write a number, ``n/a`` if it is not finite."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "n/a"
-
-
-def format_percent(value: float, digits: int = 1) -> str:
-    """Write a share as a percentage, ``n/a`` if it is not finite."""
-    return f"{100 * value:.{digits}f}%" if np.isfinite(value) else "n/a"
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -125,7 +115,7 @@ def _long_short(evaluation: Evaluation) -> Chart:
     gross = np.nan_to_num(book["bar_returns"][:, -1])
     axes[0, 0].plot(time, np.cumprod(1.0 + gross), color=_BLUE, linewidth=1.4, label="before costs")
     costs = [float(c) for c in figures["portfolios"]["equal"]["long_short"]["net"] if float(c) > 0]
-    if costs:
+    if costs and figures["convention"] != "paper":
         cost = min(costs, key=lambda c: abs(c - 0.001))
         net = gross.copy()
         first = np.searchsorted(time, _dates(book["entry"]), side="right")
@@ -217,9 +207,9 @@ def _delays(evaluation: Evaluation) -> Chart:
     ):
         x = np.arange(len(rows))
         mean = np.array([row["rank_ic"]["mean"] for row in rows])
-        t = np.array([row["rank_ic"]["newey_west_t"] for row in rows])
+        t = np.array([row["rank_ic"]["t"] for row in rows])
         with np.errstate(invalid="ignore", divide="ignore"):
-            error = 1.96 * np.abs(mean / t)
+            error = 2.0 * np.abs(mean / t)
         ax.errorbar(
             x, mean, np.nan_to_num(error), color=_BLUE, marker="o", markersize=4, linewidth=1.2, capsize=2
         )
@@ -227,7 +217,7 @@ def _delays(evaluation: Evaluation) -> Chart:
         ax.set_xticks(x, [str(row[key]) for row in rows])
         ax.set_xlabel(label, fontsize=8, color=_INK)
     axes[0, 0].set_ylabel("mean rank IC", fontsize=8, color=_INK)
-    caption = "Mean rank IC by delay of the entry and by horizon, with 95% bounds (Newey-West)."
+    caption = "Mean rank IC by delay of the entry and by horizon, with two standard errors either way (those of its t)."
     return Chart("delays", "Delay and decay", caption, figure)
 
 

@@ -38,8 +38,10 @@ class Tradable:
 class Portfolios:
     """Returns, turnover and entries of quantile portfolios over all their rebalancings.
 
-    Portfolios stand in this order: quantile 1 to n, all long; ``short``, the lowest quantile among what can
-    be sold; and ``long_short``, the highest quantile minus ``short``.
+    Portfolios stand in this order: quantile 1 to n, all long; ``short``, a short position in the lowest quantile
+    among what can be sold, which earns what its instruments lose; and ``long_short``, the highest quantile and
+    ``short`` together. Returns and turnover of ``long_short`` are the sums of its two legs', so that they add up
+    after costs, too.
     """
 
     names: tuple[str, ...]
@@ -59,6 +61,20 @@ class Portfolios:
     """float64 (rebalancings, portfolios); the first is the purchase out of cash."""
     counts: dict[str, int]
     """Candidate entries, and what kept some of them out."""
+
+    @property
+    def full(self) -> int:
+        """The first rebalancing at which all cohorts are held; the last one if they never are.
+
+        Until then each new cohort is a larger part of the portfolio, whose turnover and costs are those of its
+        start: 46% more over 250 bars with 60 cohorts.
+        """
+        return min(self.cohorts, len(self.entry)) - 1
+
+    @property
+    def full_bar(self) -> int:
+        """Where the bars after that rebalancing begin in `bars`."""
+        return int(self.entry[self.full] - self.entry[0])
 
     def net_periods(self, cost: float) -> Floats:
         """Period returns after a cost per side: `cost` times all bought and sold, twice the turnover."""
@@ -144,7 +160,7 @@ def simulate_holding(
 
     bounds = np.append(entry, stop)
     total, invested = np.zeros((2, stop - first, n + 1))
-    turned = np.full((m, n + 2), np.nan)
+    turned = np.full((m, n + 1), np.nan)
     current: list[_Cohort] = []
     weights: Floats | None = None
     for k in range(m):
@@ -153,7 +169,7 @@ def simulate_holding(
         # The oldest cohort makes room for the new one.
         current = [*current, cohort][-cohorts:]
         filled = np.stack([c.weight.any(axis=1) for c in current]).sum(axis=0)
-        before, weights = weights, _portfolio_weights(current, filled, n)
+        before, weights = weights, _portfolio_weights(current, filled)
         turned[k] = (
             0.5 * np.abs(weights).sum(axis=1)
             if before is None
@@ -175,22 +191,22 @@ def simulate_holding(
         entry=entry,
         cohorts=cohorts,
         bars=np.arange(first + 1, stop + 1),
-        bar_returns=_with_long_short(bar, n),
-        period_returns=_with_long_short(period, n),
-        turnover=turned,
+        bar_returns=_with_long_short(bar),
+        period_returns=_with_long_short(period),
+        turnover=np.column_stack([turned, turned[:, -2] + turned[:, -1]]),
         counts=policy.counts,
     )
 
 
-def _with_long_short(columns: Floats, n: int) -> Floats:
-    """Append the highest quantile minus ``short`` to columns of quantiles and ``short``."""
-    return np.column_stack([columns, columns[:, n - 1] - columns[:, n]])
+def _with_long_short(columns: Floats) -> Floats:
+    """Turn returns of the quantiles, and of what is sold short, into those of the portfolios."""
+    short = -columns[:, -1:]
+    return np.column_stack([columns[:, :-1], short, columns[:, -2:-1] + short])
 
 
-def _portfolio_weights(cohorts: list[_Cohort], filled: NDArray[np.int64], n: int) -> Floats:
-    """Return the weights (n + 2, instruments) of the portfolios: means over the cohorts that are not empty."""
-    mean = np.stack([c.weight for c in cohorts]).sum(axis=0) / np.maximum(filled, 1)[:, None]
-    return np.vstack([mean, mean[n - 1] - mean[n]])
+def _portfolio_weights(cohorts: list[_Cohort], filled: NDArray[np.int64]) -> Floats:
+    """Return the weights (n + 1, instruments) of the portfolios: means over the cohorts that are not empty."""
+    return np.stack([c.weight for c in cohorts]).sum(axis=0) / np.maximum(filled, 1)[:, None]
 
 
 def _periods(at: NDArray[np.int64], delay: int, bars: int, end: int | None) -> tuple[NDArray[np.int64], int]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import choice
 from pricepix.factor.evaluation.holding import Tradable
-from pricepix.windows.index import kernels
-from pricepix.windows.labels import NO_TIME, label_price
+from pricepix.windows.labels import label_price
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
 
-__all__ = ["Market"]
+__all__ = ["DELISTING", "Market"]
+
+DELISTING: Final = ("hold", "missing")
+
+# The ratio of two levels carries an error of 1e-16 a bar between them.
+_ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,36 @@ class Market:
     """int64 (bars, instruments): the panel row, -1 where an instrument has no bar."""
     price: str
     """``close`` or ``total_return``: what returns are computed from."""
+    delisting: str
+    """``hold`` or ``missing``: the forward return of an instrument whose rows end within the horizon."""
     level: NDArray[np.float64]
-    """Value of a unit held since the first price, carried over bars without one; NaN before it."""
+    """Value of a unit held since the first price, carried over bars without one.
+
+    NaN before the first price, and throughout for an instrument without any total return where returns are
+    computed from those: its value is not known, so that it can be neither traded nor sorted.
+    """
     tradable: Tradable
     """Bars with a close and a volume (a volume that is missing counts as traded), short of the limits."""
+    bridged: NDArray[np.int64]
+    """int64 (instruments,): total returns that are missing beside a known price, for which the price stands in."""
 
     @classmethod
-    def of(cls, panel: Panel, instruments: Sequence[str] | NDArray[np.str_], price: str = "auto") -> Market:
-        """Lay out the bars of `instruments`; all of them must be in the panel."""
+    def of(
+        cls,
+        panel: Panel,
+        instruments: Sequence[str] | NDArray[np.str_],
+        price: str = "auto",
+        delisting: str | None = None,
+    ) -> Market:
+        """Lay out the bars of `instruments`; all of them must be in the panel.
+
+        `price` and `delisting` are those of ``evaluate``.
+        """
         names = np.asarray(instruments, np.str_)
         price = label_price(panel, price)
+        choice(delisting, "delisting", (None, *DELISTING))
+        if delisting is None:
+            delisting = "hold" if price == "total_return" else "missing"
         calendar, code = panel.calendar, panel.time_code
         row = np.full((len(calendar), len(names)), -1, np.int64)
         for j, name in enumerate(names):
@@ -53,17 +79,12 @@ class Market:
         close = np.where(there, panel.bars[:, 3][safe], np.nan)
         close[~(close > 0)] = np.nan
         volume = panel.bars[:, 4][safe]
+        bridged = np.zeros(len(names), np.int64)
         if price == "close":
             level = _carried(close)
         else:
             step = np.where(there, panel.fields["total_return"][safe], np.nan)
-            begun = np.maximum.accumulate(~np.isnan(close), axis=0)
-            # The return of an instrument's first bar reaches back before it.
-            first = begun & ~np.vstack([np.zeros((1, len(names)), bool), begun[:-1]])
-            level = np.asarray(
-                np.cumprod(1.0 + np.where(np.isnan(step) | first | ~begun, 0.0, step), axis=0), np.float64
-            )
-            level[~begun] = np.nan
+            level, bridged = _return_levels(close, step)
         traded = there & ~np.isnan(close) & ~(volume == 0)
 
         def flag(field: str) -> NDArray[np.bool_]:
@@ -73,7 +94,31 @@ class Market:
 
         tradable = Tradable(traded & ~flag("up_limit"), traded & ~flag("down_limit"))
         index = np.array([panel.index_of(str(name)) for name in names], np.int32)
-        return cls(panel, names, index, calendar, row, price, level, tradable)
+        return cls(panel, names, index, calendar, row, price, delisting, level, tradable, bridged)
+
+    @cached_property
+    def last_bar(self) -> NDArray[np.int64]:
+        """int64 (instruments,): the bar at which each instrument's rows end."""
+        return self.panel.time_code[self.panel.offsets[self.code + 1] - 1]
+
+    def thin(self, share: float) -> NDArray[np.bool_]:
+        """bool (bars,): bars at which less than `share` of the instruments then alive have a bar."""
+        there = self.row >= 0
+        first = np.argmax(there, axis=0)
+        change = np.bincount(first, minlength=len(self.time) + 1)
+        change -= np.bincount(self.last_bar + 1, minlength=len(self.time) + 1)
+        alive = np.cumsum(change)[:-1]
+        return np.count_nonzero(there, axis=1) < share * alive
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """bool (instruments,): those whose rows end before the market's do."""
+        return self.last_bar < len(self.time) - 1
+
+    @property
+    def without_level(self) -> NDArray[np.bool_]:
+        """bool (instruments,): those whose value is never known, such as names without any total return."""
+        return np.isnan(self.level).all(axis=0)
 
     def cap(self) -> NDArray[np.float64] | None:
         """Market capitalisation, float64 (bars, instruments), or None where the panel has none."""
@@ -85,23 +130,88 @@ class Market:
     def forward(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.float64]:
         """Forward returns from some positions, float64 (positions, instruments), by the labels' own rule.
 
-        Counted in each instrument's own bars; NaN where it has no bar, or not enough after it.
+        Counted in each instrument's own bars, between the levels that portfolios are valued by; NaN where it has
+        no bar, or not enough after it. Where its rows end before the calendar does, ``delisting="hold"`` takes
+        the return to the last level, which then stays in cash until the market's bar `horizon` bars on.
         """
-        rows = self.row[position]
-        there = rows >= 0
-        code = np.broadcast_to(self.code, rows.shape)[there]
-        # The kernels round to float32, as the labels are stored; sums over instruments need float64.
-        value = np.empty(len(code), np.float64)
-        exit_time = np.empty(len(code), np.int64)
+        span = self._span(position, horizon, delay)
+        held = span.ends | (span.dies if self.delisting == "hold" else False)
+        column = np.arange(len(self.code))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = self.level[span.leave, column] / self.level[span.enter, column] - 1.0
+        # A move and its reversal compound to 1 but for rounding, which is not a rise.
+        value[np.abs(value) < _ROUNDING] = 0.0
+        return np.where(held & span.known & np.isfinite(value), value, np.nan)
+
+    def deaths(
+        self, position: NDArray[np.int64], horizon: int, delay: int = 0
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return where an instrument's rows end within the horizon, and where its return at the end is known.
+
+        Both are bool (positions, instruments).
+        """
+        span = self._span(position, horizon, delay)
+        return span.dies, span.dies & span.known
+
+    def _span(self, position: NDArray[np.int64], horizon: int, delay: int) -> _Span:
         panel = self.panel
-        at = (panel.time, panel.offsets, rows[there], code, horizon, delay, value, exit_time, NO_TIME)
+        row = self.row[position]
+        end = panel.offsets[self.code + 1]
+        enter = row + delay
+        entered = (row >= 0) & (enter < end)
+        enter = np.where(entered, enter, end - 1)
+        ends = entered & (enter + horizon < end)
+        bar = panel.time_code[enter]
+        final = len(self.time) - 1
+        dies = entered & ~ends & self.ended & (bar + horizon <= final)
+        leave = np.where(ends, enter + horizon, end - 1)
+        known = self._is_known(enter) & self._is_known(leave)
+        return _Span(bar, panel.time_code[leave], known, ends, dies)
+
+    def _is_known(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the value at some rows of the panel is known, not only carried over from before."""
         if self.price == "close":
-            kernels.price_returns(panel.bars, *at)
-        else:
-            kernels.total_returns(panel.fields["total_return"], *at)
-        out = np.full(rows.shape, np.nan)
-        out[there] = value
-        return out
+            return self.panel.bars[row, 3] > 0
+        # An instrument's first bar never has a return.
+        first = row == self.panel.offsets[self.code]
+        return np.asarray(first | ~np.isnan(self.panel.fields["total_return"][row]))
+
+
+class _Span(NamedTuple):
+    """From entry to exit, as arrays (positions, instruments)."""
+
+    enter: NDArray[np.int64]
+    leave: NDArray[np.int64]
+    """Bars of the calendar."""
+    known: NDArray[np.bool_]
+    """Whether the values at both are known."""
+    ends: NDArray[np.bool_]
+    """Whether the instrument has enough bars of its own."""
+    dies: NDArray[np.bool_]
+    """Whether its rows end first, before those of the market do; it then leaves at its last."""
+
+
+def _return_levels(
+    close: NDArray[np.float64], step: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Compound total returns from the first price on; return the levels and the returns bridged by instrument.
+
+    A return that is missing where the price is known is the price's own change since its last bar. Without a
+    price, too, the level stays: the next return is quoted against the last price that exists.
+    """
+    begun = np.maximum.accumulate(~np.isnan(close), axis=0)
+    # The return of an instrument's first bar reaches back before it.
+    first = begun & ~np.vstack([np.zeros((1, close.shape[1]), bool), begun[:-1]])
+    compounded = begun & ~first
+    missing = compounded & np.isnan(step) & ~np.isnan(close)
+    before = np.vstack([np.full((1, close.shape[1]), np.nan), _carried(close)[:-1]])
+    growth = np.where(compounded & ~np.isnan(step), 1.0 + step, 1.0)
+    growth[missing] = (close / before)[missing]
+    level = np.asarray(np.cumprod(growth, axis=0), np.float64)
+    level[~begun] = np.nan
+    unknown = (compounded & ~np.isnan(close)).any(axis=0) & ~(compounded & ~np.isnan(step)).any(axis=0)
+    level[:, unknown] = np.nan
+    return level, np.where(unknown, 0, missing.sum(axis=0))
 
 
 def _carried(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ NaN, never 0.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,18 +19,26 @@ from numpy.typing import ArrayLike, NDArray
 from pricepix._checks import choice
 
 __all__ = [
+    "MINIMUM_HORIZONS",
+    "MeanTest",
     "auc",
     "calibration",
     "classification",
     "classification_by_date",
     "information_coefficient",
+    "mean_test",
     "newey_west_lags",
     "newey_west_t",
     "rank",
     "series_summary",
+    "student_p_value",
 ]
 
 Floats = NDArray[np.float64]
+
+MINIMUM_HORIZONS: Final = 10
+"""Horizons that a series must span for a t or a Sharpe ratio to mean anything."""
+
 # A probability of exactly 0 or 1 that turns out wrong costs ln(1 / _SMALLEST), not infinity, as in
 # scikit-learn.
 _SMALLEST: Final = float(np.finfo(np.float64).eps)
@@ -153,6 +161,68 @@ def newey_west_t(series: ArrayLike, lags: int | None = None, overlap: int = 1) -
     return float(x.mean() / np.sqrt(total / n / n)) if total > 0 else float("nan")
 
 
+class MeanTest(NamedTuple):
+    """Whether a mean is 0: `t`, its degrees of freedom and the two-sided p-value; NaN where there are too few."""
+
+    t: float
+    dof: int
+    p_value: float
+
+
+def mean_test(series: ArrayLike, overlap: int = 1) -> MeanTest:
+    """Test whether the mean of an autocorrelated series is 0, at the size that it states.
+
+    The long-run variance is the mean of the squared projections on the first ``n // (2 overlap)`` cosines, the
+    slow movements over which overlapping values look independent, and t has Student's distribution with so many
+    degrees of freedom (the equal-weighted cosine test of Lazarus, Lewis, Stock and Watson, 2018). NaN are left
+    out first.
+
+    Parameters
+    ----------
+    series : array (n,)
+    overlap : int
+        Steps that a value of the series spans, such as the horizon of a return on every date.
+
+    Returns
+    -------
+    MeanTest
+        NaN with fewer than `MINIMUM_HORIZONS` times `overlap` values, or without any variation.
+
+    Notes
+    -----
+    On rank ICs of noise with factors of autocorrelation 0, 0.95 and 0.99, 250 to 2,500 dates and horizons of 5
+    to 60 it rejects 4.7% to 6.8% at a nominal 5%; Newey-West 9% to 14% where the factor persists, Hansen-Hodrick
+    5% to 15%, the t of every h-th date 4% to 6%, but with a seventh of the power where the factor changes fast.
+    """
+    x = np.asarray(series, np.float64)
+    x = x[~np.isnan(x)]
+    n = len(x)
+    if n < MINIMUM_HORIZONS * overlap or x.min() == x.max():
+        return MeanTest(float("nan"), 0, float("nan"))
+    dof = n // (2 * overlap)
+    # The cosine transform is that of Fourier of the series and its mirror image.
+    j = np.arange(1, dof + 1)
+    mirrored = np.fft.rfft(np.concatenate([x, x[::-1]]))[1 : dof + 1]
+    projections = (mirrored * np.exp(-0.5j * np.pi * j / n)).real / np.sqrt(2.0 * n)
+    t = float(x.mean() / np.sqrt((projections**2).mean() / n))
+    return MeanTest(t, dof, student_p_value(t, dof))
+
+
+def student_p_value(t: float, dof: int) -> float:
+    """Return the two-sided p-value of Student's t with a whole number of degrees of freedom."""
+    angle = np.arctan2(abs(t), np.sqrt(dof))
+    # Finite sums of powers of the cosine (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    k = np.arange(1, (dof - 1) // 2 + 1) if dof % 2 else np.arange(1, dof // 2)
+    ratios = 2.0 * k / (2.0 * k + 1.0) if dof % 2 else (2.0 * k - 1.0) / (2.0 * k)
+    square = np.cos(angle) ** 2
+    if dof % 2 == 0:
+        inside = np.sin(angle) * (1.0 + np.cumprod(ratios * square).sum())
+    else:
+        terms = 1.0 + np.cumprod(ratios[:-1] * square).sum() if dof > 1 else 0.0
+        inside = 2.0 / np.pi * (angle + np.sin(angle) * np.cos(angle) * terms)
+    return float(min(1.0, max(0.0, 1.0 - inside)))
+
+
 def series_summary(series: ArrayLike, overlap: int = 1, lags: int | None = None) -> dict[str, float]:
     """Summarise a series by date, such as the IC.
 
@@ -160,8 +230,8 @@ def series_summary(series: ArrayLike, overlap: int = 1, lags: int | None = None)
     -------
     dict
         ``dates`` (how many are known), ``mean``, ``std`` (n - 1), ``ir`` = mean / std (the ICIR, per date,
-        not annualised), ``t`` = ir sqrt(n), ``newey_west_t``, ``newey_west_lags``, ``positive`` (share above
-        0).
+        not annualised), ``t``, ``dof`` and ``p_value`` of `mean_test`, ``newey_west_t``, ``newey_west_lags``,
+        ``positive`` (share above 0). Neither t is known with fewer than `MINIMUM_HORIZONS` times `overlap` dates.
     """
     x = np.asarray(series, np.float64)
     x = x[~np.isnan(x)]
@@ -170,13 +240,14 @@ def series_summary(series: ArrayLike, overlap: int = 1, lags: int | None = None)
     std = float(x.std(ddof=1)) if n > 1 else float("nan")
     ir = mean / std if n > 1 and x.min() < x.max() else float("nan")
     used = newey_west_lags(n, overlap) if lags is None else max(0, min(int(lags), n - 1))
+    enough = n >= MINIMUM_HORIZONS * overlap
     return {
         "dates": n,
         "mean": mean,
         "std": std,
         "ir": ir,
-        "t": ir * np.sqrt(n) if n else float("nan"),
-        "newey_west_t": newey_west_t(x, used),
+        **mean_test(x, overlap)._asdict(),
+        "newey_west_t": newey_west_t(x, used) if enough else float("nan"),
         "newey_west_lags": used,
         "positive": float((x > 0).mean()) if n else float("nan"),
     }

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pricepix._checks import whole_number
-from pricepix.factor.evaluation.metrics import newey_west_t
+from pricepix.factor.evaluation.metrics import MINIMUM_HORIZONS, mean_test, newey_west_t
 
 __all__ = [
     "drawdown",
@@ -118,7 +118,9 @@ def drawdown(returns: ArrayLike) -> Floats:
     return value / np.maximum.accumulate(np.maximum(value, 1.0)) - 1.0
 
 
-def performance(returns: ArrayLike, periods_per_year: float) -> dict[str, float]:
+def performance(
+    returns: ArrayLike, periods_per_year: float, minimum: int = MINIMUM_HORIZONS
+) -> dict[str, float]:
     """Summarise a series of simple returns.
 
     Parameters
@@ -126,11 +128,14 @@ def performance(returns: ArrayLike, periods_per_year: float) -> dict[str, float]
     returns : array (n,)
         One a period; NaN are left out.
     periods_per_year : float
+    minimum : int
+        Periods that a t, a p-value and a Sharpe ratio need; they are NaN with fewer.
 
     Returns
     -------
     dict
-        ``periods``; ``mean`` a period and its ``newey_west_t``; ``annual_mean`` = mean x periods a year;
+        ``periods``; ``mean`` a period, its ``t``, ``dof`` and ``p_value`` (see ``mean_test``) and its
+        ``newey_west_t``; ``annual_mean`` = mean x periods a year;
         ``annual_return``, compounded; ``volatility`` = standard deviation (n - 1) x sqrt(periods a year);
         ``sharpe`` = mean / standard deviation x sqrt(periods a year), of returns as they are (no risk-free
         rate is taken off); ``max_drawdown``, negative; ``total_return``.
@@ -144,14 +149,17 @@ def performance(returns: ArrayLike, periods_per_year: float) -> dict[str, float]
     if n > 1 and r.min() == r.max():
         std = 0.0
     total = float(np.prod(1.0 + r)) if n else nan
+    enough = n >= max(2, minimum)
+    tested = mean_test(r if enough else r[:0])
     return {
         "periods": n,
         "mean": mean,
-        "newey_west_t": newey_west_t(r),
+        **tested._asdict(),
+        "newey_west_t": newey_west_t(r) if enough else nan,
         "annual_mean": mean * periods_per_year,
         "annual_return": float(total ** (periods_per_year / n) - 1.0) if n and total > 0 else nan,
         "volatility": std * float(np.sqrt(periods_per_year)),
-        "sharpe": mean / std * float(np.sqrt(periods_per_year)) if n > 1 and std > 0 else nan,
+        "sharpe": mean / std * float(np.sqrt(periods_per_year)) if enough and std > 0 else nan,
         "max_drawdown": float(drawdown(r).min()) if n else nan,
         "total_return": total - 1.0,
     }

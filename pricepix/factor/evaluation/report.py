@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pricepix.factor.evaluation.figures import charts, format_number, format_percent, pictures, png_bytes
-from pricepix.factor.evaluation.result import Evaluation
+from pricepix.factor.evaluation.figures import charts, pictures, png_bytes
+from pricepix.factor.evaluation.result import Evaluation, format_number, format_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -120,7 +120,9 @@ def _environment() -> Environment:
 
 
 def _portfolio_name(name: str) -> str:
-    return {"short": "Lowest, as can be sold", "long_short": "Long-short"}.get(name, f"Quantile {name[1:]}")
+    return {"short": "Short the lowest, as can be sold", "long_short": "Long-short"}.get(
+        name, f"Quantile {name[1:]}"
+    )
 
 
 def _plain_text(value: Any) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 
 from pricepix.factor.cache import FactorCache
 
-__all__ = ["Evaluation"]
+__all__ = ["Evaluation", "format_number", "format_percent"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,15 @@ class Evaluation:
         equal = f["portfolios"]["equal"]["long_short"]["periods"]
         late = f", delay {f['delay']}" if f["delay"] else ""
         found = (
-            f"Evaluation(horizon {f['horizon']}{late}, {f['data']['dates']} dates: rank IC {ic['mean']:.4f} "
-            f"(t {ic['newey_west_t']:.2f}), long-short Sharpe {equal['sharpe']:.2f})"
+            f"Evaluation(horizon {f['horizon']}{late}, {ic['dates']} dates with returns: "
+            f"rank IC {format_number(ic['mean'], 4)} (t {format_number(ic['t'], 2)}), "
+            f"long-short Sharpe {format_number(equal['sharpe'], 2)})"
         )
         return "\n".join([found, *(f"  WARNING: {note}" for note in self.notes)])
 
     @property
     def notes(self) -> list[str]:
-        """Sentences that qualify the figures: a different panel, dates that the model has seen."""
+        """Sentences that qualify the figures: a different panel, dates that the model has seen, deaths, and more."""
         return list(self.figures["notes"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,6 +63,16 @@ class Evaluation:
                     row = {"weighting": weighting, "portfolio": name, **found["periods"]}
                     rows.append({**row, "monthly_turnover": found["monthly_turnover"]})
         return pl.DataFrame(rows)
+
+
+def format_number(value: float, digits: int) -> str:
+    """Write a number, a dash if it is not known."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+
+
+def format_percent(value: float, digits: int = 1) -> str:
+    """Write a share as a percentage, a dash if it is not known."""
+    return f"{100 * value:.{digits}f}%" if np.isfinite(value) else "-"
 
 
 def json_value(value: Any) -> Any:

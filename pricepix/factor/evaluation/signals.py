@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.factor.evaluation.market import Market
+from pricepix.factor.evaluation.rebalancing import closes_month, month_ends
 
 __all__ = ["BASELINES", "TREND_LAGS", "history", "momentum", "reversal", "trend"]
 
@@ -30,21 +33,27 @@ def momentum(market: Market, at: Positions, bars: int, skip: int) -> Floats:
 
 
 def trend(
-    market: Market, at: Positions, month: int, lags: Sequence[int] = TREND_LAGS, memory: int = 12
+    market: Market,
+    at: Positions,
+    month: int | None = None,
+    lags: Sequence[int] = TREND_LAGS,
+    memory: int = 12,
 ) -> Floats:
     """Trend factor of Han, Zhou and Zhu (2016): the return expected from moving averages of many lags.
 
     At every month's end the month's returns are regressed, across instruments, on the averages over each lag,
     divided by the price, at the end of the month before. The mean of the slopes over the last `memory` months,
-    times today's averages over price, is the expected return. The value for a date uses no later data.
+    times today's averages over price, is the expected return. The value for a date uses no later data, and
+    depends neither on which other dates are asked for nor on where the panel begins, once the lags are covered.
 
     Parameters
     ----------
     market : Market
     at : numpy.ndarray, int64 (dates,)
         Positions along the calendar.
-    month : int
-        Bars of a month.
+    month : int, optional
+        By default months are those of the calendar, as in the paper. A number of bars counts them back from each
+        date instead: a regression a date rather than a month.
     lags : sequence of int
         A lag takes part in a month's regression if at least half of the instruments with a price had as many bars
         by then, and in a date's value if it took part in one of the months averaged for it; its slope is 0 in
@@ -57,41 +66,77 @@ def trend(
     numpy.ndarray, float64 (dates, instruments)
         NaN where an average is missing or no slopes are known yet.
     """
-    level = market.level
-    out = np.full((len(at), level.shape[1]), np.nan)
+    out = np.full((len(at), market.level.shape[1]), np.nan)
     if len(at) == 0:
         return out
-    total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
-    n_prices = np.cumsum(~np.isnan(level), axis=0)
+    averages = _Averages.of(market, lags)
+    slopes: dict[tuple[int, int], Floats] = {}
+    for j, (t, ends) in enumerate(zip(at.tolist(), _months_before(market, at, month), strict=True)):
+        past: list[Floats] = []
+        for pair in itertools.pairwise(ends):
+            if pair not in slopes:
+                slopes[pair] = averages.slopes(pair[1], pair[0])
+            if not np.isnan(slopes[pair][0]):
+                past.insert(0, slopes[pair])
+            if len(past) == memory:
+                break
+        used = (np.array(past) != 0.0).any(axis=0) if past else np.zeros(len(lags), bool)
+        if used.any():
+            out[j] = averages.over_price(t)[:, used] @ np.array(past)[:, used].mean(axis=0)
+    return out
 
-    def ratios(t: int) -> Floats:
+
+@dataclass(frozen=True)
+class _Averages:
+    """Moving averages of a market's levels, over the level."""
+
+    level: Floats
+    total: Floats
+    """Sums of the levels before each bar, one bar more than there are."""
+    n_prices: NDArray[np.int64]
+    lags: Sequence[int]
+
+    @classmethod
+    def of(cls, market: Market, lags: Sequence[int]) -> _Averages:
+        level = market.level
+        total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
+        return cls(level, total, np.cumsum(~np.isnan(level), axis=0), lags)
+
+    def over_price(self, t: int) -> Floats:
         """Return averages over price at bar t, (instruments, lags); NaN with fewer bars than the lag."""
-        columns = np.full((level.shape[1], len(lags)), np.nan)
-        for k, lag in enumerate(lags):
-            enough = n_prices[t] >= lag
+        columns = np.full((self.level.shape[1], len(self.lags)), np.nan)
+        for k, lag in enumerate(self.lags):
+            enough = self.n_prices[t] >= lag
             if enough.any():
-                mean = (total[t + 1] - total[t + 1 - lag]) / lag
-                columns[enough, k] = mean[enough] / level[t][enough]
+                mean = (self.total[t + 1] - self.total[t + 1 - lag]) / lag
+                columns[enough, k] = mean[enough] / self.level[t][enough]
         return columns
 
-    ends = np.arange(month - 1, int(at[-1]) + 1, month)
-    slopes = np.full((len(ends), len(lags)), np.nan)
-    for m in range(1, len(ends)):
-        x, r = ratios(int(ends[m - 1])), level[ends[m]] / level[ends[m - 1]] - 1.0
-        priced = n_prices[ends[m - 1]] > 0
+    def slopes(self, begin: int, end: int) -> Floats:
+        """Regress the returns from one month's end to the next on the averages at the first; NaN if it cannot be."""
+        x, r = self.over_price(begin), self.level[end] / self.level[begin] - 1.0
+        priced = self.n_prices[begin] > 0
         used = 2 * np.count_nonzero(~np.isnan(x), axis=0) >= np.count_nonzero(priced)
         good = priced & ~np.isnan(r) & ~np.isnan(x[:, used]).any(axis=1)
-        if used.any() and np.count_nonzero(good) > np.count_nonzero(used) + 1:
-            design = np.column_stack([np.ones(int(good.sum())), x[np.ix_(good, used)]])
-            slopes[m] = 0.0
-            slopes[m, used] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
-    for j, t in enumerate(at.tolist()):
-        past = slopes[: int(np.searchsorted(ends, t, side="right"))]
-        past = past[~np.isnan(past[:, 0])][-memory:]
-        used = (past != 0.0).any(axis=0)
-        if used.any():
-            out[j] = ratios(t)[:, used] @ past[:, used].mean(axis=0)
-    return out
+        if not used.any() or np.count_nonzero(good) <= np.count_nonzero(used) + 1:
+            return np.full(len(self.lags), np.nan)
+        design = np.column_stack([np.ones(int(good.sum())), x[np.ix_(good, used)]])
+        found = np.zeros(len(self.lags))
+        found[used] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
+        return found
+
+
+def _months_before(market: Market, at: Positions, month: int | None) -> Iterator[list[int]]:
+    """Yield, for each date, the month ends that it knows of, the latest first."""
+    if month is not None:
+        yield from (list(range(t, -1, -month)) for t in at.tolist())
+        return
+    last = month_ends(market.time, market.panel.tz, market.thin(0.5))
+    closing = closes_month(market.time, market.panel.tz)
+    for t in at.tolist():
+        known = last[: int(np.searchsorted(last, t, side="left"))][::-1].tolist()
+        # That a month is over with this very bar must not be learned from later ones.
+        yield [t, *known] if closing[t] else known
 
 
 def _past_return(market: Market, at: Positions, bars: int, skip: int) -> Floats:
@@ -119,7 +164,7 @@ def _momentum(market: Market, at: Positions, per_year: float) -> Floats:
 
 
 def _trend(market: Market, at: Positions, per_year: float) -> Floats:
-    return trend(market, at, max(1, round(per_year / 12)))
+    return trend(market, at)
 
 
 BASELINES: Final[dict[str, Callable[[Market, Positions, float], Floats]]] = {
@@ -134,4 +179,4 @@ BASELINES: Final[dict[str, Callable[[Market, Positions, float], Floats]]] = {
 def history(name: str, per_year: float) -> int:
     """Return how many bars before a date a baseline uses, those of the trend's longest average included."""
     month, week, year = (max(1, round(per_year / n)) for n in (12, 52, 1))
-    return {"STR": month, "WSTR": week, "MOM": year, "TREND": 14 * month + max(TREND_LAGS)}[name]
+    return {"STR": month, "WSTR": week, "MOM": year, "TREND": 16 * month + max(TREND_LAGS)}[name]
