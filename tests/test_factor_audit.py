@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-import zarr
+from factor_files import change_values
 
 import pricepix as pp
 from pricepix.factor import score
@@ -179,14 +179,14 @@ def test_labels_that_changed_are_found(panel):
 
 def test_scores_in_the_wrong_place_are_found(panel, store, tmp_path):
     cache = score(store, ink, tmp_path / "f.zarr", panel=panel, progress=False)
-    group = zarr.open_group(tmp_path / "f.zarr", mode="r+")
-    values = group["factor"][:]
-    group["factor"][:-1] = values[1:]  # each value a day before it is known
-    found = audit(panel, store, cache, model=ink, progress=False)
+    values = cache.factor[:]
+    early = np.concatenate([values[1:], values[-1:]])  # each value a day before it is known
+    change_values(tmp_path / "f.zarr", early)
+    found = audit(panel, store, tmp_path / "f.zarr", model=ink, progress=False)
     assert any("are not those of the images" in problem for problem in found.problems)
-    group["factor"][:] = values
-    group["factor"][3, 0, 0] = 0.5  # a value out of nowhere
-    found = audit(panel, store, cache, model=ink, progress=False)
+    values[3, 0, 0] = 0.5  # a value out of nowhere
+    change_values(tmp_path / "f.zarr", values)
+    found = audit(panel, store, tmp_path / "f.zarr", model=ink, progress=False)
     assert any("values up to the date, but" in problem for problem in found.problems)
 
 

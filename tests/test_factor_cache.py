@@ -14,6 +14,7 @@ import zarr
 
 import pricepix as pp
 from pricepix.factor import open_cache, score
+from pricepix.factor.cache_writer import CacheWriter
 from pricepix.factor.scorer import Scorer
 
 SPEC = pp.ImageSpec.preset("jkx5")
@@ -145,6 +146,10 @@ def test_a_sparse_store_needs_the_panel_to_be_shifted(panel, tmp_path):
 # ------------------------------------------------------------------------------- resuming and appending
 
 
+def stop(*arguments):
+    raise KeyboardInterrupt
+
+
 class Stops:
     """A model that fails after some calls, as a machine does."""
 
@@ -173,6 +178,21 @@ def test_a_stopped_run_goes_on_where_it_stopped(store, tmp_path):
     nothing = Stops(0)
     score(store, nothing, where, model_id="ink", progress=False)
     assert nothing.scored == 0
+
+
+def test_a_new_cache_stopped_before_its_last_word_scores_nothing_again(store, tmp_path):
+    where, counted = tmp_path / "factor.zarr", Stops(10**6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CacheWriter, "finish", stop)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            score(store, counted, where, model_id="ink", progress=False)
+    assert f"stopped with {len(store):,} windows done; the same call resumes" in raised.value.__notes__[0]
+    with pytest.raises(ValueError, match=rf"is not finished \({len(store)} windows are scored\)"):
+        open_cache(where)
+    counted.scored = 0
+    cache = score(store, counted, where, model_id="ink", progress=False)
+    assert counted.scored == 0
+    assert found_values(cache) == expected_values(store)
 
 
 @pytest.mark.parametrize("shift", [0, 2])
@@ -265,6 +285,12 @@ def test_a_cache_with_nothing_left_to_score_is_finished(panel, tmp_path, shift, 
                 n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
             )
             client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+        with pytest.MonkeyPatch.context() as patch:
+            # As a kill leaves it between the last day and the last word.
+            patch.setattr(CacheWriter, "finish", stop)
+            with pytest.raises(KeyboardInterrupt):
+                of("full", end, append=True, client=client)
+        assert open_cache(where).attrs["store_digest"] == pp.open_store(tmp_path / "short").digest
         for name, until in (("full", end), ("full", str(days[-14])), ("full", end)):
             # An earlier end leaves what is there.
             cache = of(name, until, append=True, client=client)
@@ -272,13 +298,6 @@ def test_a_cache_with_nothing_left_to_score_is_finished(panel, tmp_path, shift, 
             assert cache.attrs["windows"] == done
             assert cache.attrs["store_digest"] == pp.open_store(tmp_path / "full").digest
             np.testing.assert_array_equal(cache.matrix()[1], values)
-            # As a kill leaves it between the last day and the last word.
-            zarr.open_group(where, mode="r+", zarr_format=3).attrs.update({"complete": False})
-            with pytest.raises(ValueError, match="is not finished"):
-                open_cache(where)
-            cache = of(name, until, client=client)
-            np.testing.assert_array_equal(cache.matrix()[1], values)
-            assert open_cache(where).attrs["windows"] == done
     assert counted.scored == 0
 
 
@@ -556,9 +575,15 @@ def test_locations_that_hold_something_else_are_left_alone(store, tmp_path):
 
 def test_another_format_version_is_named(store, tmp_path):
     score(store, ink, tmp_path / "f.zarr", progress=False)
-    zarr.open_group(tmp_path / "f.zarr", mode="r+").attrs["format_version"] = 99
-    with pytest.raises(ValueError, match="format version 99, this release reads version 1"):
-        open_cache(tmp_path / "f.zarr")
+    for version in (1, 99):
+        zarr.open_group(tmp_path / "f.zarr", mode="r+").attrs["format_version"] = version
+        message = (
+            f"format version {version}, this release reads version 2: score to a new location, or remove"
+        )
+        with pytest.raises(ValueError, match=message):
+            open_cache(tmp_path / "f.zarr")
+        with pytest.raises(ValueError, match=message):
+            score(store, ink, tmp_path / "f.zarr", progress=False)
 
 
 # --------------------------------------------------------------------------------------------- exports

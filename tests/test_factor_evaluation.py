@@ -7,10 +7,11 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from factor_files import change_attributes, write_cache
 
 import pricepix as pp
 from pricepix.factor import evaluate, open_cache
-from pricepix.factor.cache import create, extend
+from pricepix.factor.cache_format import FORMAT_VERSION, CacheContent
 from pricepix.factor.calendar import day_and_interval, interval_names
 from pricepix.factor.evaluation.evaluate import bars_needed
 from pricepix.factor.evaluation.holding import simulate_holding
@@ -33,7 +34,7 @@ def cache_of(panel, values, where, *, instruments=None, time=None):
     spec = pp.ImageSpec.preset("jkx5")
     attrs = {
         "format": "pricepix-factor",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "complete": True,
         "values": "probability",
         "shift": 0,
@@ -44,13 +45,13 @@ def cache_of(panel, values, where, *, instruments=None, time=None):
         "tz": panel.tz,
         "model": {"digest": "m", "name": "by hand"},
     }
-    group = create(where, attrs, [str(n) for n in names], interval_names(intervals), False)
     stamps = np.full((len(days), len(intervals)), NO_TIME, np.int64)
     stamps[day_at, at] = time
-    extend(group, days, stamps, [str(n) for n in names])
     block = np.full((len(days), len(names), len(intervals)), np.nan, np.float32)
     block[day_at, :, at] = values
-    group["factor"][:] = block
+    listed = [str(name) for name in names]
+    content = CacheContent(days, stamps, listed, interval_names(intervals), False, len(names), {}, {})
+    write_cache(where, attrs, content, block)
     return open_cache(where)
 
 
@@ -506,11 +507,9 @@ def test_one_value_is_a_sequence_of_one(cache, panel):
 
 
 def test_scores_that_are_not_probabilities_are_only_ranked(panel, random_factor, tmp_path):
-    import zarr
-
     where = tmp_path / "f.zarr"
     cache_of(panel, random_factor * 10 - 5, where)
-    zarr.open_group(where, mode="r+").attrs["values"] = "score"
+    change_attributes(where, {"values": "score"})
     found = evaluate(where, panel, horizon=5, quantiles=5, baselines=(), progress=False).figures
     assert found["classification"] is None
     assert found["ic"]["rank"]["dates"] > 200

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pricepix._checks import optional_module
 from pricepix.bars.times import as_time, to_series
 from pricepix.factor import exports
+from pricepix.factor.cache_format import FORMAT_VERSION
+from pricepix.factor.cache_objects import CacheObjects, cache_location
+from pricepix.factor.cache_verify import verify_objects
+from pricepix.location import Location
 from pricepix.spec import ImageSpec
 from pricepix.windows.labels import NO_TIME
 
@@ -28,14 +30,9 @@ if TYPE_CHECKING:
 
     from pricepix.bars.panel import Panel
     from pricepix.images.image_set import ImageSet
+    from pricepix.store.verify import VerifyReport
 
-__all__ = ["FORMAT_VERSION", "FactorCache", "create", "extend", "open_cache", "open_group"]
-
-FORMAT: Final = "pricepix-factor"
-FORMAT_VERSION: Final = 1
-_CF: Final = {"calendar": "proleptic_gregorian"}
-_AXES: Final = ("day", "instrument", "interval")
-_REQUIRED: Final = ("store_digest", "model", "spec", "spec_digest", "shift", "windows", "complete")
+__all__ = ["FORMAT_VERSION", "CacheLike", "FactorCache", "open_cache"]
 
 CacheLike = str | PathLike[str] | Store
 
@@ -45,23 +42,28 @@ class FactorCache:
 
     Open one with ``open_cache``; ``pricepix.factor.score`` makes them. Values stand at the close of the
     image's last bar, when they are first known, moved on by ``shift`` bars of the market's calendar.
+
+    Everything that is read is compared with the cache's checksums: an object that is missing, damaged or in
+    another's place is an error that names it, never NaN. An open cache stays as it was opened: if it is appended to
+    meanwhile, days that the append did not change can still be read, and anything else is an error that says so.
     """
 
-    def __init__(self, group: zarr.Group, location: str) -> None:
-        self.group = group
-        """The Zarr group."""
-        self.location = location
+    def __init__(self, objects: CacheObjects) -> None:
+        self.objects = objects
+        """The cache's objects, fetched and checked one at a time."""
+        self.location = objects.url
         """Path or URL of the cache, ``memory`` for one that lives in memory."""
-        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.attrs: dict[str, Any] = objects.attrs
         """The group's attributes: digests of store, model and spec, horizon, delay, shift, versions."""
-        _check_attributes(self.attrs, location)
         self.spec = ImageSpec.from_dict(self.attrs["spec"])
-        members: dict[str, Any] = dict(group.arrays())
-        missing = [name for name in ("factor", *_AXES, "time") if name not in members]
+        self.group: zarr.Group = objects.group()
+        """The Zarr group. What is read through it is compared with the cache's checksums."""
+        members: dict[str, Any] = dict(self.group.arrays())
+        missing = [
+            name for name in ("factor", "day", "instrument", "interval", "time") if name not in members
+        ]
         if missing:
-            raise ValueError(
-                f"cache {location} has no array {missing[0]!r}: it is truncated or foreign; score again"
-            )
+            raise ValueError(f"cache {self.location} has no array {missing[0]!r}: it is foreign; score again")
         self.factor: zarr.Array[Any] = members["factor"]
         """The zarr array, float32 (day, instrument, interval); NaN where nothing is known."""
         self.spread: zarr.Array[Any] | None = members.get("spread")
@@ -188,9 +190,27 @@ class FactorCache:
         return float(value)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location."""
+        """Return the cache as a lazy ``xarray.Dataset``, what ``xarray.open_zarr`` gives of its location.
+
+        What is read through it is compared with the cache's checksums, which ``open_zarr`` does not do.
+        """
         xr = optional_module("xarray", "xarray", "to_xarray")
         return xr.open_zarr(self.group.store, consolidated=False)
+
+    def verify(self, *, progress: bool = False) -> VerifyReport:
+        """Read every object of the cache and compare it with the checksums.
+
+        Parameters
+        ----------
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        VerifyReport
+            Its ``problems`` name every object that is missing, damaged, edited, or not of the cache.
+        """
+        return verify_objects(self.objects, progress=progress)
 
     def to_polars(self) -> polars.DataFrame:
         """Return a long table, a row a known value: instrument, time, factor and, where kept, spread."""
@@ -222,7 +242,7 @@ class FactorCache:
         return exports.to_image_trading(cube, folder, panel.calendar, panel.tz)
 
 
-def open_cache(location: CacheLike) -> FactorCache:
+def open_cache(location: CacheLike | Location) -> FactorCache:
     """Open a factor cache.
 
     Parameters
@@ -234,107 +254,12 @@ def open_cache(location: CacheLike) -> FactorCache:
     FileNotFoundError
         If nothing is there.
     ValueError
-        If what is there is not a finished factor cache of a format that this release reads.
+        If what is there is not a finished factor cache of a format that this release reads, or is damaged.
     """
-    cache = FactorCache(open_group(location), str(location))
-    if not cache.attrs["complete"]:
-        raise ValueError(
-            f"cache {location} is not finished ({cache.attrs['windows']:,} windows are scored): call "
-            "pricepix.factor.score with the same images and model again, which resumes it"
-        )
+    cache = FactorCache(CacheObjects.open(cache_location(location)))
+    # Read here, the axes stay those of the values if the cache is appended to meanwhile.
+    _ = cache.days, cache.instruments, cache.intervals, cache.time
     return cache
-
-
-def open_group(location: CacheLike, mode: Any = "r") -> zarr.Group:
-    """Open the Zarr group at a location; an error says what is there instead."""
-    if isinstance(location, (str, PathLike)) and "://" not in str(location):
-        path = Path(location)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"no factor cache at {path}: make one with pricepix.factor.score(store, model, {str(path)!r})"
-            )
-        if not path.is_dir():
-            raise ValueError(f"{path} is a file; a factor cache is a folder (a Zarr v3 group)")
-    try:
-        return zarr.open_group(location, mode=mode, zarr_format=3)
-    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise ValueError(f"{location} holds no Zarr v3 group: it is not a factor cache") from error
-
-
-def _check_attributes(attrs: dict[str, Any], location: str) -> None:
-    if attrs.get("format") != FORMAT:
-        hint = "an image store: open it with open_store" if "horizons" in attrs else "something else"
-        raise ValueError(f"{location} is a Zarr group, but not a factor cache: it is {hint}")
-    if attrs.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"cache {location} has format version {attrs.get('format_version')}, this release reads version "
-            f"{FORMAT_VERSION}: score again"
-        )
-    if missing := [name for name in _REQUIRED if name not in attrs]:
-        raise ValueError(f"cache {location} lacks the attributes {', '.join(missing)}: score again")
-
-
-def create(
-    location: CacheLike | None,
-    attrs: dict[str, Any],
-    instruments: Sequence[str],
-    intervals: Sequence[str],
-    spread: bool,
-) -> zarr.Group:
-    """Create an empty cache of no days. One day is a chunk, so that a new day touches no other."""
-    from zarr.storage import MemoryStore
-
-    target: Any = MemoryStore() if location is None else location
-    group = zarr.create_group(target, zarr_format=3, attributes=attrs)
-    n, width = len(instruments), len(intervals)
-
-    def array(
-        name: str, shape: Any, chunks: Any, dtype: Any, fill: Any, axes: Any, **attributes: Any
-    ) -> None:
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=chunks,
-            dtype=dtype,
-            fill_value=fill,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            dimension_names=axes,
-            attributes=attributes,
-        )
-
-    for name in ("factor", "spread") if spread else ("factor",):
-        array(name, (0, n, width), (1, max(n, 1), width), np.float32, np.nan, _AXES, coordinates="time")
-    array("day", (0,), (4096,), np.int64, 0, ("day",), units="days since 1970-01-01", **_CF)
-    array("instrument", (n,), (max(n, 1),), str, "", ("instrument",))
-    array("interval", (width,), (width,), str, "", ("interval",))
-    time_units = {"units": "nanoseconds since 1970-01-01", **_CF}
-    array("time", (0, width), (4096, width), np.int64, NO_TIME, ("day", "interval"), **time_units)
-    group["instrument"][:] = np.array(list(instruments), object)  # type: ignore[index]
-    group["interval"][:] = np.array(list(intervals), object)  # type: ignore[index]
-    return group
-
-
-def extend(group: zarr.Group, days: NDArray[np.int64], time: NDArray[np.int64], names: Sequence[str]) -> None:
-    """Lengthen the axes of a cache to `days` and `names`, which begin with those it has."""
-    day: Any = group["day"]
-    instrument: Any = group["instrument"]
-    old, known = day.shape[0], instrument.shape[0]
-    width = time.shape[1]
-    if len(names) > known:
-        instrument.resize((len(names),))
-        instrument[known:] = np.array(list(names[known:]), object)
-    for name in ("factor", "spread"):
-        if name in group:
-            values: Any = group[name]
-            values.resize((max(len(days), old), len(names), width))
-    if len(days) > old:
-        day.resize((len(days),))
-        day[old:] = days[old:]
-        group["time"].resize(time.shape)  # type: ignore[union-attr]
-    # The last day of the cache may have gained bars since.
-    first = max(0, old - 1)
-    if len(days) > first:
-        group["time"][first:] = time[first:]  # type: ignore[index]
 
 
 def long_table(cache: FactorCache) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from pricepix.windows.labels import forward_returns
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
 
-__all__ = ["DifferentPanelWarning", "keep_labels", "panel_mismatch", "shape_digest"]
+__all__ = ["DifferentPanelWarning", "panel_labels", "panel_mismatch", "read_labels", "shape_digest"]
 
 _GROUP: Final = "labels"
 _BLOCKS: Final = 16
@@ -66,14 +66,21 @@ def _shape_of(panel: Panel) -> str:
     return _shape(panel.tz, list(panel.fields), panel.instruments.tolist(), rows)
 
 
-def keep_labels(group: zarr.Group, images: ImageSet, horizon: int | None) -> None:
-    """Keep some of the images' forward returns in the subgroup ``labels`` of a new cache.
+def panel_labels(images: ImageSet, horizon: int | None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return some of the images' forward returns, which a new cache keeps as its subgroup ``labels``.
 
     They identify the bars whatever else of a panel differs: one that continues further, or begins later, gives
     the same returns. Up to 65,536 windows of 16 stretches; nothing of images without returns.
+
+    Returns
+    -------
+    labels : dict
+        ``time``, ``instrument`` and ``value`` of each return.
+    attributes : dict
+        ``horizon``, ``delay`` and ``price`` of them all.
     """
     if not images.horizons or not _has_panel_returns(images):
-        return
+        return {}, {}
     horizon = horizon if horizon in images.horizons else max(images.horizons)
     stretches = -(-len(images) // INDEX_CHUNK)
     chosen = np.unique(np.linspace(0, stretches - 1, min(_BLOCKS, stretches)).round().astype(np.int64))
@@ -88,13 +95,15 @@ def keep_labels(group: zarr.Group, images: ImageSet, horizon: int | None) -> Non
             found[name].append(images.column(column, block, block + 1)[kept])
         found["value"].append(value[kept])
     attributes = {"horizon": int(horizon), "delay": images.delay, "price": images.attrs["label_price"]}
-    labels = group.create_group(_GROUP, attributes=attributes)
-    for name, parts in found.items():
-        values = np.concatenate(parts)
-        array = labels.create_array(
-            name, shape=values.shape, dtype=values.dtype, chunks=(max(1, len(values)),)
-        )
-        array[:] = values
+    return {name: np.concatenate(parts) for name, parts in found.items()}, attributes
+
+
+def read_labels(cache: FactorCache) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the labels that a cache keeps, as `panel_labels` made them."""
+    if _GROUP not in cache.group:
+        return {}, {}
+    labels: Any = cache.group[_GROUP]
+    return {name: np.asarray(labels[name][:]) for name in ("time", "instrument", "value")}, dict(labels.attrs)
 
 
 def panel_mismatch(cache: FactorCache, panel: Panel, price: str) -> str | None:

@@ -30,6 +30,7 @@ class StoreWindows:
     end: Times = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (times,): one past the last window of each."""
     _blocks: dict[str, Any] = field(default_factory=dict)
+    _digested: tuple[int, Any] = field(default_factory=lambda: (0, hashlib.blake2b(digest_size=16)))
 
     def __post_init__(self) -> None:
         self.count = len(self.store)
@@ -59,13 +60,23 @@ class StoreWindows:
         start = first * INDEX_CHUNK
         return np.asarray(self._blocks[name][2][a - start : b - start])
 
-    def update(self, digest: Any, a: int, b: int) -> None:
-        """Add windows a to b to a digest that identifies the scored windows, whatever the order of the names."""
-        for first in range(a, b, INDEX_CHUNK):
-            last = min(first + INDEX_CHUNK, b)
+    def digest(self, count: int) -> str:
+        """Return a digest of the first `count` windows, whatever the order of the names; empty if there are fewer.
+
+        A count that is not below the last one asked for costs only the windows between.
+        """
+        if count > self.count:
+            return ""
+        start, digest = self._digested
+        if count < start:
+            start, digest = 0, hashlib.blake2b(digest_size=16)
+        for first in range(start, count, INDEX_CHUNK):
+            last = min(first + INDEX_CHUNK, count)
             name = self._name_hash[self.column("instrument_index", first, last)].view(np.int64)
             # Window by window, so that it does not matter where blocks end.
             digest.update(np.column_stack([self.column("time", first, last), name]).tobytes())
+        self._digested = (count, digest)
+        return str(digest.hexdigest())
 
 
 @dataclass(frozen=True)

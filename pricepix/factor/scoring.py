@@ -8,6 +8,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar, Unpack
 
 import numpy as np
@@ -18,14 +20,17 @@ from pricepix._checks import bars, nearest
 from pricepix._version import __version__
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time
-from pricepix.factor.cache import FORMAT, FORMAT_VERSION, CacheLike, FactorCache, open_cache
-from pricepix.factor.cache_writer import Scored, prepare_cache, write_scores
+from pricepix.factor.cache import CacheLike, FactorCache, open_cache
+from pricepix.factor.cache_format import FORMAT, FORMAT_VERSION
+from pricepix.factor.cache_objects import cache_location
+from pricepix.factor.cache_writer import CacheWriter, Request, Scored, check_location, prepare_cache
 from pricepix.factor.calendar import Calendar
 from pricepix.factor.panel_check import shape_digest
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.factor.scorer import Scorer, ScorerOptions
 from pricepix.images.image_set import ImageSet
 from pricepix.store.image_store import ImageStore, open_images, open_store
+from pricepix.store.lock import WriteLock
 
 __all__ = ["score"]
 
@@ -148,27 +153,49 @@ def score(
     placement = Placement.of(windows, shift, panel, first, last)
     attrs = _attributes(store, scorer, shift)
     attrs["start"] = None if first is None else format_time(first, store.tz)
-    group, done = prepare_cache(location, attrs, placement, windows, scorer, spread=spread, append=append)
-    if done is None:
-        assert location is not None
-        return open_cache(location)
-    if client is None:
-        results = _score_here(windows, scorer, done, placement.windows)
-    else:
-        results = _score_on_workers(client, windows, scorer, done, placement.windows)
-    with progress_bar(
-        placement.windows - placement.skipped, "score", "img", progress, done=done - placement.skipped
-    ) as bar:
-        write_scores(group, placement, windows, done, results, scorer, bar.update)
-    group.attrs.update({"complete": True, "unplaced": placement.unplaced})
-    group = zarr.open_group(group.store, mode="r", zarr_format=3)
-    cache = FactorCache(group, "memory" if location is None else str(location))
+    request = Request(attrs, placement, windows, scorer, spread, append)
+    place = cache_location(location)
+    check_location(place)
+    with WriteLock(place, "cache") as lock:
+        writer = prepare_cache(place, lock, request)
+        if writer is not None:
+            with _with_resume_hint(place.name, writer):
+                _write(writer, client, progress)
+    if writer is None:
+        return open_cache(place)
+    cache = open_cache(place)
     if 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs.get("without_value"):
         warnings.warn(
             f"{scorer.name} gave no value for any image of {label}: the factor in {cache.location} is empty",
             stacklevel=2,
         )
     return cache
+
+
+def _write(writer: CacheWriter, client: Any, progress: bool) -> None:
+    """Score what is left, and make it the cache."""
+    placement = writer.placement
+    score_windows = _score_here if client is None else partial(_score_on_workers, client)
+    results = score_windows(writer.windows, writer.scorer, writer.first, writer.done, placement.windows)
+    with progress_bar(
+        placement.windows - placement.skipped, "score", "img", progress, done=writer.done - placement.skipped
+    ) as bar:
+        writer.write(results, bar.update)
+    writer.finish()
+
+
+@contextmanager
+def _with_resume_hint(name: str, writer: CacheWriter) -> Iterator[None]:
+    """Say in the error of a file, and in an interruption, how much is done and how to resume."""
+    try:
+        yield
+    except (OSError, KeyboardInterrupt) as error:
+        done = f"{writer.done:,} windows done"
+        advice = f"the scoring to cache {name} stopped with {done}; the same call resumes from there"
+        if isinstance(error, OSError) and error.errno is not None:
+            raise type(error)(error.errno, f"{error.strerror}: {advice}", error.filename) from error
+        error.add_note(advice)
+        raise
 
 
 def _attributes(store: ImageSet, scorer: Scorer, shift: int) -> dict[str, Any]:
@@ -219,19 +246,23 @@ def _in_order(jobs: Iterable[T], submit: Callable[[T], Any], ahead: int) -> Iter
         yield waiting.popleft().result()
 
 
-def _chunks(store: ImageSet, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each chunk that holds windows from `first` to below `last`, with its own first and last of them."""
+def _chunks(store: ImageSet, first: int, done: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """Yield each chunk that holds windows from `done` to below `last`, with its own first and last of them.
+
+    The first of a chunk are those from `first` on, even if some are done: the model gets the same batches as without
+    a stop, and so gives the same bits.
+    """
     size = store.chunk
-    for chunk in range(first // size, -(-last // size) if last > first else 0):
+    for chunk in range(done // size, -(-last // size) if last > done else 0):
         yield chunk, max(first, chunk * size), min(last, (chunk + 1) * size)
 
 
-def _score_here(windows: StoreWindows, scorer: Scorer, first: int, last: int) -> Iterator[Scored]:
+def _score_here(windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int) -> Iterator[Scored]:
     """Score in this process; another thread reads and decodes chunks."""
     store = windows.store
     pool = ThreadPoolExecutor(1, "pricepix-score")
     try:
-        parts = list(_chunks(store, first, last))
+        parts = list(_chunks(store, first, done, last))
         blocks = _in_order(parts, lambda part: pool.submit(store.read_chunk, part[0]), _AHEAD)
         for (chunk, a, b), block in zip(parts, blocks, strict=True):
             start = chunk * store.chunk
@@ -241,11 +272,11 @@ def _score_here(windows: StoreWindows, scorer: Scorer, first: int, last: int) ->
 
 
 def _score_on_workers(
-    client: Any, windows: StoreWindows, scorer: Scorer, first: int, last: int
+    client: Any, windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int
 ) -> Iterator[Scored]:
     """Score on the workers of a dask cluster, one chunk a task."""
     store = windows.store
-    parts = list(_chunks(store, first, last))
+    parts = list(_chunks(store, first, done, last))
     if not parts:
         return
     model = client.scatter(scorer, broadcast=True)

@@ -25,7 +25,7 @@ LEASE_SECONDS: Final = 120.0
 # The package filelock would replace half of `_lock_file` and nothing else: it leaves the lock file behind, does not say
 # who holds the lock, and has no lease for object stores.
 class WriteLock:
-    """The right to write a store, as a context manager.
+    """The right to write a store, or another thing that messages call `noun`, as a context manager.
 
     In a folder this is a lock of the operating system, which it releases when the process ends, however it
     ends; it also holds between machines where the file system passes locks on (NFS 4, Lustre with flock).
@@ -38,8 +38,9 @@ class WriteLock:
         On entry, if another process writes the store; the message names it.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, noun: str = "store") -> None:
         self._location = location
+        self._noun = noun
         self._ticket_fields = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -78,10 +79,10 @@ class WriteLock:
     def check(self) -> None:
         """Raise BlockingIOError if the lock was lost to another process."""
         if self.lost:
+            again = "build again with mode='resume'" if self._noun == "store" else "call it again"
             raise BlockingIOError(
-                f"the lock on store {self._location.name} was lost: this process did not renew it for "
-                f"{LEASE_SECONDS:.0f} seconds and another took it; build again with mode='resume' when that "
-                "one is done"
+                f"the lock on {self._noun} {self._location.name} was lost: this process did not renew it for "
+                f"{LEASE_SECONDS:.0f} seconds and another took it; {again} when that one is done"
             )
 
     def _lock_file(self, location: Folder) -> None:
@@ -137,7 +138,7 @@ class WriteLock:
             else "another process"
         )
         return BlockingIOError(
-            f"store {self._location.name} is being written by {who}: wait for it, or stop it first"
+            f"{self._noun} {self._location.name} is being written by {who}: wait for it, or stop it first"
         )
 
 

@@ -108,7 +108,7 @@ class Market:
         change = np.bincount(first, minlength=len(self.time) + 1)
         change -= np.bincount(self.last_bar + 1, minlength=len(self.time) + 1)
         alive = np.cumsum(change)[:-1]
-        return np.count_nonzero(there, axis=1) < share * alive
+        return np.asarray(np.count_nonzero(there, axis=1) < share * alive)
 
     @property
     def ended(self) -> NDArray[np.bool_]:
