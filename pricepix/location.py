@@ -502,7 +502,11 @@ def read_yaml(path: StrPath, max_nodes: int = YAML_NODES) -> Any:
         ) from None
     try:
         _check_nodes(text, max_nodes)
-        return yaml.load(text, _YAML_LOADER)
+        loader = _YAML_LOADER(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         why = str(error)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:

@@ -24,7 +24,8 @@ RANK = {
     name: rank
     for rank, names in enumerate(
         [
-            "_version _checks location",
+            "_version _checks",
+            "location",
             "bars spec",
             "render samples",
             "windows",
@@ -150,7 +151,12 @@ PRIVATE = (
     "lightning.pytorch.utilities",
 )
 # Where there is no public way, behind one wall each; the files say why.
-WALLS = {"render/simd.py": "numba.core", "location.py": "zarr.core.sync"}
+# numba.core.event is in Numba's reference manual: it tells when a function begins to be compiled.
+WALLS = {
+    "render/simd.py": "numba.core",
+    "location.py": "zarr.core.sync",
+    "workflow/warm_up.py": "numba.core.event",
+}
 
 
 def names_of_dependencies(tree):

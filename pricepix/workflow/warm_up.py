@@ -238,14 +238,12 @@ def compile_here(scenarios: Sequence[str]) -> None:
 
 def kernel_counts() -> dict[str, int]:
     """Count the kernels that this process compiled and loaded from the cache so far."""
-    from numba.core.dispatcher import Dispatcher
-
     found = {
         id(value): value
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] == "pricepix"
         for value in vars(module).values()
-        if isinstance(value, Dispatcher)
+        if hasattr(value, "py_func") and hasattr(value, "stats")
     }
     stats = [kernel.stats for kernel in found.values()]
     return {
