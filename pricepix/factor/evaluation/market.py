@@ -118,7 +118,7 @@ class Market:
     @property
     def without_level(self) -> NDArray[np.bool_]:
         """bool (instruments,): those whose value is never known, such as names without any total return."""
-        return np.isnan(self.level).all(axis=0)
+        return np.asarray(np.isnan(self.level).all(axis=0), np.bool_)
 
     def cap(self) -> NDArray[np.float64] | None:
         """Market capitalisation, float64 (bars, instruments), or None where the panel has none."""
