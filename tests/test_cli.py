@@ -141,6 +141,7 @@ def test_errors_are_one_message_and_no_traceback(
 
 
 def test_options_are_keyword_arguments_of_the_functions() -> None:
+    pytest.importorskip("torch")
     from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
     from pricepix.factor.scorer import Scorer

@@ -25,6 +25,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMALLER = {"sweep_specs.py": "out --instruments 6 --bars 160 --epochs 1 --lookbacks 5 10"}
 MADE = {"sweep_specs.py": ("out/sweep_specs.csv", "out/sweep_specs.png")}
 WITHOUT_CODE = {"index.md", "performance.md"}
+NEED_TORCH = {"gpu.md", "on-the-fly.md", "training.md", "sweep_specs.py"}
 
 
 def name(path: Path) -> str:
@@ -79,6 +80,8 @@ def run_commands(block: Block, document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_code_runs(document, tmp_path, monkeypatch):
+    if document.name in NEED_TORCH:
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "__main__"}
     ran = 0
@@ -98,6 +101,8 @@ def test_code_runs(document, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
 def test_example_runs(example, tmp_path):
+    if example.name in NEED_TORCH:
+        pytest.importorskip("torch")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(example), *SMALLER.get(example.name, "").split()],
         cwd=tmp_path,

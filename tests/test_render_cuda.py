@@ -283,7 +283,8 @@ def test_bad_input_is_named(panel):
         renderer.render(np.array([[50]]))
     with pytest.raises(TypeError, match=r"rows are torch.int32 \(1,\), expected int64 \(b,\)"):
         renderer.render(torch.tensor([50], dtype=torch.int32, device=renderer.device))
-    with pytest.raises(TypeError, match="dtype='float64' cannot be rendered: choose one of uint8, bfloat16"):
+    names = "'uint8', 'bfloat16', 'float16', 'float32'"
+    with pytest.raises(TypeError, match=f"dtype='float64' cannot be rendered: choose one of {names}"):
         renderer.render([50], dtype="float64")
     with pytest.raises(ValueError, match="belong to floating images"):
         renderer.render([50], channels_last=True)
