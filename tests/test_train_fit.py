@@ -453,6 +453,9 @@ def test_walk_forward_trains_each_fold(store: ImageStore, tmp_path: Path) -> Non
     assert [f.fold.name for f in result.folds] == ["2000-03-13", "2000-04-13", "2000-05-13"]
     assert all((f.folder / "member_0" / "best.ckpt").exists() for f in result.folds)
     assert len({f.folder for f in result.folds}) == 3
+    # The last network scores the newest windows, which have no returns yet and so belong to no test.
+    time, _ = pp.factor.score(store, result, None, progress=False).matrix()
+    assert store.time[result.folds[-1].fold.test].max() < time[-1] == store.time[-1]
 
 
 @pytest.mark.parametrize("model", ["cnn1d", "logistic"])

@@ -55,7 +55,7 @@ class Scorer:
     model : path, network, ensemble or callable
         A checkpoint or the folder of a run; a ``PriceCNN`` or ``Ensemble``; or a function from images, uint8
         (n, height, width), to probabilities of a rise, (n,). A walk-forward run scores every image by the
-        fold that was tested at its time, and none outside of the test periods.
+        fold that was tested at its time, those after the last test by the last fold, and none between or before.
     model_id : str, optional
         Names a function. Networks are named by their weights.
     batch : int
@@ -294,7 +294,11 @@ class Scorer:
 
 
 def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
-    """Test periods of a walk-forward run and the folders of their models; empty for any other path."""
+    """Return the periods that a walk-forward run scores and the folders of their models; none for another path.
+
+    These are the test periods. The last one has no end: the newest windows, whose returns are not known yet, belong
+    to no test.
+    """
     if not run.is_dir() or any(run.glob("member_*")) or not (run / "config.yaml").is_file():
         return []
     from pricepix.bars.times import as_time
@@ -316,6 +320,9 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
                 f"the test periods of {folder.name} and {other.name} of run {run} overlap: score them one by one, by "
                 "the folder of the fold"
             )
+    if found:
+        first, _, folder = found[-1]
+        found[-1] = (first, _LIMITS.max, folder)
     return found
 
 
