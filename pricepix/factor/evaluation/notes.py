@@ -119,7 +119,8 @@ def _holes(data: dict[str, Any]) -> Iterator[str]:
         known = data["values_with_return"]
         yield (
             f"{longer:,} of the {known:,} returns ({longer / known:.1%}) span more bars of the market than the "
-            "horizon, since rows of their instruments are absent: statistics (IC, sorts, decay, classification) count an instrument's own bars, portfolios those of the market"
+            "horizon, since rows of their instruments are absent: statistics (IC, sorts, decay, classification) "
+            "count an instrument's own bars, portfolios those of the market"
         )
 
 
