@@ -291,3 +291,44 @@ def test_a_shift_is_part_of_the_delay(adjusted):
         # A function records no horizon.
         assert (found["horizon"], found["delay"]) == (20, delay)
     assert evaluate(cache, adjusted, horizon=3, delay=4, **OPTIONS).figures["delay"] == 4
+
+
+class Wrapper:
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, images):
+        return self.network.predict(images)
+
+
+def test_a_network_wrapped_in_a_function_is_recognised(adjusted):
+    import functools
+
+    from pricepix.factor.wrapped_networks import wrapped_networks
+    from pricepix.train.models import Ensemble, PriceCNN
+
+    images = pp.PanelImages(adjusted, "jkx5", horizons=(5,))
+    network = PriceCNN("jkx5")
+    network.metadata = {
+        "train": {"images": 10, "last": str(adjusted.calendar[60].astype("M8[ns]"))[:10]}, "horizon": 5,
+    }  # fmt: skip
+
+    def closure(batch):
+        return network.predict(batch)
+
+    def with_argument(batch, model):
+        return model.predict(batch)
+
+    def default(batch, model=network):
+        return model.predict(batch)
+
+    for function in (closure, functools.partial(with_argument, model=network), default, Wrapper(network),
+                     Wrapper(network).__call__, Wrapper(Ensemble([network, network]))):  # fmt: skip
+        assert wrapped_networks(function)[0] is network
+    assert wrapped_networks(ink) == []
+    cache = score(images, closure, None, model_id="wrapped", progress=False)
+    plain = score(images, network, None, progress=False)
+    found, expected = (evaluate(c, adjusted, horizon=5, **OPTIONS) for c in (cache, plain))
+    assert found.figures["data"]["dates_seen"] == expected.figures["data"]["dates_seen"] > 30
+    assert [n for n in found.notes if "dates are not out of sample" in n]
+    assert not [n for n in found.notes if "nothing is known of this model's training" in n]

@@ -297,3 +297,24 @@ def test_an_end_in_mid_month_forms_no_portfolio(tmp_path):
     assert found.series["portfolio_equal"]["entry"][-1][:7] == "2000-06"
     whole = evaluate(cache, panel, horizon=20, **OPTIONS)
     assert found.series["portfolio_equal"]["entry"] == whole.series["portfolio_equal"]["entry"][:6]
+
+
+def test_own_bars_and_market_bars_are_named_where_they_differ(tmp_path):
+    """A fifth of one name's rows is absent while others trade."""
+    frame, value = signal_market(20, 200)
+    rng = np.random.default_rng(4)
+    name = frame["instrument"][0]
+    holed = frame.filter((pl.col("instrument") != name) | pl.Series(rng.random(len(frame)) > 0.2))
+    panel = pp.Panel.from_table(holed, progress=False)
+    row = Market.of(panel, panel.instruments).row
+    value = np.where(row >= 0, with_noise(value), np.nan)
+    found = evaluate(cache_of(panel, value, tmp_path / "f.zarr"), panel, horizon=5, **OPTIONS)
+    own = np.flatnonzero(row[:, 0] >= 0)
+    expected = np.count_nonzero(own[5:] - own[:-5] > 5)
+    data = found.figures["data"]
+    assert data["returns_longer_than_horizon"] == expected > 50
+    assert (data["statistics_count"], data["portfolios_count"]) == (
+        "bars of the instrument",
+        "bars of the market",
+    )
+    assert [n for n in found.notes if n.startswith(f"{expected:,} of the ") and "own bars" in n]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
 from pricepix.factor.training_overlap import training_summary
+from pricepix.factor.wrapped_networks import wrapped_networks
 from pricepix.location import RUN_YAML_NODES, read_yaml
 from pricepix.spec import ImageSpec
 
@@ -282,8 +283,10 @@ class Scorer:
         }
 
     def _training(self) -> list[dict[str, Any]]:
-        """Return what the networks of each stage were trained and validated on; nothing for functions."""
+        """Return what the networks of each stage, or those within a function, were trained and validated on."""
         found = []
+        if not self.stages and (wrapped := wrapped_networks(self._model)):
+            found.append(training_summary((network.metadata for network in wrapped), self._tz))
         for stage in self.stages:
             first = None if stage.first == _LIMITS.min else stage.first
             last = None if stage.last == _LIMITS.max else stage.last

@@ -133,6 +133,7 @@ class Evaluator:
         count = scored.sum(axis=1)
         seen, through, _ = self.training
         unknown = self.market.without_level
+        within = slice(int(self.position[0]), int(self.position[-1]) + 1)
         dies, known = self.market.deaths(self.position, self.settings.horizon, self.settings.delay)
         after = int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 0
         return {
@@ -145,7 +146,12 @@ class Evaluator:
             "values_without_bar": int((scored & (self.market.row[self.position] < 0)).sum()),
             "instruments_without_level": int((unknown & scored.any(axis=0)).sum()),
             "values_without_level": int(scored[:, unknown].sum()),
-            "returns_bridged_by_price": int(self.market.bridged.sum()),
+            "returns_bridged_by_price": int(self.market.bridged[within].sum()),
+            "statistics_count": "bars of the instrument",
+            "portfolios_count": "bars of the market",
+            "returns_longer_than_horizon": int(
+                (scored & self.market.longer(self.position, self.settings.horizon, self.settings.delay)).sum()
+            ),
             "delisting": self.market.delisting,
             "died_within_horizon": int((scored & dies).sum()),
             "died_without_return": int((scored & dies & ~known).sum()),
@@ -162,7 +168,7 @@ class Evaluator:
             "first_date_unseen": iso_times(self.time[after : after + 1], tz)[0]
             if after < len(seen)
             else None,
-            "thin_bars": int(self.thin.sum()),
+            "thin_bars": int(self.thin[within].sum()),
             "bars_per_year": self.settings.per_year,
             "return_price": self.market.price,
         }

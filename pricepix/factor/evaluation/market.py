@@ -50,7 +50,7 @@ class Market:
     tradable: Tradable
     """Bars with a close and a volume (a volume that is missing counts as traded), short of the limits."""
     bridged: NDArray[np.int64]
-    """int64 (instruments,): total returns that are missing beside a known price, for which the price stands in."""
+    """int64 (bars,): total returns that are missing beside a known price, for which the price stands in."""
 
     @classmethod
     def of(
@@ -79,7 +79,7 @@ class Market:
         close = np.where(there, panel.bars[:, 3][safe], np.nan)
         close[~(close > 0)] = np.nan
         volume = panel.bars[:, 4][safe]
-        bridged = np.zeros(len(names), np.int64)
+        bridged = np.zeros(len(calendar), np.int64)
         if price == "close":
             level = _carried(close)
         else:
@@ -153,6 +153,15 @@ class Market:
         span = self._span(position, horizon, delay)
         return span.dies, span.dies & span.known
 
+    def longer(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.bool_]:
+        """Return where a forward return, in the instrument's own bars, spans more than `horizon` of the market's.
+
+        Some of the instrument's rows are absent there while others trade: a portfolio, which is held for bars of
+        the market, sells earlier. bool (positions, instruments).
+        """
+        span = self._span(position, horizon, delay)
+        return span.ends & span.known & (span.leave - span.enter > horizon)
+
     def _span(self, position: NDArray[np.int64], horizon: int, delay: int) -> _Span:
         panel = self.panel
         row = self.row[position]
@@ -194,7 +203,7 @@ class _Span(NamedTuple):
 def _return_levels(
     close: NDArray[np.float64], step: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Compound total returns from the first price on; return the levels and the returns bridged by instrument.
+    """Compound total returns from the first price on; return the levels and the returns bridged by bar.
 
     A return that is missing where the price is known is the price's own change since its last bar. Without a
     price, too, the level stays: the next return is quoted against the last price that exists.
@@ -211,7 +220,7 @@ def _return_levels(
     level[~begun] = np.nan
     unknown = (compounded & ~np.isnan(close)).any(axis=0) & ~(compounded & ~np.isnan(step)).any(axis=0)
     level[:, unknown] = np.nan
-    return level, np.where(unknown, 0, missing.sum(axis=0))
+    return level, (missing & ~unknown).sum(axis=1)
 
 
 def _carried(values: NDArray[np.float64]) -> NDArray[np.float64]:

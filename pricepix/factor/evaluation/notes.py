@@ -43,6 +43,7 @@ def evaluation_notes(
     notes += _returns(evaluator, figures["data"])
     notes += _deaths(evaluator, figures)
     notes += _calendar(figures)
+    notes += _holes(figures["data"])
     unapplied = evaluator.market.panel.report.counts.get("unapplied_factor", 0)
     if unapplied and "adjustment factor" not in (mismatch or ""):
         notes.append(
@@ -110,6 +111,16 @@ def _calendar(figures: dict[str, Any]) -> Iterator[str]:
         yield (
             f"few of the instruments then alive have a bar at {thin:,} of the panel's bars (thin_bars): no week, month "
             "or quarter ends there"
+        )
+
+
+def _holes(data: dict[str, Any]) -> Iterator[str]:
+    if longer := data["returns_longer_than_horizon"]:
+        known = data["values_with_return"]
+        yield (
+            f"{longer:,} of the {known:,} returns ({longer / known:.1%}) span more bars of the market than the "
+            "horizon, since rows of their instruments are absent: statistics (IC, sorts, decay, classification) "
+            "count an instrument's own bars, portfolios those of the market"
         )
 
 
