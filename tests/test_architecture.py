@@ -24,7 +24,8 @@ RANK = {
     name: rank
     for rank, names in enumerate(
         [
-            "_version _checks location",
+            "_version _checks",
+            "location",
             "bars spec",
             "render samples",
             "windows",
