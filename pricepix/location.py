@@ -44,10 +44,13 @@ METADATA_BYTES: Final = 8 << 20
 """The most that an object of metadata may take. JSON of this size can take 200 MB of memory; ours has some 30 kB."""
 
 # obstore waits 30 s for an answer and asks again for 3 minutes; a server that never answers is given up after 30 s.
-_NETWORK: Final[Mapping[str, Any]] = {
-    "client_options": {"timeout": "15s", "connect_timeout": "5s"},
-    "retry_config": {"max_retries": 5, "retry_timeout": timedelta(seconds=25)},
-}
+_CLIENT_LIMITS: Final = {"timeout": "15s", "connect_timeout": "5s"}
+_RETRY_LIMITS: Final = {"max_retries": 5, "retry_timeout": timedelta(seconds=25)}
+_CLIENT_PREFIX: Final = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "az": "AZURE_", "abfs": "AZURE_", "abfss": "AZURE_"}
+_CLIENT_OPTIONS: Final = (
+    "allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate", "user_agent",
+    "pool_idle_timeout", "timeout", "connect_timeout",
+)  # fmt: skip
 
 # Of those that not every system has: not to wait for a pipe's writer, not to be inherited, no translated line ends.
 _OPEN_FLAGS: Final = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -283,7 +286,7 @@ class Bucket(Location):
             ) from error
         self._api = obstore
         try:
-            self._objects = obstore.store.from_url(self.name, **_with_timeouts(self._options))
+            self._objects = obstore.store.from_url(self.name, **_with_timeouts(self.name, self._options))
         except Exception as error:
             raise ValueError(f"{self.name} cannot be opened with the options given: {error}") from error
 
@@ -366,15 +369,16 @@ class Bucket(Location):
         return zarr.storage.ObjectStore(self._objects, read_only=read_only)
 
 
-def _with_timeouts(options: Mapping[str, Any]) -> dict[str, Any]:
+def _with_timeouts(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of an object store with the time limits that they leave open."""
-    given = {name: options.get(name) for name in _NETWORK}
-    limits = {
-        name: {**default, **value} if isinstance(value, Mapping) else default
-        for (name, default), value in zip(_NETWORK.items(), given.values(), strict=True)
-        if value is None or isinstance(value, Mapping)
+    own = options.get("client_options")
+    prefix = _CLIENT_PREFIX.get(url.partition("://")[0].lower())
+    # obstore forgets the client's settings of the environment, such as AWS_ALLOW_HTTP, once any are given.
+    set_outside = {
+        name: value for name in _CLIENT_OPTIONS if prefix and (value := os.environ.get(prefix + name.upper()))
     }
-    return {**options, **limits}
+    client = {**_CLIENT_LIMITS, **set_outside, **(own if isinstance(own, Mapping) else {})}
+    return {**options, "client_options": client, "retry_config": options.get("retry_config") or _RETRY_LIMITS}
 
 
 def _first_line(error: Exception) -> str:

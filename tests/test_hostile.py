@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import gzip
+import importlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from numcodecs.zstd import Zstd
 
@@ -24,6 +31,7 @@ HERE = Path(__file__).parent
 PACKAGE = str(HERE.parent / "pricepix")
 # Bounds against hostile files, not measurements: an idle machine takes a tenth.
 SECONDS, MEGABYTES = 20, 200
+FLIPS = 60 * int(os.environ.get("PRICEPIX_FUZZ", "5"))
 
 
 class Driver:
@@ -443,3 +451,150 @@ def test_what_is_no_configuration(refused, tmp_path: Path, kind: str) -> None:
         with open(path, "wb") as file:
             file.truncate(1 << 40)
     assert str(path) in refused("import pricepix.workflow.config as c; c.load_config(path)", path)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+# Without the kernels, whose loading takes longer than any of these files does.
+READ = """
+from pricepix.bars import tables, values
+from pricepix.bars.options import ReadOptions
+parts = tables.read(path, ReadOptions())
+names = values.prepare_values(parts, ())
+tables.instrument_runs(parts)
+tables.read_times(parts, ReadOptions().times)
+for block in values.blocks(parts, names): pass
+"""
+HEADER = "instrument,date,open,high,low,close\n"
+
+
+@pytest.fixture(scope="module")
+def bars() -> pl.DataFrame:
+    return pp.samples.simulate(3, 30, seed=1)
+
+
+def test_a_header_that_expands(refused, tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(256):
+            file.write(b"a" * (1 << 20))
+    assert "max_bytes" in refused(READ, path)
+
+
+def test_rows_that_expand(refused, tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(HEADER.encode())
+        for _ in range(512):
+            file.write(b"a" * (1 << 20))
+    assert "max_bytes" in refused(READ, path)
+    path = tmp_path / "bars.csv.zst"
+    path.write_bytes(zstd_bomb(4 << 30))
+    assert "max_bytes" in refused(READ, path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "csv.zst", "parquet", "feather"])
+@pytest.mark.parametrize("kind", ["pipe", "zero", "empty", "sparse", "text", "binary"])
+def test_what_is_no_table(refused, tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"bars.{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "text":
+        path.write_text("a,b\n1,2\n")
+    elif kind == "binary":
+        path.write_bytes(np.random.default_rng(1).bytes(5000))
+    else:
+        with open(path, "wb") as file:
+            file.truncate((1 << 36) if kind == "sparse" else 0)
+    assert str(path) in refused(READ, path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["A,inf,1,1,1,1", "A,99999999999999999999,1,1,1,1", "A,0000-00-00,1,1,1,1", "A,,1,1,1,1", "A,2020-01-01,1e999x,1,1,1",
+     'A,"2020', "A,\x00,1,1,1,1", "A,2020-01-01,\x1b]0;pwned\x07,1,1,1", "A,\x1b[2J,1,1,1,1"],
+    ids=ascii,
+)  # fmt: skip
+def test_rows_that_cannot_be(refused, tmp_path: Path, row: str) -> None:
+    path = tmp_path / "bars.csv"
+    path.write_text(HEADER + row + "\n")
+    refused(READ, path)
+
+
+COLUMNS = {
+    "date": {"inf": [float("inf")], "huge": [1e300], "decimal": [Decimal(10) ** 30], "list": [[1]], "binary": [b"x"],
+             "time": [dt.time(1)], "duration": [dt.timedelta(1)], "far": [2**62]},
+    "close": {"list": [[1.0]], "struct": [{"a": 1}], "date": [dt.date(2020, 1, 1)], "binary": [b"x"],
+              "text": ["\x1b]0;pwned\x07"]},
+    "instrument": {"list": [["A"]], "float": [1.5], "decimal": [Decimal(10) ** 30], "null": [None], "inf": [float("inf")]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "name"), [(c, n) for c, values in COLUMNS.items() for n in values])
+def test_columns_of_other_types(refused, tmp_path: Path, column: str, name: str) -> None:
+    path = tmp_path / "bars.parquet"
+    frame = pl.DataFrame(
+        {"instrument": ["A"], "date": [dt.date(2020, 1, 1)], **dict.fromkeys(("open", "high", "low", "close"), 1.0)}
+    )
+    frame.with_columns(pl.Series(column, COLUMNS[column][name])).write_parquet(path)
+    refused(READ, path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_decimals_of_256_bits(refused, tmp_path: Path, suffix: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / f"bars.{suffix}"
+    wide = pyarrow.array([Decimal(10) ** 60], pyarrow.decimal256(76, 0))
+    table = pyarrow.table({"instrument": ["A"], "date": [dt.date(2020, 1, 1)], **dict.fromkeys(
+        ("open", "high", "low", "close"), wide)})  # fmt: skip
+    if suffix == "parquet":
+        importlib.import_module("pyarrow.parquet").write_table(table, path)
+    else:
+        importlib.import_module("pyarrow.feather").write_feather(table, path)
+    assert str(path) in refused(READ, path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_flipped_bits_of_tables(run: Driver, bars: pl.DataFrame, tmp_path: Path, suffix: str) -> None:
+    """In one process, one after the other: a reader that panics must not stop the next one."""
+    path = tmp_path / f"bars.{suffix}"
+    (bars.write_parquet if suffix == "parquet" else bars.write_ipc)(path)
+    code = f"""
+import random
+from pricepix.bars import tables, values
+from pricepix.bars.options import ReadOptions
+whole, rng = open(path, "rb").read(), random.Random(3)
+for i in range({FLIPS}):
+    content = bytearray(whole)
+    content[rng.randrange(len(whole)) if i % 2 else -1 - rng.randrange(min(len(whole), 2500))] ^= 1 << rng.randrange(8)
+    open(path, "wb").write(content)
+    try:
+        parts = tables.read(path, ReadOptions())
+        names = values.prepare_values(parts, ())
+        tables.instrument_runs(parts)
+        tables.read_times(parts, ReadOptions().times)
+        for block in values.blocks(parts, names): pass
+    except (ValueError, OSError) as error:
+        assert "pricepix" in __import__("traceback").extract_tb(error.__traceback__)[-1].filename, repr(error)
+"""
+    answer = run(code, path, timeout=300, traceback=True)
+    assert answer["error"] is None, answer
+    assert answer["megabytes"] < 500, answer
+
+
+@pytest.fixture
+def silence():
+    """Address of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("code", [READ, "pp.open_store(path)"], ids=["table", "store"])
+def test_a_server_that_never_answers(refused, silence: str, code: str) -> None:
+    pytest.importorskip("obstore")
+    quick = "import pricepix.location as l; l._CLIENT_LIMITS.update(timeout='1s', connect_timeout='1s')\n"
+    quick += "l._CLIENT_LIMITS['allow_http'] = 'true'; l._RETRY_LIMITS['max_retries'] = 1\n"
+    message = refused(quick + code, f"http://{silence}/bars.csv", timeout=60)
+    assert "cannot be reached" in message

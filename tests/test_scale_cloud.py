@@ -101,7 +101,7 @@ def test_tables_in_a_bucket(access: dict[str, Any], monkeypatch: pytest.MonkeyPa
     for url, error, says in (
         ("nothing/", FileNotFoundError, "nothing/: the folder holds no "),
         ("daily/*.csv", FileNotFoundError, "no object matches"),
-        ("none.parquet", FileNotFoundError, r"s3://bucket/tables/none.parquet: can not be read: "),
+        ("none.parquet", FileNotFoundError, r"s3://bucket/tables/none.parquet: there is no such object"),
         ("", ValueError, "files of several kinds"),
     ):
         with pytest.raises(error, match=says) as caught:

@@ -6,7 +6,9 @@ import csv
 import fnmatch
 import glob
 import gzip
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pricepix._checks import printable
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
+from pricepix.location import Location, check_regular
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
@@ -27,6 +31,14 @@ ACCEPTED = (
     "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
 )
 _PATH = "__pricepix_path__"
+_MAX_HEADER = 1 << 20
+"""The most characters of a header: a compressed file of 4 MB may hold a line of 4 GB."""
+_PROBED_BYTES = 1 << 20
+_SMALL_BYTES = 64 << 20
+_MAX_RATIO = 100
+_DAMAGED = (
+    pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error,
+)  # fmt: skip
 
 
 @dataclass
@@ -172,8 +184,6 @@ def _expand(source: str | Path) -> list[str]:
     """Return the files that a path, a glob, a folder or a URL stands for."""
     text = str(source)
     if "://" in text:
-        from pricepix.location import Location
-
         if text.endswith("/"):
             base = text.rstrip("/")
             return _folder(text, (f"{base}/{key}" for key in Location.of(base).list()))
@@ -223,6 +233,13 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
             raise ValueError(
                 f"{path}: cannot tell its format; expected one of {', '.join(SUFFIXES)} (CSV also as .gz)"
             )
+        if "://" not in path:
+            check_regular(path)
+        elif not path.startswith("file://"):
+            # Polars waits for ever for a server that never answers.
+            base, _, name = path.partition("?")[0].rpartition("/")
+            if Location.of(base).get_range(name, 0, 1) is None:
+                raise FileNotFoundError(f"{path}: there is no such object")
     groups: dict[tuple, list[str]] = {}
     for path in paths:
         key = (_kind(path), *_header(path))
@@ -231,11 +248,28 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
     parts = []
     for (kind, separator, schema), group in groups.items():
         origin = group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more files"
-        try:
+        with reworded(origin):
             parts.append(_read_group(kind, separator, dict(schema), group, origin, options))
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{origin}: cannot be read: {str(error).splitlines()[0]}") from error
     return parts
+
+
+@contextmanager
+def reworded(origin: str, what: str = "cannot be read") -> Iterator[None]:
+    """Turn what Polars raises for a damaged file, its panics included, into a ValueError of one line."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        why = short_text(error)
+        if isinstance(error, pl.exceptions.PanicException):
+            why = f"it is damaged ({why})"
+        raise ValueError(f"{origin}: {what}: {why}") from error
+
+
+def short_text(error: BaseException) -> str:
+    """Return the first line of an error of another library."""
+    return printable(str(error).strip().partition("\n")[0])[:300]
 
 
 def _hive(paths: Sequence[str]) -> dict[str, Any]:
@@ -253,27 +287,84 @@ def _header(path: str) -> tuple[str, tuple]:
             return "", tuple(pl.scan_parquet(path, **_hive([path])).collect_schema().items())
         if kind == "ipc":
             return "", tuple(pl.scan_ipc(path, **_hive([path])).collect_schema().items())
+        if "://" not in path:
+            _check_expansion(path)
         if "://" in path or path.lower().endswith(".zst"):
             names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
             return ",", tuple((n, pl.String()) for n in names)
         opener = gzip.open if path.lower().endswith(".gz") else open
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            line = file.readline()
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a readable {kind} file: {str(error).splitlines()[0]}") from error
+            line = file.readline(_MAX_HEADER + 1)
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: not a readable {kind} file: {short_text(error)}") from error
     except OSError as error:
         if "://" not in path:
-            raise
+            if error.filename is not None:
+                raise
+            # Polars' own, without the name of the file.
+            raise ValueError(f"{path}: not a readable {kind} file: {short_text(error)}") from error
         # The message of an object store has several lines, of XML for instance.
-        raise type(error)(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise type(error)(f"{path}: cannot be read: {short_text(error)}") from error
+    if len(line) > _MAX_HEADER:
+        raise ValueError(
+            f"{path}: its first line has more than {_MAX_HEADER:,} characters (max_bytes): it is not the header of a "
+            "table"
+        )
     if not line.strip():
         raise ValueError(f"{path}: the file is empty; expected a header line and rows")
     separator = max(",;\t|", key=line.count)
-    names = next(csv.reader([line], delimiter=separator))
+    try:
+        names = next(csv.reader([line], delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(f"{path}: its first line is not the header of a table: {error}") from error
     if len(set(names)) < len(names):
         duplicate = next(n for n in names if names.count(n) > 1)
         raise ValueError(f"{path}: more than one column is named {duplicate!r}")
     return separator, tuple((n, pl.String()) for n in names)
+
+
+def _check_expansion(path: str) -> None:
+    """Raise ValueError if the front of a compressed CSV expands as no table does: 4 MB of gzip may hold 4 GB.
+
+    Tables of bars shrink to a fifth, constant ones to a fiftieth.
+    """
+    expand = {".gz": _gzip_bytes, ".zst": _zstd_bytes}.get(Path(path).suffix.lower())
+    if expand is None:
+        return
+    with open(path, "rb") as file:
+        packed = file.read(_PROBED_BYTES)
+    size, limit = expand(packed), max(_SMALL_BYTES, _MAX_RATIO * len(packed))
+    if size > limit:
+        raise ValueError(
+            f"{path}: its first {len(packed):,} bytes expand to {size:,} or more, beyond the {limit:,} that a table of "
+            "this size may take (max_bytes): unpack it first if it is sound"
+        )
+
+
+def _gzip_bytes(packed: bytes) -> int:
+    """Return how many bytes the front of a gzip file expands to, a megabyte at a time, up to the limit."""
+    stream, size = zlib.decompressobj(31), 0
+    while packed and size <= max(_SMALL_BYTES, _MAX_RATIO * _PROBED_BYTES):
+        size += len(stream.decompress(packed, 1 << 20))
+        packed = stream.unconsumed_tail
+    return size
+
+
+def _zstd_bytes(packed: bytes) -> int:
+    """Return the most bytes that the front of a zstd frame can expand to, by the headers of its blocks (RFC 8878)."""
+    if packed[:4] != b"\x28\xb5\x2f\xfd" or len(packed) < 6:
+        return 0
+    flags = packed[4]
+    single = flags >> 5 & 1
+    at, size = 6 - single + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6], 0
+    while at + 3 <= len(packed):
+        header = int.from_bytes(packed[at : at + 3], "little")
+        kind, length = header >> 1 & 3, header >> 3
+        size += 1 << 17 if kind == 2 else length
+        at += 3 + (1 if kind == 1 else length)
+        if header & 1:
+            break
+    return size
 
 
 def _read_group(

@@ -129,6 +129,10 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
         series = series.cast(pl.String)
     if series.dtype.is_float():
         series = series.fill_nan(None)
+        # Beyond 64 bits, infinity included.
+        if (far := series.abs() >= 2.0**63).any():
+            at = int(far.arg_true()[0])
+            raise ValueError(f"{where}: {series[at]} in row {at} (counting from 0) is not a time")
         if (series.drop_nulls() == series.drop_nulls().round(0)).all():
             series = series.cast(pl.Int64)
     if series.null_count() == len(series):

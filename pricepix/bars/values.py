@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS
-from pricepix.bars.tables import Part
+from pricepix.bars.tables import Part, reworded
 
 BLOCK = 1 << 17
 """Rows that are read at a time."""
@@ -174,7 +174,12 @@ def _batches(part: Part, names: Sequence[str]) -> Iterator[tuple[dict[str, Any],
         return
     rows = 0
     select = part.scan.select(list(dict.fromkeys(part.names[n] for n in names)))
-    for batch in select.collect_batches(chunk_size=BLOCK, maintain_order=True):
+    batches = iter(select.collect_batches(chunk_size=BLOCK, maintain_order=True))
+    while True:
+        with reworded(part.origin):
+            batch = next(batches, None)
+        if batch is None:
+            break
         yield {n: batch.get_column(part.names[n]) for n in names}, batch.height
         rows += batch.height
     if rows != part.rows:

@@ -283,7 +283,7 @@ def _load_foreign(path: Path, content: Mapping[str, Any]) -> tuple[PriceCNN | Se
     found_names = sorted(tensors)
     raise ValueError(
         f"{path} is a checkpoint of another architecture: its {len(found_names)} tensors "
-        f"({', '.join(map(short, found_names[:4]))}, ...) are not named as in pricepix, "
+        f"({', '.join(printable(name[:60], '') for name in found_names[:4])}, ...) are not named as in pricepix, "
         f"{', '.join(family.name for family in _FAMILIES)}"
     )
 

@@ -271,7 +271,7 @@ def _known(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> Non
     if not isinstance(values, Mapping):
         raise ValueError(f"{cls.__name__} is built from a dict of fields, not from {short(values)}")
     names = {f.name for f in fields(cls)}
-    if unknown := sorted(short(name) for name in set(values) - names):
+    if unknown := sorted(printable(str(name)[:60], "") for name in set(values) - names):
         raise ValueError(
             f"{cls.__name__} has no field {', '.join(unknown[:5])}; it has {', '.join(sorted(names))}"
         )
