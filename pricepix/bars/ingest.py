@@ -333,7 +333,7 @@ def _impossible(returns: np.ndarray) -> np.ndarray:
     return (returns < -1.0) | np.isinf(returns)
 
 
-def _bad_row(raw: RawBars, row: int) -> BadRow:
+def _bad_row(raw: RawBars | PanelParts, row: int) -> BadRow:
     instrument = raw.instruments[np.searchsorted(raw.offsets, row, side="right") - 1]
     open_, high, low, close, volume = (float(value) for value in raw.bars[row])
     time = format_time(int(raw.time[row]), raw.tz)
@@ -386,8 +386,29 @@ def _repair(raw: RawBars, duplicates: np.ndarray, report: PanelReport, options: 
     if drop and "impossible_return" in report.counts:
         returns = fields["total_return"]
         returns[_impossible(returns)] = np.nan
-    report = replace(report, rows=len(bars), dropped=dropped)
-    return PanelParts(bars, offsets, raw.instruments, time, raw.tz, fields, report)
+    parts = PanelParts(bars, offsets, raw.instruments, time, raw.tz, fields, report)
+    counts, examples = _find_gaps(parts)
+    report = replace(
+        report,
+        rows=len(bars),
+        dropped=dropped,
+        counts=MappingProxyType({**report.counts, **counts}),
+        examples=MappingProxyType({**report.examples, **examples}),
+    )
+    return parts._replace(report=report)
+
+
+def _find_gaps(parts: PanelParts) -> tuple[dict[str, int], dict[str, tuple[BadRow, ...]]]:
+    """Count what is not there in the finished panel, and name the first rows that show it."""
+    counts: dict[str, int] = {}
+    examples: dict[str, tuple[BadRow, ...]] = {}
+    if "total_return" in parts.fields:
+        found = np.full(_SHOWN, -1, np.int64)
+        count = kernels.missing_returns(parts.bars, parts.fields["total_return"], parts.offsets, found)
+        if count:
+            counts["missing_return"] = count
+            examples["missing_return"] = tuple(_bad_row(parts, row) for row in found[found >= 0])
+    return counts, examples
 
 
 @contextlib.contextmanager

@@ -248,6 +248,25 @@ def first_rows(bars, midpoint, counts, found):
 
 
 @njit(cache=True, nogil=True)
+def missing_returns(bars, total_return, offsets, found):
+    """Count rows with a close but no total return, each instrument's first close apart; name the first in `found`."""
+    count = 0
+    for i in range(offsets.size - 1):
+        priced = False
+        for r in range(offsets[i], offsets[i + 1]):
+            # Returns are nearly all known once there is a price: the bars need not be read.
+            if priced and not np.isnan(total_return[r]):
+                continue
+            if bars[r, 3] > 0.0 and bars[r, 3] < np.inf:
+                if priced:
+                    if count < found.size:
+                        found[count] = r
+                    count += 1
+                priced = True
+    return count
+
+
+@njit(cache=True, nogil=True)
 def repair(bars, midpoint, drop, factor, adjust):
     """Make midpoints positive and bad bars missing, and adjust prices by the factor, as asked for.
 

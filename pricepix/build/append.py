@@ -27,6 +27,7 @@ from pricepix.store.format import Geometry, chunk_key, dump, encode_column
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import HISTORY
+from pricepix.windows.labels import ReturnRule
 
 _HISTORY_LENGTH: Final = 200
 
@@ -111,9 +112,8 @@ def _write(
     checks = _carried(old, geometry)
     slices = geometry.checksum_slices()
     size = old.objects.chunk_format.windows
-    writer = ChunkWriter(
-        where, geometry, change.windows, old.delay, old.attrs["label_price"], base=change.base, key=staged
-    )
+    rule = ReturnRule.from_attributes(old.attrs)
+    writer = ChunkWriter(where, geometry, change.windows, rule, base=change.base, key=staged)
 
     def draw(run: tuple[int, int]) -> int:
         checks[slices["images"]][run[0] : run[1]] = writer.write_images(*run)

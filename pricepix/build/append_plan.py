@@ -14,6 +14,7 @@ from pricepix.bars.panel import Panel
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.store.image_store import ImageStore
 from pricepix.windows.index import DROP_REASONS, WindowIndex
+from pricepix.windows.labels import ReturnRule
 from pricepix.windows.schedule import scheduled_times
 
 ON_REVISION: Final = ("raise", "rebuild")
@@ -122,15 +123,17 @@ def _overlap(old: ImageStore, panel: Panel) -> _Overlap:
     length = np.diff(panel.offsets)
     short = rows > length
     ends = panel.offsets[:-1] + np.minimum(rows, length)
-    # A panel in which every instrument is cut in two, at the end of its old rows, tells the digests of both
-    # halves.
-    cuts = np.append(np.stack([panel.offsets[:-1], ends], axis=1).reshape(-1), panel.offsets[-1])
-    halves = Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
-    digest = halves.instrument_digests[::2]
+    digest = _halves(panel, ends).instrument_digests[::2]
     differs = np.zeros(panel.n_instruments, np.bool_)
     differs[code[known]] = (digest[code[known]] != old.objects.instrument_digest[known]).any(axis=1)
     removed = [name for name, place in zip(names, code.tolist(), strict=True) if place < 0]
     return _Overlap(code, ends, np.flatnonzero(differs | short).astype(np.int32), removed)
+
+
+def _halves(panel: Panel, ends: NDArray[np.int64]) -> Panel:
+    """Return a panel in which every instrument is cut in two, at the end of its old rows, without a copy."""
+    cuts = np.append(np.stack([panel.offsets[:-1], ends], axis=1).reshape(-1), panel.offsets[-1])
+    return Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
 
 
 def _revision(old: ImageStore, panel: Panel, overlap: _Overlap) -> ValueError:
@@ -191,6 +194,10 @@ def _continued(
     reach = max(old.horizons, default=0) + old.delay
     labels_from = len(old)
     grown = had & has_new
+    if ReturnRule.from_attributes(old.attrs).delisting == "hold":
+        # Of instruments that ended, those whose exit is a bar of the market that had not come.
+        codes = panel.time_code[np.maximum(ends - 1, 0)]
+        grown |= had & (codes >= np.searchsorted(panel.calendar, last_old) - reach)
     if reach and grown.any():
         labels_from = _position(old, int(panel.time[np.maximum(first[grown], ends[grown] - reach)].min()))
     total = len(old) + len(new)
@@ -202,7 +209,8 @@ def _continued(
     base = index_chunk * INDEX_CHUNK
     windows = _joined(old, panel, overlap.code, index_chunk, new, counts, schedule)
     candidates = int(old.attrs["candidates"]) + new.candidates
-    attributes = _attributes(old, windows, candidates, total)
+    deaths = _deaths(old, windows, overlap.ends, len(old) - base, last_old)
+    attributes = _attributes(old, windows, candidates, total, deaths)
     return Change(attributes, windows, base, len(old), total, chunks, labels_from, overlap.codes)
 
 
@@ -275,7 +283,8 @@ def _compared(
         chunks = np.union1d(chunks, more[more < form.chunks(total)])
         if len(touched):
             kept = min(kept, int(touched[0]) * unit)
-    attributes = _attributes(old, windows, windows.candidates, total)
+    deaths = ReturnRule.from_attributes(old.attrs).deaths(panel, windows, old.horizons)
+    attributes = _attributes(old, windows, windows.candidates, total, deaths)
     return Change(attributes, windows, 0, kept, total, chunks, 0, overlap.codes)
 
 
@@ -299,8 +308,31 @@ def _index(
     )
 
 
-def _attributes(old: ImageStore, windows: WindowIndex, candidates: int, total: int) -> dict[str, Any]:
-    return {
+def _deaths(
+    old: ImageStore, windows: WindowIndex, ends: NDArray[np.int64], n_old: int, last_old: int
+) -> dict[str, int]:
+    """Count the kept returns of instruments that ended, without a look at windows whose labels are settled.
+
+    The first `n_old` of `windows` are the store's: what they counted for when the panel's instruments had
+    their rows up to `ends`, and its last bar was at `last_old`, is replaced by what they count for now.
+    """
+    rule, panel = ReturnRule.from_attributes(old.attrs), windows.panel
+    now = rule.deaths(panel, windows, old.horizons)
+    if n_old == 0 or rule.delisting != "hold":
+        before = dict.fromkeys(now, 0)
+    else:
+        past = _halves(panel, ends)
+        past._cache["calendar"] = panel.calendar[: int(np.searchsorted(panel.calendar, last_old)) + 1]
+        seen = WindowIndex(past, old.spec, windows.row[:n_old], 2 * windows.instrument[:n_old], {}, {})
+        before = rule.deaths(past, seen, old.horizons)
+    counted = old.attrs.get("died_within_horizon", {})
+    return {h: counted.get(h, 0) - before[h] + now[h] for h in now}
+
+
+def _attributes(
+    old: ImageStore, windows: WindowIndex, candidates: int, total: int, deaths: Mapping[str, int]
+) -> dict[str, Any]:
+    found = {
         **{k: v for k, v in old.attrs.items() if k != "metadata_digest"},
         "panel_digest": windows.panel.digest,
         "windows": total,
@@ -309,6 +341,8 @@ def _attributes(old: ImageStore, windows: WindowIndex, candidates: int, total: i
         "drop_counts": dict(windows.counts),
         "schedule": dict(windows.schedule),
     }
+    # A store that was made before deaths were counted does not begin to count them.
+    return {**found, "died_within_horizon": dict(deaths)} if "died_within_horizon" in found else found
 
 
 def _chunks_from(old: ImageStore, window: int, total: int) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ from pricepix.images.lineage import Lineage
 from pricepix.location import Location, StoreLike
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
-from pricepix.windows.labels import NO_TIME
+from pricepix.windows.labels import NO_TIME, ReturnRule
 
 MONTH: Final = "Ret_month"
 KEPT: Final = ("MarketCap", "EWMA_vol", MONTH)
@@ -285,8 +285,7 @@ def _finish(writer: StreamWriter, source: _Source, request: BuildRequest) -> Non
         drop_counts={"no_price": blank} if blank else {},
         schedule=_SCHEDULE,
         horizons=request.horizons,
-        delay=0,
-        label_price="total_return",
+        rule=ReturnRule(0, "total_return", "missing"),
         layout=request.layout,
         chunk=request.chunk,
         label_source={

@@ -35,7 +35,7 @@ from pricepix.store.chunks import parse_size
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
 from pricepix.windows.index import DROP_REASONS, WindowIndex, nothing_to_draw
-from pricepix.windows.labels import forward_returns
+from pricepix.windows.labels import ReturnRule
 from pricepix.windows.schedule import SCHEDULES, scheduled_times
 
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
@@ -171,7 +171,7 @@ def build_market_store(
         day = writer.state["day"]
         with with_resume_hint(where, lambda: market.days_until(day)):
             for part in _with_progress(market.stretches(day), market.day, where, progress):
-                market.write(writer, part, request.delay)
+                market.write(writer, part)
                 lock.check()
                 # Not a number of stretches: how long they are depends on memory and threads.
                 writer.state["day"] = part.stop
@@ -192,8 +192,7 @@ def build_market_store(
             drop_counts=counts,
             schedule=identity["schedule"],
             horizons=request.horizons,
-            delay=request.delay,
-            label_price="close",
+            rule=market.rule,
             layout=request.layout,
             chunk=request.chunk,
         )
@@ -260,6 +259,7 @@ class _Market:
     spec: ImageSpec
     ahead: int
     """Bars that labels reach ahead."""
+    rule: ReturnRule
     budget: int
     reading: dict[str, Any]
     first: int | None
@@ -291,6 +291,8 @@ class _Market:
             cache.stock_range(reading.stocks),
             request.spec,
             max(request.horizons, default=0) + request.delay,
+            # A cache has prices only, which do not know what a holder of a delisted stock got.
+            ReturnRule(request.delay, "close", "missing"),
             budget,
             how,
             first,
@@ -352,7 +354,7 @@ class _Market:
         days = range(self.day.start if begin is None else begin, self.day.stop, self.step)
         return [slice(a, min(self.day.stop, a + self.step)) for a in days]
 
-    def write(self, writer: StreamWriter, part: slice, delay: int) -> None:
+    def write(self, writer: StreamWriter, part: slice) -> None:
         """Draw and label the windows that end in a stretch of days."""
         wide = slice(max(self.day.start, part.start - self.lead), min(self.day.stop, part.stop + self.tail))
         first, stop = self.cache.bar_range(wide, self.stock, self.reading["no_trade"])
@@ -370,7 +372,7 @@ class _Market:
             state["counts"][name] = state["counts"].get(name, 0) + count
         values: list[NDArray[Any]] = [windows.instrument, windows.time]
         for h in writer.horizons:
-            label = forward_returns(panel, windows, h, delay)
+            label = self.rule.returns(panel, windows, h)
             values += [label.value, label.exit_time]
 
         def draw(first: int, last: int) -> NDArray[np.uint8]:

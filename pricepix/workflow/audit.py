@@ -245,6 +245,7 @@ def _rebuilt(
         "delay": store.delay,
         "every": schedule["every"],
         "price": store.attrs["label_price"],
+        "delisting": store.attrs.get("delisting", "missing"),
         "start": first,
         "end": last,
         "mask": mask,

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.factor.evaluation.holding import Tradable
-from pricepix.windows.index import kernels
-from pricepix.windows.labels import NO_TIME, label_price
+from pricepix.windows.labels import ReturnRule, fill_returns, label_price
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
@@ -93,12 +92,8 @@ class Market:
         # The kernels round to float32, as the labels are stored; sums over instruments need float64.
         value = np.empty(len(code), np.float64)
         exit_time = np.empty(len(code), np.int64)
-        panel = self.panel
-        at = (panel.time, panel.offsets, rows[there], code, horizon, delay, value, exit_time, NO_TIME)
-        if self.price == "close":
-            kernels.price_returns(panel.bars, *at)
-        else:
-            kernels.total_returns(panel.fields["total_return"], *at)
+        rule = ReturnRule(delay, self.price, "missing")
+        fill_returns(self.panel, rows[there], code, horizon, rule, value, exit_time)
         out = np.full(rows.shape, np.nan)
         out[there] = value
         return out
