@@ -83,9 +83,10 @@ def append(
 
     Notes
     -----
-    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the last bar of
-    each period that the panel knows. If the store's last period was not over, its windows move to the
-    period's later bars.
+    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the end of each period
+    that is known to be over, so they do not move as bars come. A holiday at the end of a period may be known as
+    one only when the next bar has come; its windows are then added with that bar, as a build from scratch has
+    them.
     """
     choice(on_revision, "on_revision", ON_REVISION)
     workers = whole_number_or_none(workers, "workers", 0, otherwise="None for all")

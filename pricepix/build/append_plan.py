@@ -13,9 +13,9 @@ from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.store.image_store import ImageStore
-from pricepix.windows.index import DROP_REASONS, WindowIndex
+from pricepix.windows.index import DROP_REASONS, NoCandidatesError, WindowIndex
 from pricepix.windows.labels import ReturnRule
-from pricepix.windows.schedule import scheduled_times
+from pricepix.windows.schedule import Periods, find_schedule
 
 ON_REVISION: Final = ("raise", "rebuild")
 _SHOWN: Final = 5
@@ -181,12 +181,13 @@ def _continued(
     last_old = int(panel.time[ends[had] - 1].max())
     if has_new.any() and int(panel.time[ends[has_new]].min()) <= last_old:
         return None
-    flags = scheduled_times(panel, schedule["every"])
-    in_periods = isinstance(schedule["every"], str) and len(flags)
-    if in_periods and not flags[np.searchsorted(panel.calendar, last_old)]:
-        return None  # the store's last period was not over: its windows move
-    new = _later_windows(old, panel, mask, schedule, flags, last_old)
+    begin = _first_open(panel, schedule, last_old)
+    if begin is None:
+        return None
+    new = _later_windows(old, panel, mask, schedule, begin)
     counts = dict(old.attrs["drop_counts"])
+    # Instruments of the period that was open are counted again, now that more of it is known.
+    were_open = counts.pop("period_open", 0)
     for name, count in new.counts.items():
         counts[name] = counts.get(name, 0) + count
     counts = {name: counts[name] for name in DROP_REASONS.values() if name in counts}
@@ -208,10 +209,31 @@ def _continued(
     index_chunk = base // INDEX_CHUNK
     base = index_chunk * INDEX_CHUNK
     windows = _joined(old, panel, overlap.code, index_chunk, new, counts, schedule)
-    candidates = int(old.attrs["candidates"]) + new.candidates
+    candidates = int(old.attrs["candidates"]) - were_open + new.candidates
     deaths = _deaths(old, windows, overlap.ends, len(old) - base, last_old)
     attributes = _attributes(old, windows, candidates, total, deaths)
     return Change(attributes, windows, base, len(old), total, chunks, labels_from, overlap.codes)
+
+
+def _first_open(panel: Panel, schedule: Mapping[str, Any], last_old: int) -> int | None:
+    """Return the time from which on windows may be new, given that the store's last bar is at `last_old`.
+
+    That is the next bar or, in a schedule of periods, the beginning of the first period that was not over. None
+    if windows before it may have moved: bars came to a period that was over.
+    """
+    every, periods = schedule["every"], Periods.of(schedule.get("periods"))
+    now = find_schedule(panel, every, periods)
+    old_times = int(np.searchsorted(panel.calendar, last_old)) + 1
+    if not len(now.period):
+        return last_old + 1
+    before = find_schedule(panel, every, periods, times=old_times)
+    settled = before.open_period if before.open_period >= 0 else len(before.last_end)
+    if (before.last_end[:settled] != now.last_end[:settled]).any():
+        return None
+    if old_times < len(now.period) and now.period[old_times] < settled:
+        return None
+    first = int(np.searchsorted(now.period, settled))
+    return int(panel.calendar[first]) if first < len(now.period) else last_old + 1
 
 
 def _later_windows(
@@ -219,20 +241,18 @@ def _later_windows(
     panel: Panel,
     mask: NDArray[np.bool_] | None,
     schedule: Mapping[str, Any],
-    flags: NDArray[np.bool_],
-    last_old: int,
+    begin: int,
 ) -> WindowIndex:
-    """Find the windows that end after the store's last bar; `flags` are those of the schedule."""
+    """Find the windows that end at a time or later."""
     start, end = schedule["start"], schedule["end"]
-    begin = last_old + 1 if start is None else max(last_old + 1, panel.as_time(start))
-    chosen = panel.calendar >= begin
-    if len(flags):
-        chosen &= flags
-    if end is not None:
-        chosen &= panel.calendar <= panel.as_time(end, end=True)
-    if not chosen.any():
-        return WindowIndex(panel, old.spec, np.zeros(0, np.int64), np.zeros(0, np.int32), {}, schedule)
-    return _index(panel, old, schedule, mask, start=begin)
+    if start is not None:
+        begin = max(begin, panel.as_time(start))
+    if end is None or begin <= panel.as_time(end, end=True):
+        try:
+            return _index(panel, old, schedule, mask, start=begin)
+        except NoCandidatesError:
+            pass
+    return WindowIndex(panel, old.spec, np.zeros(0, np.int64), np.zeros(0, np.int32), {}, schedule)
 
 
 def _joined(
@@ -305,6 +325,7 @@ def _index(
         sample=schedule["sample"],
         seed=schedule["seed"] or 0,
         max_gap=schedule["max_gap_ns"],
+        periods=schedule.get("periods"),
     )
 
 

@@ -50,6 +50,7 @@ _SCHEDULE: Final = {
     "sample": None,
     "seed": None,
     "max_gap_ns": None,
+    "periods": None,
 }
 
 

@@ -39,6 +39,7 @@ from pricepix.store.lock import WriteLock
 from pricepix.store.objects import StoreObjects
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import ReturnRule
+from pricepix.windows.schedule import Periods
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -62,6 +63,7 @@ def render_universe(
     sample: float | None = None,
     seed: int = 0,
     max_gap: Any = None,
+    periods: Periods | Mapping[str, Any] | None = None,
     chunk: int | None = None,
     shard: int | str | None = None,
     workers: int | None = None,
@@ -84,7 +86,7 @@ def render_universe(
         Horizons, in bars, of the forward returns to keep.
     delay : int
         Bars from a window's last bar to the entry of its forward returns.
-    every, start, end, mask, sample, seed, max_gap
+    every, start, end, mask, sample, seed, max_gap, periods
         Which windows to draw: see ``WindowIndex.from_panel``.
     layout : {"uint8", "bits"}
         One byte a pixel, which every Zarr reader opens as what it is, or one bit a pixel before compression:
@@ -150,6 +152,7 @@ def render_universe(
         sample=sample,
         seed=seed,
         max_gap=max_gap,
+        periods=periods,
         threads=request.threads,
     )
     rule = ReturnRule.of(panel, request.delay, price, delisting)

@@ -26,6 +26,7 @@ from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
 from pricepix.windows.labels import ForwardReturn, ReturnRule
+from pricepix.windows.schedule import Periods
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class PanelImages(ImageSet):
         Horizons, in bars, of the forward returns.
     delay : int
         Bars from a window's last bar to the entry of its forward returns.
-    every, start, end, mask, sample, seed, max_gap
+    every, start, end, mask, sample, seed, max_gap, periods
         Which windows to draw: see ``WindowIndex.from_panel``.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
@@ -101,6 +102,7 @@ class PanelImages(ImageSet):
         sample: float | None = None,
         seed: int = 0,
         max_gap: Any = None,
+        periods: Periods | Mapping[str, Any] | None = None,
         threads: int | None = None,
     ) -> None:
         spec = ImageSpec.of(spec)
@@ -110,7 +112,7 @@ class PanelImages(ImageSet):
         rule = ReturnRule.of(panel, delay, price, delisting)
         windows = find_windows(
             panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,
-            threads=threads,
+            periods=periods, threads=threads,
         )  # fmt: skip
         self._take(panel, windows, horizons, rule, threads)
 

@@ -12,6 +12,7 @@ jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 KEPT = 0
 # Above the renderer's own codes, with which these share one byte a row.
 TOO_SHORT, MA_WARMUP, MASKED, SAMPLED_OUT, GAP, MISSING_BARS, NO_CANDIDATE = 100, 101, 102, 103, 104, 105, 106
+PERIOD_OPEN, ABSENT_AT_END = 107, 108
 
 
 @jit
@@ -43,20 +44,32 @@ def uniform_numbers(seed: Any, keys: Any, purposes: Any, out: Any) -> None:
 
 @jit
 def classify_rows(
-    bars: Any, time: Any, offsets: Any, scheduled: Any, time_code: Any, start: int, end: int, lookback: int,
-    history: int, eligible: Any, sample: float, seeds: Any, max_gap: int, max_missing: int, reason: Any,
+    bars: Any, time: Any, offsets: Any, scheduled: Any, period: Any, last_end: Any, open_period: int,
+    time_code: Any, start: int, end: int, lookback: int, history: int,
+    eligible: Any, sample: float, seeds: Any, max_gap: int, max_missing: int, reason: Any,
 ) -> int:  # fmt: skip
     """Write for every panel row why no window ends there, KEPT where one may; return how many may.
 
-    Empty `scheduled` or `eligible` mean all; negative `max_gap` or `max_missing` mean no limit. Of several
-    reasons the first one found is written, cheap checks first.
+    Empty `scheduled` or `eligible` mean all, an empty `period` none; negative `max_gap` or `max_missing` mean no
+    limit. Of several reasons the first one found is written, cheap checks first.
     """
+    periods = period.shape[0] > 0
     kept = 0
     for instrument in range(offsets.shape[0] - 1):
         first = offsets[instrument]
         gap_row = first  # the window must start here or later, for no hole to lie inside it
         missing = 0
+        current = -1  # the period of the row before
+        at_end = False  # whether the instrument has a row at the end of the current period
         for row in range(first, offsets[instrument + 1]):
+            last_in_period = False
+            if periods:
+                number = period[time_code[row]]
+                if number != current:
+                    current = number
+                    at_end = False
+                at_end |= time_code[row] == last_end[number]
+                last_in_period = row + 1 == offsets[instrument + 1] or period[time_code[row + 1]] != number
             if max_gap >= 0 and row > first and time[row] - time[row - 1] > max_gap:
                 gap_row = row
             if max_missing >= 0:
@@ -64,11 +77,13 @@ def classify_rows(
                 left = row - lookback
                 if left >= first:
                     missing -= np.isnan(bars[left, 1]) or np.isnan(bars[left, 2])
-            if (
-                time[row] < start
-                or time[row] > end
-                or (scheduled.shape[0] > 0 and not scheduled[time_code[row]])
-            ):
+            if time[row] < start or time[row] > end:
+                code = NO_CANDIDATE
+            elif last_in_period and current == open_period:
+                code = PERIOD_OPEN
+            elif last_in_period and not at_end:
+                code = ABSENT_AT_END
+            elif scheduled.shape[0] > 0 and not scheduled[time_code[row]]:
                 code = NO_CANDIDATE
             elif row - first + 1 < lookback:
                 code = TOO_SHORT
@@ -87,6 +102,21 @@ def classify_rows(
                 kept += 1
             reason[row] = code
     return kept
+
+
+@jit
+def count_by_period(time_code: Any, offsets: Any, period: Any, rows: Any, instruments: Any) -> None:
+    """Add up the instruments with a row at each time of `period`, and in each period; later times are left out."""
+    for instrument in range(offsets.shape[0] - 1):
+        current = -1
+        for row in range(offsets[instrument], offsets[instrument + 1]):
+            code = time_code[row]
+            if code >= period.shape[0]:
+                break
+            rows[code] += 1
+            if period[code] != current:
+                current = period[code]
+                instruments[current] += 1
 
 
 @jit

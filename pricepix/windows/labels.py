@@ -162,9 +162,10 @@ def forward_returns(
     calendar. Its return is kept if the close at the entry, and the price or return of its last row (a row
     without a price may hold the return of the delisting), are known. ``exit_time`` is then the market's h-th
     bar after the entry, at the earliest the first after the instrument's last row, so that a purge by exit
-    times stays right; a label whose market bar has not come is NaN. Instruments that end with the panel have no return, as
-    before. Rows that are left out while an instrument is halted at the panel's end look as if it had ended:
-    give such bars as rows without prices. ``ForwardReturn.died`` tells which returns these are.
+    times stays right; a label whose market bar has not come is NaN. Instruments that end with the panel are
+    alive: a return that reaches past their last row is NaN. Rows that are left out while an instrument is
+    halted at the panel's end look as if it had ended: give such bars as rows without prices.
+    ``ForwardReturn.died`` tells which returns these are.
 
     Raises
     ------

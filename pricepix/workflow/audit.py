@@ -252,6 +252,7 @@ def _rebuilt(
         "sample": schedule.get("sample"),
         "seed": schedule.get("seed") or 0,
         "max_gap": schedule.get("max_gap_ns"),
+        "periods": schedule.get("periods"),
     }
     try:
         if isinstance(store, PanelImages):
