@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def panel_options(command: Callable[..., Any]) -> Callable[..., Any]:
                                         help="midpoint: take negative prices as CRSP means them."),
         "adjust": click.option("--adjust", type=click.Choice(["multiply", "divide"]),
                                help="Apply the adjustment factor to the prices."),
+        "gaps": click.option("--gaps", type=click.Choice(["keep", "missing"]),
+                             help="missing: put a missing bar where an instrument lacks one; keep by default."),
     }  # fmt: skip
 
     @functools.wraps(command)
@@ -201,6 +203,22 @@ PROGRESS = click.option("--progress/--no-progress", default=True, help="Show pro
     help="What forward returns are computed from.",
 )
 @click.option(
+    "--delisting",
+    type=click.Choice(["auto", "hold", "missing"]),
+    default="auto",
+    show_default=True,
+    help="Forward returns of instruments whose bars end within the horizon.",
+)
+@click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
+@click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
+@click.option(
+    "--period-share",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the instruments that must have a bar at the end of a period.",
+)
+@click.option(
     "--layout",
     type=click.Choice(["uint8", "bits"]),
     default="uint8",
@@ -225,8 +243,15 @@ PROGRESS = click.option("--progress/--no-progress", default=True, help="Show pro
 @PROGRESS
 @panel_options
 def build_store(
-    table_path: str, table: dict[str, Any], scheduler: str | None, progress: bool, **options: Any
-) -> None:  # fmt: skip
+    table_path: str,
+    table: dict[str, Any],
+    scheduler: str | None,
+    exchange: str | None,
+    complete: bool,
+    period_share: float,
+    progress: bool,
+    **options: Any,
+) -> None:
     """Draw every window of TABLE into the store STORE.
 
     TABLE is a CSV, Parquet or Feather file, a glob, or a folder of such files.
@@ -236,9 +261,18 @@ def build_store(
 
     panel = Panel.from_table(table_path, progress=progress, **table)
     click.echo(str(panel.report), err=True)
+    periods = {"share": period_share, "exchange": exchange, "complete": complete}
     with _client(scheduler) as client:
-        store = render_universe(panel, client=client, progress=progress, **options)
+        store = render_universe(panel, client=client, periods=periods, progress=progress, **options)
     _describe(store)
+
+
+def _delistings(attrs: Mapping[str, Any]) -> str:
+    """Say what the returns are of instruments that end within a horizon."""
+    if attrs.get("delisting", "missing") == "missing":
+        return "returns of instruments that end within a horizon are missing"
+    counts = ", ".join(f"{h} bars {count:,}" for h, count in attrs["died_within_horizon"].items()) or "none"
+    return f"held in cash to the horizon: {counts}"
 
 
 @contextlib.contextmanager
@@ -301,6 +335,7 @@ def _describe(store: Any) -> None:
         "instruments": f"{len(store.instruments):,}",
         "dropped": ", ".join(f"{name} {count:,}" for name, count in attrs["drop_counts"].items()) or "none",
         "horizons": f"{horizons} bars, delay {store.delay}, on {attrs['label_price']}",
+        "delistings": _delistings(attrs),
         "created by": attrs["created_by"],
         "format": f"version {attrs['format_version']}",
         "spec digest": attrs["spec_digest"],
