@@ -138,6 +138,7 @@ def panel_options(command: Command) -> Command:
         "negative_prices": _choice("--negative-prices", "error", "midpoint",
                                    help="midpoint: take negative prices as CRSP means them."),
         "adjust": _choice("--adjust", "multiply", "divide", help="Apply the adjustment factor to the prices."),
+        "gaps": _choice("--gaps", "keep", "missing", help="missing: put a missing bar where an instrument lacks one."),
     }  # fmt: skip
 
     @functools.wraps(command)
@@ -233,6 +234,19 @@ def main(traceback: bool) -> None:
 @seed
 @click.option("--max-gap", help="No window across a hole longer than this, e.g. 10d.")
 @_choice("--price", "auto", "close", "total_return", default="auto", help="Prices of the forward returns.")
+@_choice(
+    "--delisting",
+    "auto",
+    "hold",
+    "missing",
+    default="auto",
+    help="Returns of instruments that end within a horizon.",
+)
+@click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
+@click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
+@click.option(
+    "--period-share", type=float, default=0.5, help="Share of instruments with a bar at a period's end."
+)
 @_choice("--layout", "uint8", "bits", default="uint8", help=layout_help)
 @mode
 @click.option("--chunk", type=int, help="Windows a chunk.")
@@ -242,8 +256,15 @@ def main(traceback: bool) -> None:
 @progress
 @panel_options
 def build_store(
-    table_path: str, table: dict[str, Any], scheduler: str | None, progress: bool, **options: Any
-) -> None:  # fmt: skip
+    table_path: str,
+    table: dict[str, Any],
+    scheduler: str | None,
+    exchange: str | None,
+    complete: bool,
+    period_share: float,
+    progress: bool,
+    **options: Any,
+) -> None:
     """Draw every window of TABLE into the store STORE.
 
     TABLE is a CSV, Parquet or Feather file, a glob, or a folder of such files.
@@ -252,8 +273,9 @@ def build_store(
     from pricepix.build.universe import render_universe
 
     panel = _panel(table_path, table, progress, report=True)
+    periods = {"share": period_share, "exchange": exchange, "complete": complete}
     with client_of(scheduler) as client:
-        store = render_universe(panel, client=client, progress=progress, **options)
+        store = render_universe(panel, client=client, periods=periods, progress=progress, **options)
     _describe(store)
 
 

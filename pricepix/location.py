@@ -46,7 +46,14 @@ METADATA_BYTES: Final = 8 << 20
 # obstore waits 30 s for an answer and asks again for 3 minutes; a server that never answers is given up after 30 s.
 _CLIENT_LIMITS: Final = {"timeout": "15s", "connect_timeout": "5s"}
 _RETRY_LIMITS: Final = {"max_retries": 5, "retry_timeout": timedelta(seconds=25)}
-_CLIENT_PREFIX: Final = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "az": "AZURE_", "abfs": "AZURE_", "abfss": "AZURE_"}
+_CLIENT_PREFIX: Final = {
+    "s3": "AWS_",
+    "s3a": "AWS_",
+    "gs": "GOOGLE_",
+    "az": "AZURE_",
+    "abfs": "AZURE_",
+    "abfss": "AZURE_",
+}
 _CLIENT_OPTIONS: Final = (
     "allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate", "user_agent",
     "pool_idle_timeout", "timeout", "connect_timeout",

@@ -536,7 +536,11 @@ COLUMNS = {
 def test_columns_of_other_types(refused, tmp_path: Path, column: str, name: str) -> None:
     path = tmp_path / "bars.parquet"
     frame = pl.DataFrame(
-        {"instrument": ["A"], "date": [dt.date(2020, 1, 1)], **dict.fromkeys(("open", "high", "low", "close"), 1.0)}
+        {
+            "instrument": ["A"],
+            "date": [dt.date(2020, 1, 1)],
+            **dict.fromkeys(("open", "high", "low", "close"), 1.0),
+        }
     )
     frame.with_columns(pl.Series(column, COLUMNS[column][name])).write_parquet(path)
     refused(READ, path)

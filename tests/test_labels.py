@@ -18,8 +18,8 @@ DAY = 86400 * 10**9
 NAN = math.nan
 
 
-def panel_of(closes, returns=None, start=dt.date(2020, 1, 1)):
-    """A panel with these closes by instrument, and total returns if given; days in a row."""
+def panel_of(closes, returns=None, start=dt.date(2020, 1, 1), factors=None):
+    """A panel with these closes by instrument, and total returns and factors if given; days in a row."""
     tables = []
     for name, close in closes.items():
         days = pl.date_range(start, start + dt.timedelta(days=len(close) - 1), eager=True)
@@ -27,6 +27,8 @@ def panel_of(closes, returns=None, start=dt.date(2020, 1, 1)):
         columns = dict.fromkeys(("open", "high", "low", "close"), price)
         if returns is not None:
             columns["total_return"] = pl.Series(np.asarray(returns[name], float))
+        if factors is not None:
+            columns["adjustment_factor"] = pl.Series(np.asarray(factors[name], float))
         tables.append(
             pl.DataFrame({"time": days, **columns, "volume": 1.0}).with_columns(instrument=pl.lit(name))
         )
@@ -102,15 +104,131 @@ def test_total_returns_compound():
     assert by_close.price == "close"
 
 
-def test_total_return_missing_inside_is_bridged_missing_at_an_end_is_missing():
-    """A return is quoted against the last price there was, so a hole inside loses nothing."""
+def test_bars_without_price_and_return_are_skipped_inside_and_missing_at_an_end():
+    """A return is quoted against the last price there was, so a halt inside loses nothing."""
     panel = panel_of(
-        {"A": [10] * 6, "B": [10] * 3}, {"A": [NAN, 0.1, NAN, 0.2, NAN, 0.3], "B": [NAN, 0.5, 0.5]}
+        {"A": [10, 11, NAN, 13.2, NAN, 17.16], "B": [10, 15, 22.5]},
+        {"A": [NAN, 0.1, NAN, 0.2, NAN, 0.3], "B": [NAN, 0.5, 0.5]},
     )
-    label = forward_returns(panel, rows_of(panel), 2)
+    label = forward_returns(panel, rows_of(panel), 2, delisting="missing")
     # A: exit 2 missing; entry 1, exit 3 over the hole at 2; entry 2 missing; entry 3, exit 5; then none
     expected = [NAN, 0.2, NAN, 0.3, NAN, NAN, 1.5 * 1.5 - 1, NAN, NAN]
     np.testing.assert_allclose(label.value, expected, rtol=1e-6)
+
+
+def test_missing_return_beside_a_price_is_the_ratio_of_prices():
+    """CRSP: 10.2, a gap, 5.0 with RET "C", which is no number. That bar lost half, not nothing."""
+    panel = panel_of({"A": [10.0, 10.2, NAN, 5.0, 5.3]}, {"A": [NAN, 0.02, NAN, NAN, 0.06]})
+    label = forward_returns(panel, rows_of(panel), 3)
+    expected = [5.0 / 10.0 - 1, 5.3 / 10.2 - 1, NAN, NAN, NAN]
+    np.testing.assert_allclose(label.value, expected, rtol=1e-6)
+    assert panel.report.notes["missing_return"] == 1
+    assert [row.close for row in panel.report.examples["missing_return"]] == [5.0]
+
+
+def test_pct_change_after_halts_gives_the_returns_of_prices():
+    """One bar in a hundred is halted: pandas leaves the change missing there and at the bar after it."""
+    rng = np.random.default_rng(1)
+    close = 50 * np.exp(np.cumsum(rng.normal(0, 0.02, 2000)))
+    close[rng.random(2000) < 0.01] = NAN
+    close[0] = 50.0
+    change = np.concatenate([[NAN], close[1:] / close[:-1] - 1])
+    panel = panel_of({"A": close}, {"A": change})
+    total = forward_returns(panel, rows_of(panel), 20)
+    by_close = forward_returns(panel, rows_of(panel), 20, price="close")
+    np.testing.assert_allclose(total.value, by_close.value, rtol=1e-5, atol=1e-7)
+    after = int((~np.isnan(close[1:]) & np.isnan(close[:-1])).sum())
+    assert panel.report.notes["missing_return"] == after
+
+
+def test_prices_of_different_adjustment_are_no_bridge():
+    closes, returns = {"A": [10, 10, 5, 6, 6.6]}, {"A": [NAN, 0.0, NAN, 0.2, 0.1]}
+
+    def values(factors):
+        panel = panel_of(closes, returns, factors=factors)
+        return forward_returns(panel, rows_of(panel), 2).value
+
+    np.testing.assert_allclose(values({"A": [1, 1, 1, 1, 1]}), [-0.5, -0.4, 0.32, NAN, NAN], rtol=1e-6)
+    # A split at the bar whose return is missing: what it needs is not known, what begins there is.
+    np.testing.assert_allclose(values({"A": [1, 1, 2, 2, 2]}), [NAN, NAN, 0.32, NAN, NAN], rtol=1e-6)
+    np.testing.assert_allclose(values({"A": [NAN] * 5}), [NAN, NAN, 0.32, NAN, NAN], rtol=1e-6)
+
+
+def test_instrument_without_any_total_return_has_those_of_its_prices():
+    panel = panel_of({"A": [10, 11, 12], "B": [5, 6, 9]}, {"A": [NAN, 0.1, 0.1], "B": [NAN] * 3})
+    label = forward_returns(panel, rows_of(panel), 1)
+    np.testing.assert_allclose(label.value, [0.1, 0.1, NAN, 0.2, 0.5, NAN], rtol=1e-6)
+    assert panel.report.notes["missing_return"] == 2
+
+
+# ---- delisting
+
+
+def test_return_of_an_instrument_that_dies_runs_to_its_last_level():
+    """A last row without a price holds the return of the delisting; then the rest is cash."""
+    panel = panel_of(
+        {"A": [10, 11, NAN], "B": [1, 1, 1, 1, 1, 1]}, {"A": [NAN, 0.1, -0.9], "B": [NAN, 0, 0, 0, 0, 0]}
+    )
+    days = panel.time[panel.rows_of("B")].tolist()
+    label = forward_returns(panel, [0, 1, 2], 3)
+    np.testing.assert_allclose(label.value, [1.1 * 0.1 - 1, -0.9, NAN], rtol=1e-6)
+    assert label.exit_time.tolist() == [days[3], days[4], NO_TIME]
+    assert label.died.tolist() == [True, True, False]
+    assert (label.delisting, label.died_within_horizon) == ("hold", 2)
+    # The market has not had five bars after the entry at bar 1.
+    later = forward_returns(panel, [0, 1], 5)
+    np.testing.assert_allclose(later.value, [-0.89, NAN], rtol=1e-6)
+    assert later.exit_time.tolist() == [days[5], NO_TIME]
+    delayed = forward_returns(panel, [0, 1], 3, delay=1)
+    np.testing.assert_allclose(delayed.value, [-0.9, NAN], rtol=1e-6)
+    assert delayed.exit_time.tolist() == [days[4], NO_TIME]
+    left_out = forward_returns(panel, [0, 1, 2], 3, delisting="missing")
+    assert np.isnan(left_out.value).all()
+    assert (left_out.exit_time == NO_TIME).all()
+    assert left_out.died_within_horizon == 0
+
+
+def test_instruments_that_end_with_the_panel_are_alive():
+    panel = panel_of({"A": [10, 11, 12], "B": [1, 2, 3]}, {"A": [NAN, 0.1, 0.1], "B": [NAN, 1, 0.5]})
+    label = forward_returns(panel, rows_of(panel), 2)
+    assert np.isnan(label.value).tolist() == [False, True, True] * 2
+    assert label.died_within_horizon == 0
+
+
+def test_end_whose_level_is_not_known_has_no_return():
+    panel = panel_of({"A": [10, 11, NAN], "B": [1] * 6}, {"A": [NAN, 0.1, NAN], "B": [0] * 6})
+    label = forward_returns(panel, [0, 1], 3)
+    assert np.isnan(label.value).all()
+    assert (label.exit_time == NO_TIME).all()
+
+
+def test_prices_alone_do_not_say_what_a_holder_got():
+    panel = panel_of({"A": [10, 11], "B": [1] * 6})
+    assert forward_returns(panel, [0], 3).delisting == "missing"
+    assert np.isnan(forward_returns(panel, [0], 3).value).all()
+    kept = forward_returns(panel, [0, 1], 3, delisting="hold")
+    np.testing.assert_allclose(kept.value, [0.1, 0.0], rtol=1e-6)
+    assert kept.exit_time.tolist() == panel.time[panel.rows_of("B")][[3, 4]].tolist()
+
+
+def test_exit_of_a_death_never_lies_before_what_it_is_made_of():
+    """An instrument with few rows: the market's bar comes before its last row, the exit after it."""
+    rows = {"A": [0, 4], "B": range(8)}
+    frame = pl.concat(
+        pl.DataFrame({"instrument": name, "time": [dt.date(2020, 1, 1 + d) for d in days]})
+        for name, days in rows.items()
+    ).with_columns([pl.lit(1.0).alias(c) for c in ("open", "high", "low", "close", "total_return")])
+    panel = Panel.from_table(frame, progress=False)
+    label = forward_returns(panel, [0], 2)
+    assert label.exit_time.tolist() == [panel.time[panel.rows_of("B")][5]]
+    assert label.value.tolist() == [1.0]
+
+
+def test_unknown_delisting():
+    with pytest.raises(
+        ValueError, match="delisting='drop' is not known: choose one of 'auto', 'hold', 'missing'"
+    ):
+        forward_returns(panel_of({"A": [1, 2]}), [0], 1, delisting="drop")
 
 
 def test_loss_of_everything_is_a_return_of_minus_one():
@@ -128,24 +246,51 @@ def test_return_beyond_float32_is_missing():
 # ---- against a plain loop
 
 
-def returns_by_loop(panel, row, h, d, by_total):
-    """The definition, one window at a time, in Python floats."""
+def steps_by_loop(close, total):
+    """The growth over each bar, in Python floats: None where there is neither a price nor a return."""
+    steps, last, since = [], None, 1.0
+    for price, moved in zip(close, total, strict=True):
+        step = None if math.isnan(moved) else 1 + float(moved)
+        if step is None and not math.isnan(price) and last is not None:
+            step = price / last / since
+        elif step is not None:
+            since *= step
+        steps.append(step)
+        if not math.isnan(price):
+            last, since = price, 1.0
+    return steps
+
+
+def returns_by_loop(panel, row, h, d, by_total, hold):
+    """The definition, one window at a time, in Python floats: the return and its exit time."""
     i = int(np.searchsorted(panel.offsets, row, side="right")) - 1
     first, stop = int(panel.offsets[i]), int(panel.offsets[i + 1])
     entry, leave = row + d, row + d + h
+    close = [float(c) for c in panel.bars[first:stop, 3]]
+    steps = steps_by_loop(close, panel.fields["total_return"][first:stop])
+    exit_time = panel.time[leave] if leave < stop else NO_TIME
     if leave >= stop:
-        return NAN
+        calendar = sorted(set(panel.time.tolist()))
+        later = [t for t in calendar if t > panel.time[stop - 1]]
+        if not hold or entry >= stop or not later or math.isnan(close[entry - first]):
+            return NAN, NO_TIME
+        after = calendar[calendar.index(panel.time[entry]) :]
+        leave = stop - 1
+        if math.isnan(close[leave - first]) and (not by_total or steps[leave - first] is None):
+            return NAN, NO_TIME
+        if h >= len(after):
+            return NAN, NO_TIME
+        exit_time = max(after[h], later[0])
+    a, b = close[entry - first], close[leave - first]
     if not by_total:
-        a, b = float(panel.bars[entry, 3]), float(panel.bars[leave, 3])
-        return b / a - 1 if a > 0 and b > 0 and math.isfinite(a) and math.isfinite(b) else NAN
-    total = panel.fields["total_return"]
-    if math.isnan(total[leave]) or (entry > first and math.isnan(total[entry])):
-        return NAN
+        return b / a - 1, exit_time
+    dead = leave < row + d + h
+    if (steps[entry - first] is None and math.isnan(a)) or (steps[leave - first] is None and not dead):
+        return NAN, exit_time
     level = 1.0
-    for r in range(entry + 1, leave + 1):
-        if not math.isnan(total[r]):
-            level *= 1 + float(total[r])
-    return level - 1
+    for r in range(entry + 1 - first, leave + 1 - first):
+        level *= 1.0 if steps[r] is None else steps[r]
+    return level - 1, exit_time
 
 
 @st.composite
@@ -163,17 +308,18 @@ def markets(draw):
     return closes, returns
 
 
-@given(markets(), st.integers(1, 45), st.integers(0, 45), st.booleans())
-def test_returns_equal_a_plain_loop(market, h, d, by_total):
+@given(markets(), st.integers(1, 45), st.integers(0, 45), st.booleans(), st.booleans())
+def test_returns_equal_a_plain_loop(market, h, d, by_total, hold):
     panel = panel_of(*market)
-    label = forward_returns(panel, rows_of(panel), h, d, "total_return" if by_total else "close")
-    expected = [returns_by_loop(panel, row, h, d, by_total) for row in range(len(panel))]
-    np.testing.assert_array_equal(label.value, np.array(expected, np.float32))
+    how = ("total_return" if by_total else "close", "hold" if hold else "missing")
+    label = forward_returns(panel, rows_of(panel), h, d, *how)
+    expected = [returns_by_loop(panel, row, h, d, by_total, hold) for row in range(len(panel))]
+    np.testing.assert_allclose(label.value, [value for value, _ in expected], rtol=2e-6, atol=2e-7)
+    assert label.exit_time.tolist() == [exit_time for _, exit_time in expected]
     for i in range(panel.n_instruments):
         a, b = panel.offsets[i], panel.offsets[i + 1]
         days = panel.time[a:b].tolist() + [NO_TIME] * (h + d)
         assert label.entry_time[a:b].tolist() == days[d : d + b - a]
-        assert label.exit_time[a:b].tolist() == days[d + h : d + h + b - a]
 
 
 @given(markets(), st.integers(1, 6), st.integers(0, 3), st.booleans(), st.data())
@@ -188,7 +334,7 @@ def test_nothing_after_the_exit_matters(market, h, d, by_total, data):
     changed[0][name][cut:] = 777.0
     changed[1][name][cut:] = 0.777
     shortened = {**closes, name: closes[name][:cut]}, {**returns, name: returns[name][:cut]}
-    how = (h, d, "total_return" if by_total else "close")
+    how = (h, d, "total_return" if by_total else "close", "missing")
     panels = [panel_of(*market), panel_of(*changed), panel_of(*shortened)]
     values = []
     for panel in panels:
@@ -200,6 +346,22 @@ def test_nothing_after_the_exit_matters(market, h, d, by_total, data):
     assert np.isnan(values[2][settled:]).all()  # unknown yet, never guessed
 
 
+@given(markets(), st.integers(1, 6), st.integers(0, 3), st.booleans())
+@settings(max_examples=30)
+def test_nothing_after_the_exit_matters_to_a_death(market, h, d, by_total):
+    """Leave out every bar of the market after a kept return's exit: it is the same."""
+    panel = panel_of(*market)
+    how = (h, d, "total_return" if by_total else "close", "hold")
+    whole = forward_returns(panel, rows_of(panel), *how)
+    for row in np.flatnonzero(whole.died).tolist():
+        seen = panel.select(end=int(whole.exit_time[row]))
+        name = str(panel.instruments[np.searchsorted(panel.offsets, row, side="right") - 1])
+        at = seen.locate(name, int(panel.time[row]))
+        label = forward_returns(seen, [at], *how)
+        assert label.value[0] == whole.value[row]
+        assert label.exit_time[0] == whole.exit_time[row]
+
+
 @given(markets(), st.integers(1, 6), st.booleans())
 @settings(max_examples=30)
 def test_nothing_before_the_entry_matters(market, h, by_total):
@@ -209,6 +371,8 @@ def test_nothing_before_the_entry_matters(market, h, by_total):
     rescaled = panel_of(changed, {k: np.concatenate([[9.0], v[1:]]) for k, v in returns.items()})
     price = "total_return" if by_total else "close"
     later = np.setdiff1d(rows_of(panel), panel.offsets[:-1])
+    # From an entry without a price, a bar whose return is missing is bridged from the price before it.
+    later = later[~np.isnan(panel.bars[later, 3])]
     a = forward_returns(panel, later, h, 0, price)
     b = forward_returns(rescaled, later, h, 0, price)
     np.testing.assert_array_equal(a.value, b.value)

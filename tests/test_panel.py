@@ -1016,3 +1016,102 @@ def test_real_bars(shared, name, rows, instruments):
     np.testing.assert_array_equal(panel.calendar, np.unique(panel.time))
     assert Panel.from_table(frame.sample(fraction=1, shuffle=True, seed=0)).digest == panel.digest
     assert Panel.from_table(frame.sort(time, maintain_order=True)).digest == panel.digest
+
+
+# ---- what is absent
+
+
+def returns_of(*rows) -> pl.DataFrame:
+    """Rows of (instrument, day of January 2020, close, total return)."""
+    frame = pl.DataFrame(
+        [(r[0], dt.date(2020, 1, r[1]), r[2], r[3]) for r in rows],
+        schema={"instrument": pl.String, "time": pl.Date, "close": pl.Float64, "total_return": pl.Float64},
+        orient="row",
+    )
+    return frame.with_columns(open="close", high="close", low="close", volume=pl.lit(1.0))
+
+
+def test_row_of_a_delisting_is_kept_by_tables_and_arrays_alike():
+    """It has a return and no price; returns before the first price, and rows with neither, say nothing."""
+    frame = returns_of(
+        ("A", 1, 10.0, NAN), ("A", 2, 11.0, 0.1), ("A", 3, NAN, -0.9),
+        ("B", 2, 5.0, NAN), ("B", 3, 5.0, 0.0), ("B", 4, 5.0, 0.0),
+    )  # fmt: skip
+    by_table = Panel.from_table(frame, progress=False)
+    close = np.array([[10.0, NAN], [11.0, 5.0], [NAN, 5.0], [NAN, 5.0]])
+    returns = np.array([[NAN, 0.2], [0.1, NAN], [-0.9, 0.0], [NAN, 0.0]])
+    days = np.array(["2020-01-01", "2020-01-02", "2020-01-03", "2020-01-04"], "M8[D]")
+    by_array = Panel.from_arrays(
+        close, close, close, close, np.ones((4, 2)), total_return=returns, time=days, instruments=["A", "B"],
+        progress=False,
+    )  # fmt: skip
+    assert by_array.digest == by_table.digest
+    assert by_array.fields["total_return"][by_array.rows_of("A")].tolist()[1:] == [0.1, -0.9]
+
+
+def test_missing_returns_beside_prices_are_noted():
+    frame = returns_of(
+        ("A", 1, 10.0, NAN), ("A", 2, 10.2, 0.02), ("A", 3, NAN, NAN), ("A", 4, 5.0, NAN), ("B", 3, NAN, NAN),
+        ("B", 4, 5.0, NAN),
+    )  # fmt: skip
+    report = Panel.from_table(frame, progress=False).report
+    assert report.notes["missing_return"] == 1
+    assert [(row.instrument, row.close) for row in report.examples["missing_return"]] == [("A", 5.0)]
+    assert "a price has no total return" in str(report)
+    # A code of CRSP that drop_bar makes missing leaves its price without a return.
+    coded = returns_of(("A", 1, 10.0, NAN), ("A", 2, 10.2, -66.0))
+    found = Panel.from_table(coded, on_bad="drop_bar", progress=False).report.counts
+    assert found["impossible_return"] == found["missing_return"] == 1
+
+
+def holed() -> pl.DataFrame:
+    """Four instruments on ten days: one lacks two days, one trades on a day of its own."""
+    rows = [(name, day, 10.0, 0.0) for name in "ABC" for day in range(1, 11) if (name, day) not in HOLES]
+    return returns_of(*rows, *(("D", day, 10.0, 0.0) for day in range(2, 9)), ("D", 12, 10.0, 0.0))
+
+
+HOLES = (("B", 4), ("B", 5))
+
+
+def test_holes_are_noted():
+    report = Panel.from_table(holed(), progress=False).report
+    # D lacks two days before its last row; the day on which it trades is its own, and no hole of the others.
+    assert report.notes["absent_bar"] == 4
+    assert [(row.instrument, row.time) for row in report.examples["absent_bar"]] == [
+        ("B", "2020-01-06"),
+        ("D", "2020-01-12"),
+    ]
+    assert "absent_bar" not in Panel.from_table(holed().filter(pl.col("instrument") == "A")).report.notes
+
+
+def test_thin_times_are_noted():
+    stray = returns_of(("A", 3, 10.0, 0.0))
+    frame = pl.concat([returns_of(*((n, d, 10.0, 0.0) for n in "ABC" for d in (1, 2, 6))), stray])
+    report = Panel.from_table(frame, progress=False).report
+    assert report.notes["thin_time"] == 1
+    assert [(row.instrument, row.time) for row in report.examples["thin_time"]] == [("A", "2020-01-03")]
+    # In an array the others have a row on that day, without a price.
+    close = np.full((4, 3), 10.0)
+    close[2, 1:] = NAN
+    report = Panel.from_arrays(close, close, close, close, progress=False).report
+    assert report.notes["thin_time"] == 1
+
+
+def test_holes_become_missing_bars():
+    frame = holed().with_columns(eligible=pl.lit(True))
+    kept = Panel.from_table(frame, progress=False)
+    filled = Panel.from_table(frame, gaps="missing", progress=False)
+    assert len(filled) == len(kept) + 4
+    assert filled.report.rows == len(filled)
+    assert filled.report.notes["absent_bar"] == 4
+    days = filled.time[filled.rows_of("B")]
+    assert (np.diff(days) == DAY).all()
+    new = filled.rows_of("B").start + np.array([3, 4])
+    assert np.isnan(filled.bars[new]).all()
+    assert np.isnan(filled.fields["total_return"][new]).all()
+    assert not filled.fields["eligible"][new].any()
+    old = ~np.isnan(filled.bars[:, 3])
+    np.testing.assert_array_equal(filled.bars[old], kept.bars)
+    np.testing.assert_array_equal(filled.time[old], kept.time)
+    with pytest.raises(ValueError, match="gaps='fill' is not known: choose one of 'keep', 'missing'"):
+        Panel.from_table(frame, gaps="fill")

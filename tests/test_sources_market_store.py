@@ -203,10 +203,10 @@ def test_a_build_resumes_with_different_threads_and_memory(cache, tmp_path, monk
     write = market_store._Market.write
     parts = []
 
-    def stops(self, writer, part, delay):
+    def stops(self, writer, part):
         if len(parts) == 2:
             raise KeyboardInterrupt
-        write(self, writer, part, delay)
+        write(self, writer, part)
         parts.append((part.start, part.stop))
 
     monkeypatch.setattr(market_store._Market, "write", stops)
@@ -227,8 +227,8 @@ def test_a_stopped_build_resumes(cache, tmp_path, monkeypatch, after):
     write = market_store._Market.write
     calls = []
 
-    def stops(self, writer, part, delay):
-        write(self, writer, part, delay)
+    def stops(self, writer, part):
+        write(self, writer, part)
         calls.append(part)
         if len(calls) > after:
             raise KeyboardInterrupt
@@ -260,7 +260,7 @@ def test_a_stopped_build_resumes(cache, tmp_path, monkeypatch, after):
 def test_stretches_follow_the_memory(cache):
     def stretches(memory):
         return market_store._Market(
-            cache, slice(0, 14), slice(0, 12), SPEC, 50, memory, {}, None, None, {}
+            cache, slice(0, 14), slice(0, 12), SPEC, 50, None, memory, {}, None, None, {}
         ).stretches()
 
     assert len(stretches(1)) == 14

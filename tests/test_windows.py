@@ -57,13 +57,33 @@ def pairs(index):
     return list(zip(frame["instrument"], frame["time"].dt.replace_time_zone(None), strict=True))
 
 
+def period_ends(frame, period):
+    """The last time of each period at which half of its instruments have a row, or most where none has as many."""
+    frame = frame.with_columns(period=period(pl.col("time")))
+    size = pl.col("instrument").n_unique().over("period").alias("size")
+    rows = frame.with_columns(size).group_by("period", "size", "time").agg(rows=pl.len())
+    most = pl.col("rows").max().over("period")
+    enough = pl.min_horizontal(pl.col("size") / 2, most)
+    return rows.filter(pl.col("rows") >= enough).group_by("period").agg(pl.col("time").max())
+
+
+def absent(frame, period):
+    """Instruments with a row in a period and none at its end, summed over periods."""
+    frame = frame.with_columns(period=period(pl.col("time")))
+    ends = frame.join(period_ends(frame, period), on=["period", "time"], how="semi")
+    return frame.select("instrument", "period").n_unique() - ends.height
+
+
+COMPLETE = {"complete": True}
+
+
 def expected_pairs(frame, lookback, period=None, nth=None, start=None, end=None, history=0):
     """The same from polars alone: bars counted within each instrument, the calendar cut into periods."""
     frame = frame.sort("instrument", "time").with_columns(pl.col("time").cast(pl.Datetime("ns")))
     frame = frame.with_columns(seen=pl.int_range(1, pl.len() + 1).over("instrument"))
     calendar = frame.select("time").unique().sort("time")
     if period:
-        calendar = calendar.group_by(period(pl.col("time")).alias("period")).agg(pl.col("time").max())
+        calendar = period_ends(frame, period)
     elif nth:
         calendar = calendar.with_row_index().filter((pl.col("index") + 1) % nth == 0)
     frame = frame.join(calendar.select("time"), on="time", how="semi")
@@ -91,10 +111,12 @@ PERIODS = {
 @pytest.mark.parametrize("lookback", [1, 4, 60])
 @pytest.mark.parametrize("every", ["bar", "day", "week", "month", "quarter", 1, 2, 5, 7, 399])
 def test_schedules_of_daily_bars(market, every, lookback):
-    index = WindowIndex.from_panel(read(market), ImageSpec(lookback, 16), every)
+    index = WindowIndex.from_panel(read(market), ImageSpec(lookback, 16), every, periods=COMPLETE)
     nth = every if isinstance(every, int) else None
     expected, counts = expected_pairs(market, lookback, PERIODS.get(every), nth)
     assert pairs(index) == expected
+    if every in PERIODS and (missed := absent(market, PERIODS[every])):
+        counts["absent_at_end"] = missed
     assert index.counts == counts
     assert index.candidates == len(expected) + sum(counts.values())
 
@@ -115,8 +137,10 @@ def test_schedules_of_intraday_bars_go_by_the_wall_clock_of_the_market(every, tz
         assert local.group_by("instrument", "time").len()["len"].max() == 1
     nth = every if isinstance(every, int) else None
     expected, counts = expected_pairs(local, 4, PERIODS.get(every), nth)
-    index = WindowIndex.from_panel(panel, SPEC, every)
+    index = WindowIndex.from_panel(panel, SPEC, every, periods=COMPLETE)
     assert pairs(index) == expected
+    if every in PERIODS and (missed := absent(local, PERIODS[every])):
+        counts["absent_at_end"] = missed
     assert index.counts == counts
 
 
@@ -128,20 +152,136 @@ def test_days_that_have_no_midnight(zone):
     )
     frame = table("A", instants.dt.convert_time_zone(zone))
     local = frame.with_columns(pl.col("time").dt.replace_time_zone(None))
-    index = WindowIndex.from_panel(read(frame), SPEC, "day")
+    index = WindowIndex.from_panel(read(frame), SPEC, "day", periods=COMPLETE)
     assert pairs(index) == expected_pairs(local, 4, PERIODS["day"])[0]
 
 
 def test_period_ends_are_those_of_the_universe(market):
     """A stock without a bar on the month's last day has no window then: cross-sections stay whole."""
-    index = WindowIndex.from_panel(read(market), SPEC, "month")
+    index = WindowIndex.from_panel(read(market), SPEC, "month", periods=COMPLETE)
     times = index.to_polars()["time"].dt.date().unique().sort()
     months = market.group_by(PERIODS["month"](pl.col("time"))).agg(pl.col("time").max().alias("last"))
     assert times.to_list() == months["last"].sort().to_list()
     holed = market.filter(pl.col("instrument") == "C")["time"].to_list()
-    absent = [day for day in times if day not in holed]
-    assert absent  # the fixture has such a month
-    assert not [pair for pair in pairs(index) if pair[0] == "C" and pair[1].date() in absent]
+    missed = [day for day in times if day not in holed]
+    assert missed  # the fixture has such a month
+    assert not [pair for pair in pairs(index) if pair[0] == "C" and pair[1].date() in missed]
+    assert index.counts["absent_at_end"] == len(missed)
+
+
+def trading_days(names, first, last, holidays=()):
+    """Bars of some stocks on weekdays."""
+    days = pl.date_range(first, last, eager=True)
+    days = days.filter((days.dt.weekday() <= 5) & ~days.is_in(list(holidays)))
+    return pl.concat([table(name, days, seed) for seed, name in enumerate(names)])
+
+
+def test_one_stray_row_does_not_move_the_calendar_of_all():
+    """A Saturday row of one ticker among 50, at the end of February."""
+    names = [f"N{i:02}" for i in range(50)]
+    frame = trading_days(names, dt.date(2020, 1, 1), dt.date(2020, 3, 31))
+    stray = frame.filter((pl.col("instrument") == "N07") & (pl.col("time").dt.date() == dt.date(2020, 2, 28)))
+    stray = stray.with_columns(time=pl.lit(dt.datetime(2020, 2, 29)).cast(frame.schema["time"]))
+    plain = WindowIndex.from_panel(read(frame), SPEC, "month")
+    panel = read(frame, stray)
+    index = WindowIndex.from_panel(panel, SPEC, "month")
+    assert pairs(index) == pairs(plain)
+    assert len(index) == 150
+    assert panel.report.notes["thin_time"] == 1
+    assert index.schedule["periods"] == {"share": 0.5, "exchange": None, "complete": False}
+    # With a share of none, the one row is the month's end, and the others are counted as absent there.
+    moved = WindowIndex.from_panel(panel, SPEC, "month", periods={"share": 0.02})
+    assert moved.counts["absent_at_end"] == 49
+    assert len(moved) == 101
+
+
+def test_a_name_that_trades_on_all_days_has_the_weeks_of_the_others():
+    frame = trading_days([f"N{i}" for i in range(9)], dt.date(2020, 1, 6), dt.date(2020, 3, 27))
+    days = pl.date_range(dt.date(2020, 1, 6), dt.date(2020, 3, 29), eager=True)
+    index = WindowIndex.from_panel(read(frame, table("X", days, 9)), SPEC, "week")
+    assert set(index.to_polars()["time"].dt.weekday()) == {5}
+    assert len(index) == 120
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "is_over"),
+    [
+        ("week", dt.date(2020, 3, 25), False),
+        ("week", dt.date(2020, 3, 27), True),
+        ("month", dt.date(2020, 3, 30), False),
+        ("month", dt.date(2020, 3, 31), True),
+        ("month", dt.date(2020, 2, 28), True),  # a Friday, the last weekday of February
+        ("quarter", dt.date(2020, 2, 28), False),
+        ("quarter", dt.date(2020, 3, 31), True),
+        ("day", dt.date(2020, 3, 25), True),
+    ],
+)
+def test_a_period_that_may_go_on_has_no_window(every, last, is_over):
+    panel = read(trading_days("AB", dt.date(2020, 1, 1), last))
+    index = WindowIndex.from_panel(panel, SPEC, every)
+    complete = WindowIndex.from_panel(panel, SPEC, every, periods=COMPLETE)
+    if is_over:
+        assert pairs(index) == pairs(complete)
+        assert "period_open" not in index.counts
+    else:
+        assert pairs(index) == pairs(complete)[:-2]
+        assert index.counts["period_open"] == 2
+    assert index.candidates == complete.candidates
+
+
+def test_holiday_at_the_end_of_a_week_is_known_to_the_exchange():
+    """Good Friday: without a calendar, the week of Thursday 9 April 2020 is over when Monday comes."""
+    good_friday = [dt.date(2020, 4, 10)]
+    frame = trading_days("AB", dt.date(2020, 1, 1), dt.date(2020, 4, 14), good_friday)
+    until = read(frame.filter(pl.col("time").dt.date() <= dt.date(2020, 4, 9)))
+
+    def last_week(panel, **periods):
+        return max(
+            pair[1].date() for pair in pairs(WindowIndex.from_panel(panel, SPEC, "week", periods=periods))
+        )
+
+    assert last_week(until) == dt.date(2020, 4, 3)
+    assert last_week(until, complete=True) == dt.date(2020, 4, 9)
+    assert last_week(read(frame)) == dt.date(2020, 4, 9)
+    pytest.importorskip("exchange_calendars")
+    assert last_week(until, exchange="XNYS") == dt.date(2020, 4, 9)
+    with pytest.raises(
+        ValueError, match="exchange='XXXX': the package exchange_calendars has no such calendar"
+    ):
+        last_week(until, exchange="XXXX")
+
+
+def test_a_day_is_over_at_its_usual_last_bar():
+    times = [
+        dt.datetime(2020, 3, day, hour)
+        for day in (2, 3, 4, 5)
+        for hour in range(10, 17)
+        if (day, hour) < (5, 15)
+    ]
+    frame = table("A", pl.Series(times))
+    days = WindowIndex.from_panel(read(frame), SPEC, "day").to_polars()["time"]
+    assert days.dt.day().to_list() == [2, 3, 4]
+    assert set(days.dt.hour()) == {16}
+
+
+def test_weekly_bars_are_the_weeks():
+    days = pl.date_range(dt.date(2020, 1, 1), dt.date(2020, 3, 25), "1w", eager=True)  # Wednesdays
+    assert len(WindowIndex.from_panel(read(table("A", days)), SPEC, "week")) == len(days) - 3
+
+
+@pytest.mark.parametrize(
+    ("periods", "message"),
+    [
+        ({"share": 0}, "share=0: give a number above 0 and at most 1"),
+        ({"complete": "yes"}, "complete='yes': give True or False"),
+        ({"exchange": 5}, "exchange=5: give the name of a calendar"),
+        ({"shares": 1}, "give Periods"),
+        ("week", "give Periods"),
+    ],
+)
+def test_periods_that_are_none(market, periods, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        WindowIndex.from_panel(read(market), SPEC, "week", periods=periods)
 
 
 # ---- start and end
@@ -354,13 +494,22 @@ def test_every_candidate_is_kept_or_counted_once():
         panel, spec, "week", start="2020-01-02", end="2020-11-30", sample=0.7, max_gap="4d"
     )
     scheduled = WindowIndex.from_panel(panel, ImageSpec(1, 2, style="image_trading"), "week")
-    reasons = {"too_short", "ma_warmup", "masked", "sampled_out", "gap", "missing_bars", "flat"}
+    reasons = {
+        "too_short",
+        "ma_warmup",
+        "masked",
+        "sampled_out",
+        "gap",
+        "missing_bars",
+        "flat",
+        "absent_at_end",
+    }
     assert set(index.counts) == reasons
     assert all(n > 0 for n in index.counts.values())
     weeks = expected_pairs(
         panel.to_polars(), 1, PERIODS["week"], start=dt.datetime(2020, 1, 2), end=dt.datetime(2020, 11, 30)
     )
-    assert index.candidates == len(weeks[0])
+    assert index.candidates == len(weeks[0]) + index.counts["absent_at_end"]
     assert len(index) + sum(index.counts.values()) == index.candidates
     assert scheduled.candidates > index.candidates
 
@@ -444,6 +593,7 @@ def test_an_index_remembers_how_it_was_chosen(market):
     assert WindowIndex.from_panel(panel, SPEC).schedule == {
         "every": "bar", "start": None, "end": None, "mask": None, "sample": None,
         "seed": None, "max_gap_ns": None,
+        "periods": None,
     }  # fmt: skip
 
 
@@ -584,15 +734,17 @@ def test_other_instruments_have_no_say(market, how):
 @settings(max_examples=40)
 def test_counts_add_up_and_threads_do_not_matter(market, how, every):
     spec, how = how
+    how["periods"] = COMPLETE
     try:
         index = indexed(market.values(), spec, every, **how)
     except ValueError:
-        assert every in ("month", 4)
+        assert every == 4
         return
     rows = pl.concat(market.values())
     nth = every if isinstance(every, int) else None
     candidates, _ = expected_pairs(rows, 1, PERIODS.get(every), nth)
-    assert index.candidates == len(candidates)
+    missed = absent(rows, PERIODS[every]) if every in PERIODS else 0
+    assert index.candidates == len(candidates) + missed
     one = WindowIndex.from_panel(index.panel, spec, every, threads=1, **how)
     assert np.array_equal(one.row, index.row)
     assert one.counts == index.counts

@@ -16,6 +16,7 @@ import numpy as np
 
 from pricepix._checks import nearest
 from pricepix.bars import arrays, kernels, tables, values
+from pricepix.bars.calendar import Gaps, fill_gaps, find_gaps
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, PRICES
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.progress import progress_bar
@@ -250,11 +251,17 @@ def _fill_rows(
             o, h, lo, c = (block[p] for p in PRICES)
             has_volume = "volume" in block
             v = block["volume"] if has_volume else c
-            kernels.spans(o, h, lo, c, first, stop)
+            has_return = "total_return" in fields
+            returns = c
+            if has_return:
+                returns = arrays.read_block(
+                    fields["total_return"], a, b, order, shape, np.float64, "total_return"
+                )
+            kernels.spans(o, h, lo, c, returns, has_return, first, stop)
             offsets[a + 1 : b + 1] = offsets[a] + np.cumsum(np.maximum(stop - first, 0))
             dest = offsets[a:b]
             kernels.fill_bars(o, h, lo, c, v, has_volume, first, stop, dest, options.midpoint, bars, counts)
-            del block, o, h, lo, c, v
+            del block, o, h, lo, c, v, returns
             for j in range(b - a):
                 if stop[j] > first[j]:
                     row_times[offsets[a + j] : offsets[a + j + 1]] = times[first[j] : stop[j]]
@@ -334,7 +341,7 @@ def _impossible(returns: np.ndarray) -> np.ndarray:
     return (returns < -1.0) | np.isinf(returns)
 
 
-def _bad_row(raw: RawBars, row: int) -> BadRow:
+def _bad_row(raw: RawBars | PanelParts, row: int) -> BadRow:
     instrument = raw.instruments[np.searchsorted(raw.offsets, row, side="right") - 1]
     open_, high, low, close, volume = (float(value) for value in raw.bars[row])
     time = format_time(int(raw.time[row]), raw.tz)
@@ -387,8 +394,50 @@ def _repair(raw: RawBars, duplicates: np.ndarray, report: PanelReport, options: 
     if drop and "impossible_return" in report.counts:
         returns = fields["total_return"]
         returns[_impossible(returns)] = np.nan
-    report = replace(report, rows=len(bars), dropped=dropped)
-    return PanelParts(bars, offsets, raw.instruments, time, raw.tz, fields, report)
+    parts = PanelParts(bars, offsets, raw.instruments, time, raw.tz, fields, report)
+    return _note_absences(parts._replace(report=replace(report, dropped=dropped)), options)
+
+
+def _note_absences(parts: PanelParts, options: ReadOptions) -> PanelParts:
+    """Count what repaired bars lack, name the first rows that show it, and fill holes if the options say so."""
+    counts: dict[str, int] = {}
+    examples: dict[str, tuple[BadRow, ...]] = {}
+    if "total_return" in parts.fields:
+        found = np.full(_SHOWN, -1, np.int64)
+        count = kernels.missing_returns(parts.bars, parts.fields["total_return"], parts.offsets, found)
+        if count:
+            counts["missing_return"] = count
+            examples["missing_return"] = tuple(_bad_row(parts, row) for row in found[found >= 0])
+    gaps = find_gaps(parts.bars, parts.time, parts.offsets, _SHOWN)
+    if gaps.absent.any():
+        counts["absent_bar"] = int(gaps.absent.sum())
+        examples["absent_bar"] = tuple(_bad_row(parts, row) for row in gaps.after)
+    if gaps.thin_rows:
+        counts["thin_time"] = gaps.thin_rows
+        first = gaps.calendar[gaps.thin][:_SHOWN]
+        rows = np.concatenate([np.flatnonzero(parts.time == at)[:_SHOWN] for at in first])[:_SHOWN]
+        examples["thin_time"] = tuple(_bad_row(parts, row) for row in rows)
+    if options.gaps == "missing" and gaps.absent.any():
+        parts = _filled(parts, gaps)
+    report = replace(
+        parts.report,
+        rows=len(parts.bars),
+        counts=MappingProxyType({**parts.report.counts, **counts}),
+        examples=MappingProxyType({**parts.report.examples, **examples}),
+    )
+    return parts._replace(report=report)
+
+
+def _filled(parts: PanelParts, gaps: Gaps) -> PanelParts:
+    """Put a missing bar wherever one is absent."""
+    offsets, time, source = fill_gaps(parts.time, parts.offsets, gaps)
+    new = source < 0
+    bars = parts.bars[source]
+    bars[new] = np.nan
+    fields = {name: column[source] for name, column in parts.fields.items()}
+    for name, column in fields.items():
+        column[new] = False if name in BOOL_FIELDS else np.nan
+    return parts._replace(bars=bars, offsets=offsets, time=time, fields=fields)
 
 
 @contextlib.contextmanager

@@ -169,8 +169,11 @@ def expand(start, dest, rank, out):
 
 
 @njit(cache=True, nogil=True)
-def spans(open_, high, low, close, first, stop):
-    """Write each instrument's first bar with a price and one past its last; arrays are (day, instrument, interval)."""
+def spans(open_, high, low, close, total_return, has_return, first, stop):
+    """Write each instrument's first bar with a price and one past its last; arrays are (day, instrument, interval).
+
+    After a price, a bar whose total return is known counts as well: the return of a delisting has no price.
+    """
     days, width, intervals = open_.shape
     for j in range(width):
         first[j] = days * intervals
@@ -185,9 +188,11 @@ def spans(open_, high, low, close, first, stop):
                         and np.isnan(low[d, j, k])
                         and np.isnan(close[d, j, k])
                     )
+                    t = d * intervals + k
                     if known:
-                        t = d * intervals + k
                         first[j] = min(first[j], t)
+                        stop[j] = t + 1
+                    elif has_return and stop[j] > 0 and not np.isnan(total_return[d, j, k]):
                         stop[j] = t + 1
 
 
@@ -245,6 +250,93 @@ def first_rows(bars, midpoint, counts, found):
                     found[bit, seen[bit]] = r
                     seen[bit] += 1
                     wanted -= 1
+
+
+@njit(cache=True, nogil=True)
+def missing_returns(bars, total_return, offsets, found):
+    """Count rows with a close but no total return, each instrument's first close apart; name the first in `found`."""
+    count = 0
+    for i in range(offsets.size - 1):
+        priced = False
+        for r in range(offsets[i], offsets[i + 1]):
+            # Returns are nearly all known once there is a price: the bars need not be read.
+            if priced and not np.isnan(total_return[r]):
+                continue
+            if bars[r, 3] > 0.0 and bars[r, 3] < np.inf:
+                if priced:
+                    if count < found.size:
+                        found[count] = r
+                    count += 1
+                priced = True
+    return count
+
+
+@njit(cache=True, nogil=True)
+def count_alive(bars, time, offsets, calendar, change, priced):
+    """Count the instruments that have a close at each time of the calendar, in `priced` (times,).
+
+    The running sum of `change` (times + 1,) is the number of those that are alive: from first to last row.
+    """
+    for i in range(offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        if a == b:
+            continue
+        j = np.searchsorted(calendar, time[a])
+        change[j] += 1
+        for r in range(a, b):
+            while calendar[j] < time[r]:
+                j += 1
+            priced[j] += not np.isnan(bars[r, 3])
+        change[j + 1] -= 1
+
+
+@njit(cache=True, nogil=True)
+def absent_rows(time, offsets, calendar, before, absent, found):
+    """Count the times that each instrument lacks between its rows; name the first rows after such a hole in `found`.
+
+    `before` (times + 1,) counts the times of the calendar, before each, that are not thin: only these count.
+    """
+    named = 0
+    for i in range(offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        if a == b:
+            continue
+        j = np.searchsorted(calendar, time[a])
+        for r in range(a + 1, b):
+            last = j
+            while calendar[j] < time[r]:
+                j += 1
+            missing = before[j] - before[last + 1]
+            if missing > 0:
+                absent[i] += missing
+                if named < found.size:
+                    found[named] = r
+                    named += 1
+
+
+@njit(cache=True, nogil=True)
+def spread_rows(time, offsets, calendar, thin, new_offsets, source, out_time):
+    """Write the rows of a panel in which instruments lack no time that is not thin between their rows.
+
+    `source` is the old row of each new one, -1 for a new one. `new_offsets` must come filled.
+    """
+    for i in range(offsets.size - 1):
+        a, b = offsets[i], offsets[i + 1]
+        if a == b:
+            continue
+        at = new_offsets[i]
+        j = np.searchsorted(calendar, time[a])
+        for r in range(a, b):
+            while calendar[j] < time[r]:
+                if not thin[j]:
+                    source[at] = -1
+                    out_time[at] = calendar[j]
+                    at += 1
+                j += 1
+            source[at] = r
+            out_time[at] = time[r]
+            at += 1
+            j += 1
 
 
 @njit(cache=True, nogil=True)

@@ -13,7 +13,7 @@ from pricepix.bars.times import TimeOptions
 class ReadOptions:
     """How to read bars, checked; see `Panel.from_table` for the meaning of each option.
 
-    `columns`, `name` and `null_values` apply only to tables.
+    `columns`, `name`, `null_values` and `gaps` apply only to tables.
     """
 
     on_bad: str = "raise"
@@ -24,11 +24,13 @@ class ReadOptions:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     name: str | None = None
     null_values: tuple[str, ...] = ()
+    gaps: str = "keep"
 
     def __post_init__(self) -> None:
         choice(self.on_bad, "on_bad", ("raise", "drop_bar", "keep"))
         choice(self.negative_prices, "negative_prices", ("error", "midpoint"))
         choice(self.adjust, "adjust", (None, "divide", "multiply"))
+        choice(self.gaps, "gaps", ("keep", "missing"))
 
     @property
     def midpoint(self) -> bool:

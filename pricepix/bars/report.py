@@ -30,6 +30,9 @@ NOTES: dict[str, str] = {
     "outside_range": "open or close lies outside low to high",
     "float32_input": "prices came as float32: 7 digits, so that up to 1 image in 12 may differ by a pixel",
     "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
+    "missing_return": "a price has no total return (an instrument's first one apart): labels use the price ratio",
+    "absent_bar": "an instrument has no row at a time between its first and last at which others have one",
+    "thin_time": "rows stand at times at which fewer than half of the instruments then alive have one",
 }
 
 # In the order of the bits of `pricepix.bars.kernels`.

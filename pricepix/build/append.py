@@ -27,6 +27,7 @@ from pricepix.store.format import Geometry, chunk_key, dump, encode_column
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import HISTORY
+from pricepix.windows.labels import ReturnRule
 
 _HISTORY_LENGTH: Final = 200
 
@@ -82,9 +83,10 @@ def append(
 
     Notes
     -----
-    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the last bar of
-    each period that the panel knows. If the store's last period was not over, its windows move to the
-    period's later bars.
+    Windows of the schedules ``"day"``, ``"week"``, ``"month"`` and ``"quarter"`` stand at the end of each period
+    that is known to be over, so they do not move as bars come. A holiday at the end of a period may be known as
+    one only when the next bar has come; its windows are then added with that bar, as a build from scratch has
+    them.
     """
     choice(on_revision, "on_revision", ON_REVISION)
     workers = whole_number_or_none(workers, "workers", 0, otherwise="None for all")
@@ -111,9 +113,8 @@ def _write(
     checks = _carried(old, geometry)
     slices = geometry.checksum_slices()
     size = old.objects.chunk_format.windows
-    writer = ChunkWriter(
-        where, geometry, change.windows, old.delay, old.attrs["label_price"], base=change.base, key=staged
-    )
+    rule = ReturnRule.from_attributes(old.attrs)
+    writer = ChunkWriter(where, geometry, change.windows, rule, base=change.base, key=staged)
 
     def draw(run: tuple[int, int]) -> int:
         checks[slices["images"]][run[0] : run[1]] = writer.write_images(*run)

@@ -13,8 +13,9 @@ from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.store.image_store import ImageStore
-from pricepix.windows.index import DROP_REASONS, WindowIndex
-from pricepix.windows.schedule import scheduled_times
+from pricepix.windows.index import DROP_REASONS, NoCandidatesError, WindowIndex
+from pricepix.windows.labels import ReturnRule
+from pricepix.windows.schedule import Periods, find_schedule
 
 ON_REVISION: Final = ("raise", "rebuild")
 _SHOWN: Final = 5
@@ -122,15 +123,17 @@ def _overlap(old: ImageStore, panel: Panel) -> _Overlap:
     length = np.diff(panel.offsets)
     short = rows > length
     ends = panel.offsets[:-1] + np.minimum(rows, length)
-    # A panel in which every instrument is cut in two, at the end of its old rows, tells the digests of both
-    # halves.
-    cuts = np.append(np.stack([panel.offsets[:-1], ends], axis=1).reshape(-1), panel.offsets[-1])
-    halves = Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
-    digest = halves.instrument_digests[::2]
+    digest = _halves(panel, ends).instrument_digests[::2]
     differs = np.zeros(panel.n_instruments, np.bool_)
     differs[code[known]] = (digest[code[known]] != old.objects.instrument_digest[known]).any(axis=1)
     removed = [name for name, place in zip(names, code.tolist(), strict=True) if place < 0]
     return _Overlap(code, ends, np.flatnonzero(differs | short).astype(np.int32), removed)
+
+
+def _halves(panel: Panel, ends: NDArray[np.int64]) -> Panel:
+    """Return a panel in which every instrument is cut in two, at the end of its old rows, without a copy."""
+    cuts = np.append(np.stack([panel.offsets[:-1], ends], axis=1).reshape(-1), panel.offsets[-1])
+    return Panel(panel.bars, cuts, np.repeat(panel.instruments, 2), panel.time, panel.tz, panel.fields)
 
 
 def _revision(old: ImageStore, panel: Panel, overlap: _Overlap) -> ValueError:
@@ -178,12 +181,13 @@ def _continued(
     last_old = int(panel.time[ends[had] - 1].max())
     if has_new.any() and int(panel.time[ends[has_new]].min()) <= last_old:
         return None
-    flags = scheduled_times(panel, schedule["every"])
-    in_periods = isinstance(schedule["every"], str) and len(flags)
-    if in_periods and not flags[np.searchsorted(panel.calendar, last_old)]:
-        return None  # the store's last period was not over: its windows move
-    new = _later_windows(old, panel, mask, schedule, flags, last_old)
+    begin = _first_open(panel, schedule, last_old)
+    if begin is None:
+        return None
+    new = _later_windows(old, panel, mask, schedule, begin)
     counts = dict(old.attrs["drop_counts"])
+    # Instruments of the period that was open are counted again, now that more of it is known.
+    were_open = counts.pop("period_open", 0)
     for name, count in new.counts.items():
         counts[name] = counts.get(name, 0) + count
     counts = {name: counts[name] for name in DROP_REASONS.values() if name in counts}
@@ -191,6 +195,10 @@ def _continued(
     reach = max(old.horizons, default=0) + old.delay
     labels_from = len(old)
     grown = had & has_new
+    if ReturnRule.from_attributes(old.attrs).delisting == "hold":
+        # Of instruments that ended, those whose exit is a bar of the market that had not come.
+        codes = panel.time_code[np.maximum(ends - 1, 0)]
+        grown |= had & (codes >= np.searchsorted(panel.calendar, last_old) - reach)
     if reach and grown.any():
         labels_from = _position(old, int(panel.time[np.maximum(first[grown], ends[grown] - reach)].min()))
     total = len(old) + len(new)
@@ -201,9 +209,31 @@ def _continued(
     index_chunk = base // INDEX_CHUNK
     base = index_chunk * INDEX_CHUNK
     windows = _joined(old, panel, overlap.code, index_chunk, new, counts, schedule)
-    candidates = int(old.attrs["candidates"]) + new.candidates
-    attributes = _attributes(old, windows, candidates, total)
+    candidates = int(old.attrs["candidates"]) - were_open + new.candidates
+    deaths = _deaths(old, windows, overlap.ends, len(old) - base, last_old)
+    attributes = _attributes(old, windows, candidates, total, deaths)
     return Change(attributes, windows, base, len(old), total, chunks, labels_from, overlap.codes)
+
+
+def _first_open(panel: Panel, schedule: Mapping[str, Any], last_old: int) -> int | None:
+    """Return the time from which on windows may be new, given that the store's last bar is at `last_old`.
+
+    That is the next bar or, in a schedule of periods, the beginning of the first period that was not over. None
+    if windows before it may have moved: bars came to a period that was over.
+    """
+    every, periods = schedule["every"], Periods.of(schedule.get("periods"))
+    now = find_schedule(panel, every, periods)
+    old_times = int(np.searchsorted(panel.calendar, last_old)) + 1
+    if not len(now.period):
+        return last_old + 1
+    before = find_schedule(panel, every, periods, times=old_times)
+    settled = before.open_period if before.open_period >= 0 else len(before.last_end)
+    if (before.last_end[:settled] != now.last_end[:settled]).any():
+        return None
+    if old_times < len(now.period) and now.period[old_times] < settled:
+        return None
+    first = int(np.searchsorted(now.period, settled))
+    return int(panel.calendar[first]) if first < len(now.period) else last_old + 1
 
 
 def _later_windows(
@@ -211,20 +241,18 @@ def _later_windows(
     panel: Panel,
     mask: NDArray[np.bool_] | None,
     schedule: Mapping[str, Any],
-    flags: NDArray[np.bool_],
-    last_old: int,
+    begin: int,
 ) -> WindowIndex:
-    """Find the windows that end after the store's last bar; `flags` are those of the schedule."""
+    """Find the windows that end at a time or later."""
     start, end = schedule["start"], schedule["end"]
-    begin = last_old + 1 if start is None else max(last_old + 1, panel.as_time(start))
-    chosen = panel.calendar >= begin
-    if len(flags):
-        chosen &= flags
-    if end is not None:
-        chosen &= panel.calendar <= panel.as_time(end, end=True)
-    if not chosen.any():
-        return WindowIndex(panel, old.spec, np.zeros(0, np.int64), np.zeros(0, np.int32), {}, schedule)
-    return _index(panel, old, schedule, mask, start=begin)
+    if start is not None:
+        begin = max(begin, panel.as_time(start))
+    if end is None or begin <= panel.as_time(end, end=True):
+        try:
+            return _index(panel, old, schedule, mask, start=begin)
+        except NoCandidatesError:
+            pass
+    return WindowIndex(panel, old.spec, np.zeros(0, np.int64), np.zeros(0, np.int32), {}, schedule)
 
 
 def _joined(
@@ -275,7 +303,8 @@ def _compared(
         chunks = np.union1d(chunks, more[more < form.chunks(total)])
         if len(touched):
             kept = min(kept, int(touched[0]) * unit)
-    attributes = _attributes(old, windows, windows.candidates, total)
+    deaths = ReturnRule.from_attributes(old.attrs).deaths(panel, windows, old.horizons)
+    attributes = _attributes(old, windows, windows.candidates, total, deaths)
     return Change(attributes, windows, 0, kept, total, chunks, 0, overlap.codes)
 
 
@@ -296,11 +325,35 @@ def _index(
         sample=schedule["sample"],
         seed=schedule["seed"] or 0,
         max_gap=schedule["max_gap_ns"],
+        periods=schedule.get("periods"),
     )
 
 
-def _attributes(old: ImageStore, windows: WindowIndex, candidates: int, total: int) -> dict[str, Any]:
-    return {
+def _deaths(
+    old: ImageStore, windows: WindowIndex, ends: NDArray[np.int64], n_old: int, last_old: int
+) -> dict[str, int]:
+    """Count the kept returns of instruments that ended, without a look at windows whose labels are settled.
+
+    The first `n_old` of `windows` are the store's: what they counted for when the panel's instruments had
+    their rows up to `ends`, and its last bar was at `last_old`, is replaced by what they count for now.
+    """
+    rule, panel = ReturnRule.from_attributes(old.attrs), windows.panel
+    now = rule.deaths(panel, windows, old.horizons)
+    if n_old == 0 or rule.delisting != "hold":
+        before = dict.fromkeys(now, 0)
+    else:
+        past = _halves(panel, ends)
+        past._cache["calendar"] = panel.calendar[: int(np.searchsorted(panel.calendar, last_old)) + 1]
+        seen = WindowIndex(past, old.spec, windows.row[:n_old], 2 * windows.instrument[:n_old], {}, {})
+        before = rule.deaths(past, seen, old.horizons)
+    counted = old.attrs.get("died_within_horizon", {})
+    return {h: counted.get(h, 0) - before[h] + now[h] for h in now}
+
+
+def _attributes(
+    old: ImageStore, windows: WindowIndex, candidates: int, total: int, deaths: Mapping[str, int]
+) -> dict[str, Any]:
+    found = {
         **{k: v for k, v in old.attrs.items() if k != "metadata_digest"},
         "panel_digest": windows.panel.digest,
         "windows": total,
@@ -309,6 +362,8 @@ def _attributes(old: ImageStore, windows: WindowIndex, candidates: int, total: i
         "drop_counts": dict(windows.counts),
         "schedule": dict(windows.schedule),
     }
+    # A store that was made before deaths were counted does not begin to count them.
+    return {**found, "died_within_horizon": dict(deaths)} if "died_within_horizon" in found else found
 
 
 def _chunks_from(old: ImageStore, window: int, total: int) -> NDArray[np.int64]:

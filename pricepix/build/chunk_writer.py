@@ -23,7 +23,7 @@ from pricepix.render.reasons import REASONS
 from pricepix.store.chunks import Content
 from pricepix.store.format import Geometry, encode_column
 from pricepix.windows.index import WindowIndex
-from pricepix.windows.labels import forward_returns
+from pricepix.windows.labels import ReturnRule
 
 # Objects that wait to be written, a worker: a disk needs no more to be busy, and more of them would scatter over
 # memory that the next chunk's compression wants in one piece; a far bucket takes its time.
@@ -45,8 +45,7 @@ class ChunkWriter:
     where: Location
     geometry: Geometry
     windows: WindowIndex
-    delay: int
-    label_price: str
+    rule: ReturnRule
     base: int = 0
     """Position in the store of the first of `windows`; nothing before it can be drawn."""
     key: Callable[[str], str] = _same
@@ -122,7 +121,7 @@ class ChunkWriter:
             # Labels carry more than is kept: of a whole chunk at once they would be most of a worker's memory.
             for i in range(0, len(part), _LABELS_AT_ONCE):
                 some = part[i : i + _LABELS_AT_ONCE]
-                label = forward_returns(some.panel, some, h, self.delay, self.label_price)
+                label = self.rule.returns(some.panel, some, h)
                 value[i : i + len(some)] = label.value
                 exit_time[i : i + len(some)] = label.exit_time
             stored += [encode_column(next(columns), v, compressed=compressed) for v in (value, exit_time)]

@@ -153,7 +153,7 @@ def _open_writer(where: Location, plan: Plan, spec: ImageSpec, token: str) -> Ch
         {name.removeprefix("field-"): values for name, values in fields.items()},
     )
     windows = WindowIndex(panel, spec, read("row"), read("instrument"), {}, {})
-    return ChunkWriter(where, plan.geometry, windows, plan.delay, plan.label_price)
+    return ChunkWriter(where, plan.geometry, windows, plan.rule)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from pricepix.images.lineage import Lineage
 from pricepix.location import Location, StoreLike
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
-from pricepix.windows.labels import NO_TIME
+from pricepix.windows.labels import NO_TIME, ReturnRule
 
 MONTH: Final = "Ret_month"
 KEPT: Final = ("MarketCap", "EWMA_vol", MONTH)
@@ -50,6 +50,7 @@ _SCHEDULE: Final = {
     "sample": None,
     "seed": None,
     "max_gap_ns": None,
+    "periods": None,
 }
 
 
@@ -280,8 +281,7 @@ def _finish(writer: StreamWriter, source: _Source, request: BuildRequest) -> Non
         drop_counts={"no_price": blank} if blank else {},
         schedule=_SCHEDULE,
         horizons=request.horizons,
-        delay=0,
-        label_price="total_return",
+        rule=ReturnRule(0, "total_return", "missing"),
         layout=request.layout,
         chunk=request.chunk,
         label_source={
@@ -357,9 +357,11 @@ def jkx_panel(store: ImageStore | str | os.PathLike[str]) -> Panel:
     """Return the monthly bars behind an imported store, for evaluating factors.
 
     Every window's date is a bar. Its total return is the Ret_month of the month before, so that the return
-    over a horizon of one bar is the Ret_month of the images' data set; it is missing where that is, where the
-    next month has no image, and in the month after such a gap, whose own price is not known. Prices are the
-    value of one unit invested at the first bar. `market_cap` is in units of money, not in thousands.
+    over a horizon of one bar is the Ret_month of the images' data set. Where the next month has no image, as
+    that of a stock that died has none, Ret_month is the return of a bar without prices in that month. Prices
+    are the value of one unit invested at the first bar; where a return is not known they begin a new scale,
+    which `adjustment_factor` numbers, so that nothing is computed across it. `market_cap` is in units of money,
+    not in thousands.
 
     Parameters
     ----------
@@ -369,7 +371,7 @@ def jkx_panel(store: ImageStore | str | os.PathLike[str]) -> Panel:
     Returns
     -------
     Panel
-        Fields total_return and, where the dataset has it, market_cap.
+        Fields total_return, adjustment_factor and, where the dataset has it, market_cap.
     """
     opened = store if isinstance(store, ImageStore) else open_store(store)
     labels = jkx_labels(opened)
@@ -382,21 +384,30 @@ def jkx_panel(store: ImageStore | str | os.PathLike[str]) -> Panel:
         {"instrument": opened.instruments.tolist(), "code": np.arange(len(opened.instruments))}
     )
     table = table.join(code, on="instrument", how="left").sort("code", "month")
-    follows = (pl.col("month") - pl.col("month").shift(1).over("code")) == 1
-    table = table.with_columns(
-        total_return=pl.when(follows)
-        .then(pl.col(MONTH).shift(1).over("code"))
-        .otherwise(None)
-        .cast(pl.Float64)
+    table = table.with_columns(pl.col(MONTH).cast(pl.Float64).fill_nan(None), image=pl.lit(True))
+    known = table.with_columns(after=pl.col("month").shift(-1).over("code")).filter(
+        pl.col(MONTH).is_not_null()
+        & (pl.col("month") + 1 < len(calendar))
+        & (pl.col("after").fill_null(-1) != pl.col("month") + 1)
     )
-    table = table.with_columns(pl.col("total_return").fill_nan(None))
-    level = (1 + pl.col("total_return").fill_null(0.0).clip(lower_bound=-0.999999)).cum_prod().over("code")
-    table = table.with_columns(level=level)
-    price = table["level"].to_numpy()
+    # What came of these is known, though the month after has no image.
+    ends = known.select("code", month=pl.col("month") + 1, total_return=MONTH, image=pl.lit(False))
+    ends = ends.join(month, on="month", how="left")
+    follows = (pl.col("month") - pl.col("month").shift(1).over("code")) == 1
+    before = pl.col(MONTH).shift(1).over("code")
+    table = table.with_columns(total_return=pl.when(follows).then(before))
+    table = pl.concat([table, ends], how="diagonal_relaxed").sort("code", "month")
+    step = 1 + pl.col("total_return").fill_null(0.0).clip(lower_bound=-0.999999)
+    scale = pl.col("total_return").is_null().cum_sum().over("code").cast(pl.Float64)
+    table = table.with_columns(level=step.cum_prod().over("code"), scale=scale)
+    price = table.select(pl.when("image").then("level").otherwise(np.nan).alias("price"))["price"].to_numpy()
     bars = np.ascontiguousarray(np.column_stack([price, price, price, price, np.full(len(price), np.nan)]))
     counts = np.bincount(table["code"].to_numpy(), minlength=len(opened.instruments))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    fields = {"total_return": np.ascontiguousarray(table["total_return"].fill_null(np.nan).to_numpy())}
+    fields = {
+        "total_return": np.ascontiguousarray(table["total_return"].fill_null(np.nan).to_numpy()),
+        "adjustment_factor": np.ascontiguousarray(table["scale"].to_numpy()),
+    }
     if "MarketCap" in table.columns:
         cap = table["MarketCap"].cast(pl.Float64).fill_null(np.nan).to_numpy() * 1000.0
         fields["market_cap"] = np.ascontiguousarray(cap)

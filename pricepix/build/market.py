@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -34,15 +35,15 @@ from pricepix.spec import ImageSpec
 from pricepix.store.chunks import parse_size
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
-from pricepix.windows.index import DROP_REASONS, WindowIndex, nothing_to_draw
-from pricepix.windows.labels import forward_returns
-from pricepix.windows.schedule import SCHEDULES, scheduled_times
+from pricepix.windows.index import DROP_REASONS, NoCandidatesError, WindowIndex, nothing_to_draw
+from pricepix.windows.labels import ReturnRule
+from pricepix.windows.schedule import SCHEDULES, Periods, Schedule, number_periods, period_schedule
 
 # Bytes a bar: of the panel while it is read, and besides of the windows and labels of a stretch.
 _PANEL_BYTES: Final = 80
 _WINDOW_BYTES: Final = 100
 # Rises when builds that were interrupted before must not be resumed: their windows or their state are different.
-_CHECKPOINT: Final = 2
+_CHECKPOINT: Final = 3
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def build_market_store(
         day = writer.state["day"]
         with with_resume_hint(where, lambda: market.days_until(day)):
             for part in _with_progress(market.stretches(day), market.day, where, progress):
-                market.write(writer, part, request.delay)
+                market.write(writer, part)
                 lock.check()
                 # Not a number of stretches: how long they are depends on memory and threads.
                 writer.state["day"] = part.stop
@@ -192,8 +193,8 @@ def build_market_store(
             drop_counts=counts,
             schedule=identity["schedule"],
             horizons=request.horizons,
-            delay=request.delay,
-            label_price="close",
+            rule=market.rule,
+            died_within_horizon={str(h): 0 for h in request.horizons},
             layout=request.layout,
             chunk=request.chunk,
         )
@@ -260,6 +261,7 @@ class _Market:
     spec: ImageSpec
     ahead: int
     """Bars that labels reach ahead."""
+    rule: ReturnRule
     budget: int
     reading: dict[str, Any]
     first: int | None
@@ -291,6 +293,8 @@ class _Market:
             cache.stock_range(reading.stocks),
             request.spec,
             max(request.horizons, default=0) + request.delay,
+            # A cache has prices only, which do not know what a holder of a delisted stock got.
+            ReturnRule(request.delay, "close", "missing"),
             budget,
             how,
             first,
@@ -300,6 +304,7 @@ class _Market:
                 "sample": windows.sample,
                 "seed": windows.seed,
                 "max_gap": windows.max_gap,
+                "periods": Periods.of(windows.periods),
                 "threads": request.thread_count,
             },
         )
@@ -337,7 +342,7 @@ class _Market:
 
     @property
     def tail(self) -> int:
-        """Days read after a stretch, at least the one that tells whether a week or month is over."""
+        """Days read after a stretch, at least the one that tells where a stock's last bar in a period is."""
         return max(1, -(-self.ahead // self.cache.intervals))
 
     @property
@@ -352,7 +357,7 @@ class _Market:
         days = range(self.day.start if begin is None else begin, self.day.stop, self.step)
         return [slice(a, min(self.day.stop, a + self.step)) for a in days]
 
-    def write(self, writer: StreamWriter, part: slice, delay: int) -> None:
+    def write(self, writer: StreamWriter, part: slice) -> None:
         """Draw and label the windows that end in a stretch of days."""
         wide = slice(max(self.day.start, part.start - self.lead), min(self.day.stop, part.stop + self.tail))
         first, stop = self.cache.bar_range(wide, self.stock, self.reading["no_trade"])
@@ -361,16 +366,20 @@ class _Market:
         panel = self.cache.panel(wide, self.stock, **self.reading)
         self._digest(writer.state["lanes"], panel, part, wide, first, stop)
         a, b = self._edges(part)
-        if a > b or not self._scheduled(panel, a, b):
+        if a > b:
             return
-        windows = WindowIndex.from_panel(panel, self.spec, start=a, end=b, **self.selection)
+        try:
+            selection = self.selection | {"every": self._schedule_in(panel)}
+            windows = WindowIndex.from_panel(panel, self.spec, start=a, end=b, **selection)
+        except NoCandidatesError:
+            return
         state = writer.state
         state["candidates"] += windows.candidates
         for name, count in windows.counts.items():
             state["counts"][name] = state["counts"].get(name, 0) + count
         values: list[NDArray[Any]] = [windows.instrument, windows.time]
         for h in writer.horizons:
-            label = forward_returns(panel, windows, h, delay)
+            label = self.rule.returns(panel, windows, h)
             values += [label.value, label.exit_time]
 
         def draw(first: int, last: int) -> NDArray[np.uint8]:
@@ -388,12 +397,35 @@ class _Market:
         a, b = int(stamps[0]), int(stamps[-1])
         return max(a, a if self.first is None else self.first), min(b, b if self.last is None else self.last)
 
-    def _scheduled(self, panel: Panel, a: int, b: int) -> bool:
-        """Whether any time of the schedule lies between two times."""
-        calendar = panel.calendar
-        inside = (calendar >= a) & (calendar <= b)
-        scheduled = scheduled_times(panel, self.selection["every"])
-        return bool((inside & scheduled).any() if len(scheduled) else inside.any())
+    def _schedule_in(self, panel: Panel) -> str | Schedule:
+        """Return the schedule of all days in the panel of a stretch."""
+        if self.selection["every"] == "bar":
+            return "bar"
+        calendar, whole = self._whole_schedule
+        place = np.searchsorted(calendar, panel.calendar)
+        # Ends of periods that the stretch does not reach have no place in it.
+        ends = calendar[whole.last_end]
+        last_end = np.searchsorted(panel.calendar, ends)
+        inside = panel.calendar[np.minimum(last_end, len(panel.calendar) - 1)] == ends
+        return Schedule(
+            whole.end[place], whole.period[place], np.where(inside, last_end, -1), whole.open_period
+        )
+
+    @cached_property
+    def _whole_schedule(self) -> tuple[NDArray[np.int64], Schedule]:
+        """The calendar of all days and its schedule, from the stocks' first and last bars alone."""
+        first, stop = self.cache.bar_range(self.day, self.stock, self.reading["no_trade"])
+        first, stop = first[stop > first], stop[stop > first]
+        stamps, tz = self.cache.times(self.day)
+        stamps = np.asarray(stamps).reshape(-1)
+        rows = _covering(first, stop, len(stamps))
+        # Bars of the calendar before each bar of the days.
+        place = np.concatenate([[0], np.cumsum(rows > 0)])
+        calendar, rows = stamps[rows > 0], rows[rows > 0]
+        every, periods = self.selection["every"], self.selection["periods"]
+        period = number_periods(calendar, tz, every)
+        instruments = _covering(period[place[first]], period[place[stop] - 1] + 1, int(period[-1]) + 1)
+        return calendar, period_schedule(calendar, tz, every, period, rows, instruments, periods)
 
     def lanes(self) -> NDArray[np.uint64]:
         """What the digest of each stock starts from."""
@@ -462,4 +494,11 @@ class _Market:
             "sample": None if self.selection["sample"] is None else share,
             "seed": self.selection["seed"] if share < 1.0 else None,
             "max_gap_ns": None if gap is None else duration_ns(gap, "max_gap"),
+            "periods": None if self.selection["every"] == "bar" else self.selection["periods"].to_dict(),
         }
+
+
+def _covering(first: NDArray[np.integer], stop: NDArray[np.integer], n: int) -> NDArray[np.int64]:
+    """How many of some ranges hold each of the first n whole numbers."""
+    begin, end = (np.bincount(edge, minlength=n + 1) for edge in (first, stop))
+    return np.cumsum(begin - end)[:n]

@@ -14,6 +14,7 @@ from pricepix.build.target import check_resumable
 from pricepix.location import BUILD, Location
 from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import Geometry
+from pricepix.windows.labels import ReturnRule
 
 KEY: Final = f"{BUILD}/plan.json"
 DONE: Final = f"{BUILD}/done"
@@ -53,6 +54,7 @@ class Plan:
     horizons: tuple[int, ...]
     delay: int
     label_price: str
+    delisting: str
     partition: int
     """Image chunks a partition, a multiple of those a shard."""
 
@@ -61,6 +63,11 @@ class Plan:
         """The arrays of the store."""
         form = ChunkFormat(self.layout, self.height, self.width, self.chunk, shard=self.shard)
         return Geometry(form, self.windows, self.instruments, self.horizons)
+
+    @property
+    def rule(self) -> ReturnRule:
+        """How forward returns are computed."""
+        return ReturnRule(self.delay, self.label_price, self.delisting)
 
     def tasks(self) -> Iterator[Task]:
         """Yield all the work."""

@@ -12,6 +12,7 @@ from pricepix._checks import horizons as checked_horizons
 from pricepix.images.chunking import default_chunk
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat
+from pricepix.windows.schedule import Periods
 
 MODES: Final = ("create", "resume", "overwrite")
 
@@ -44,7 +45,7 @@ class WindowChoice:
 
     Parameters
     ----------
-    every, start, end, sample, seed, max_gap
+    every, start, end, sample, seed, max_gap, periods
         As in ``WindowIndex.from_panel``.
     """
 
@@ -54,6 +55,7 @@ class WindowChoice:
     sample: float | None = None
     seed: int = 0
     max_gap: Any = None
+    periods: Periods | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from pricepix.location import BUILD, Location
 from pricepix.store.format import ROOT
@@ -82,6 +82,10 @@ def clear_location(where: Location) -> None:
     where.delete_all(keep=LOCK)
 
 
+# What stores mean by attributes that they do not name.
+_UNNAMED: Final = {"shard": 0, "delisting": "missing"}
+
+
 def check_finished(name: str, found: Mapping[str, Any], expected: Mapping[str, Any], advice: str) -> None:
     """Refuse to return a finished store that this call would have built differently.
 
@@ -99,8 +103,7 @@ def check_finished(name: str, found: Mapping[str, Any], expected: Mapping[str, A
     differences = [
         f"{key} is {value} here, {there} there"
         for key, value in expected.items()
-        # Stores without shards do not name them.
-        if (there := found.get(key, 0 if key == "shard" else None)) != value
+        if (there := found.get(key, _UNNAMED.get(key))) != value
     ]
     if differences:
         raise ValueError(

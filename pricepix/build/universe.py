@@ -38,7 +38,8 @@ from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import StoreObjects
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
-from pricepix.windows.labels import label_price
+from pricepix.windows.labels import ReturnRule
+from pricepix.windows.schedule import Periods
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -55,12 +56,14 @@ def render_universe(
     mode: str = "create",
     *,
     price: str = "auto",
+    delisting: str = "auto",
     start: Any = None,
     end: Any = None,
     mask: NDArray[np.bool_] | None = None,
     sample: float | None = None,
     seed: int = 0,
     max_gap: Any = None,
+    periods: Periods | Mapping[str, Any] | None = None,
     chunk: int | None = None,
     shard: int | str | None = None,
     workers: int | None = None,
@@ -83,7 +86,7 @@ def render_universe(
         Horizons, in bars, of the forward returns to keep.
     delay : int
         Bars from a window's last bar to the entry of its forward returns.
-    every, start, end, mask, sample, seed, max_gap
+    every, start, end, mask, sample, seed, max_gap, periods
         Which windows to draw: see ``WindowIndex.from_panel``.
     layout : {"uint8", "bits"}
         One byte a pixel, which every Zarr reader opens as what it is, or one bit a pixel before compression:
@@ -94,6 +97,10 @@ def render_universe(
         ``overwrite`` replaces a pricepix store.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
+    delisting : {"auto", "hold", "missing"}
+        The forward returns of instruments whose bars end within the horizon: see ``forward_returns``. By default
+        they are kept where the panel brings total returns, and missing where it has only prices. The store's
+        attribute ``died_within_horizon`` counts those that are kept.
     chunk : int, optional
         Windows a chunk; by default what makes 16 MB before compression in layout ``uint8`` (4096 of 64x60)
         and 8 MB in ``bits`` (16384).
@@ -145,15 +152,16 @@ def render_universe(
         sample=sample,
         seed=seed,
         max_gap=max_gap,
+        periods=periods,
         threads=request.threads,
     )
-    price = label_price(panel, price)
-    made = lineage(panel, windows, request.horizons, request.delay, price, layout, request.chunk)
+    rule = ReturnRule.of(panel, request.delay, price, delisting)
+    made = lineage(panel, windows, request.horizons, rule, layout, request.chunk)
     if where is None:
-        return _in_memory(windows, store_attributes(made), request.threads)
+        return _in_memory(windows, rule, store_attributes(made), request.threads)
     workforce = _Workforce(request.thread_count if workers is None else workers, client, progress)
     shard_windows = _shard_windows(shard, windows, request.form())
-    plan = _plan(request, price, windows, shard_windows, workforce.at_once)
+    plan = _plan(request, rule, windows, shard_windows, workforce.at_once)
     with WriteLock(where) as lock:
         check_location(where, mode)
         attributes = store_attributes(made, shard_windows)
@@ -220,7 +228,7 @@ def _shard_windows(shard: int | str | None, windows: WindowIndex, form: ChunkFor
     return -(-int(shard) // form.windows) * form.windows
 
 
-def _plan(request: BuildRequest, price: str, windows: WindowIndex, shard: int, at_once: int) -> Plan:
+def _plan(request: BuildRequest, rule: ReturnRule, windows: WindowIndex, shard: int, at_once: int) -> Plan:
     form = request.form(shard)
     return Plan(
         panel_digest=windows.panel.digest,
@@ -234,8 +242,9 @@ def _plan(request: BuildRequest, price: str, windows: WindowIndex, shard: int, a
         windows=len(windows),
         instruments=windows.panel.n_instruments,
         horizons=request.horizons,
-        delay=request.delay,
-        label_price=price,
+        delay=rule.delay,
+        label_price=rule.price,
+        delisting=rule.delisting,
         partition=partition_chunks(form, len(windows), at_once),
     )
 
@@ -255,6 +264,7 @@ def _start_build(where: Location, plan: Plan, attributes: Mapping[str, Any], mod
             "horizons",
             "delay",
             "label_price",
+            "delisting",
         )
         expected = {name: getattr(plan, name) for name in (*decisive, "windows")}
         expected["horizons"] = list(plan.horizons)
@@ -297,7 +307,7 @@ def _run_plan(where: Location, plan: Plan, windows: WindowIndex, workforce: _Wor
 
             finished: Iterable[Task] = run_on_cluster(workforce.client, where, plan, windows, left)
         else:
-            writer = ChunkWriter(where, plan.geometry, windows, plan.delay, plan.label_price)
+            writer = ChunkWriter(where, plan.geometry, windows, plan.rule)
             finished = run_local(writer, left, workforce.workers)
         for task in finished:
             bar.update(windows_of(task))
@@ -325,7 +335,9 @@ def _checksums(plan: Plan, where: Location) -> NDArray[np.uint32]:
     return found
 
 
-def _in_memory(windows: WindowIndex, attributes: dict[str, Any], threads: int | None) -> ImageStore:
+def _in_memory(
+    windows: WindowIndex, rule: ReturnRule, attributes: dict[str, Any], threads: int | None
+) -> ImageStore:
     """Render into one array whose slices are the chunks of a Zarr group in memory."""
     panel, n = windows.panel, len(windows)
     form = ChunkFormat(attributes["layout"], *windows.spec.shape, attributes["chunk"], compressed=False)
@@ -352,7 +364,7 @@ def _in_memory(windows: WindowIndex, attributes: dict[str, Any], threads: int | 
             parts[i] = form.pack(bits[i * form.windows : (i + 1) * form.windows])
     for i in range(count):
         keys[chunk_key("images", i)] = cpu.Buffer.from_array_like(parts[i])
-    writer = ChunkWriter(where, geometry, windows, attributes["delay"], attributes["label_price"])
+    writer = ChunkWriter(where, geometry, windows, rule)
     for i in range(geometry.index_chunks):
         writer.write_index(i)
     where.put(chunk_key("instruments", 0), encode_strings(panel.instruments, compressed=False))

@@ -14,7 +14,7 @@ from pricepix.bars.panel import Panel
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.images.image_set import ImageSet
 from pricepix.images.rows import panel_rows
-from pricepix.windows.labels import forward_returns
+from pricepix.windows.labels import ReturnRule
 
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
@@ -153,7 +153,9 @@ def _compare_returns(group: zarr.Group, names: NDArray[np.str_], panel: Panel) -
     time, code, value = (np.asarray(labels[name][:]) for name in ("time", "instrument", "value"))
     row = panel_rows(panel, names, code, time)
     shared = np.flatnonzero(row >= 0)
-    found = forward_returns(panel, row[shared], label["horizon"], label["delay"], label["price"]).value
+    # Returns of instruments that ended change when one trades again, which is no different bar.
+    rule = ReturnRule(int(label["delay"]), str(label["price"]), "missing")
+    found = rule.returns(panel, row[shared], int(label["horizon"])).value
     known = ~np.isnan(found)
     shared, found = shared[known], found[known].astype(np.float64)
     kept = value[shared].astype(np.float64)

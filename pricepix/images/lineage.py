@@ -10,6 +10,7 @@ from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex
+from pricepix.windows.labels import ReturnRule
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Lineage:
     drop_counts: Mapping[str, int]
     schedule: Mapping[str, Any]
     horizons: Sequence[int]
-    delay: int
-    label_price: str
+    rule: ReturnRule
     layout: str
     chunk: int
+    died_within_horizon: Mapping[str, int] = field(default_factory=dict)
+    """Forward returns, by horizon, of instruments that ended within it."""
     label_source: Mapping[str, Any] = field(default_factory=dict)
     """More attributes, for labels that were not computed from the panel."""
 
@@ -47,8 +49,10 @@ class Lineage:
             "schedule": dict(self.schedule),
             "horizons": list(self.horizons),
             **self.label_source,
-            "delay": self.delay,
-            "label_price": self.label_price,
+            "delay": self.rule.delay,
+            "label_price": self.rule.price,
+            "delisting": self.rule.delisting,
+            "died_within_horizon": dict(self.died_within_horizon),
             "layout": self.layout,
             "chunk": self.chunk,
             "tz": self.tz,
@@ -59,8 +63,7 @@ def lineage(
     panel: Panel,
     windows: WindowIndex,
     horizons: tuple[int, ...],
-    delay: int,
-    price: str,
+    rule: ReturnRule,
     layout: str,
     chunk: int,
 ) -> dict[str, Any]:
@@ -75,9 +78,9 @@ def lineage(
         drop_counts=windows.counts,
         schedule=windows.schedule,
         horizons=horizons,
-        delay=delay,
-        label_price=price,
+        rule=rule,
         layout=layout,
         chunk=chunk,
+        died_within_horizon=rule.deaths(panel, windows, horizons),
     )
     return made.attributes()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import bars, whole_number_or_none
 from pricepix._checks import horizons as checked_horizons
+from pricepix._checks import whole_number_or_none
 from pricepix.bars.panel import Panel
 from pricepix.images.augment import Augment, Augmenter
 from pricepix.images.batches import Batch, DirectReader, EpochReader
@@ -25,7 +25,8 @@ from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 from pricepix.windows.index import WindowIndex, find_windows, windows_digest
-from pricepix.windows.labels import ForwardReturn, forward_returns, label_price
+from pricepix.windows.labels import ForwardReturn, ReturnRule
+from pricepix.windows.schedule import Periods
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +56,12 @@ class PanelImages(ImageSet):
         Horizons, in bars, of the forward returns.
     delay : int
         Bars from a window's last bar to the entry of its forward returns.
-    every, start, end, mask, sample, seed, max_gap
+    every, start, end, mask, sample, seed, max_gap, periods
         Which windows to draw: see ``WindowIndex.from_panel``.
     price : {"auto", "close", "total_return"}
         What forward returns are computed from: see ``forward_returns``.
+    delisting : {"auto", "hold", "missing"}
+        The forward returns of instruments whose bars end within the horizon: see ``forward_returns``.
     threads : int, optional
         Threads to find the windows with, and to draw large reads; all by default.
 
@@ -92,39 +95,40 @@ class PanelImages(ImageSet):
         delay: int = 0,
         every: str | int = "bar",
         price: str = "auto",
+        delisting: str = "auto",
         start: Any = None,
         end: Any = None,
         mask: NDArray[np.bool_] | None = None,
         sample: float | None = None,
         seed: int = 0,
         max_gap: Any = None,
+        periods: Periods | Mapping[str, Any] | None = None,
         threads: int | None = None,
     ) -> None:
         spec = ImageSpec.of(spec)
         threads = whole_number_or_none(threads, "threads", 1, otherwise="None for all")
         horizons = checked_horizons(horizons)
-        delay = bars(delay, "delay", 0)
         panel = Panel.of(panel)
+        rule = ReturnRule.of(panel, delay, price, delisting)
         windows = find_windows(
             panel, spec, every, start=start, end=end, mask=mask, sample=sample, seed=seed, max_gap=max_gap,
-            threads=threads,
+            periods=periods, threads=threads,
         )  # fmt: skip
-        self._take(panel, windows, horizons, delay, label_price(panel, price), threads)
+        self._take(panel, windows, horizons, rule, threads)
 
     def _take(
         self,
         panel: Panel,
         windows: WindowIndex,
         horizons: tuple[int, ...],
-        delay: int,
-        price: str,
+        rule: ReturnRule,
         threads: int | None,
     ) -> None:
         self.panel: Panel = panel
         self.windows = windows
         """The windows, in the order of the images."""
         self.spec, self.horizons = windows.spec, horizons
-        self._delay, self._price, self._threads = delay, price, threads
+        self._rule, self._threads = rule, threads
         self._labels: dict[int, ForwardReturn] = {}
         self._renderers: dict[torch.device, CudaRenderer] = {}
         self._shared_table: SharedArrays | None = None
@@ -143,7 +147,7 @@ class PanelImages(ImageSet):
             )
         rest = (
             panel.tz, panel.digest, self.spec.to_dict(), dict(windows.counts), dict(windows.schedule),
-            self.horizons, self._delay, self._price, self._threads,
+            self.horizons, tuple(self._rule), self._threads,
         )  # fmt: skip
         # Made here at the latest: every process that unpickles this would make one of its own.
         self._batch_renderer  # noqa: B018
@@ -162,9 +166,7 @@ class PanelImages(ImageSet):
     @cached_property
     def attrs(self) -> dict[str, Any]:
         """What the images are made from, as in the attributes of a store."""
-        found = lineage(
-            self.panel, self.windows, self.horizons, self._delay, self._price, "drawn", self.chunk
-        )
+        found = lineage(self.panel, self.windows, self.horizons, self._rule, "drawn", self.chunk)
         return {**found, "panel_digest": self.panel.digest}
 
     @cached_property
@@ -173,7 +175,7 @@ class PanelImages(ImageSet):
         text = repr(
             [
                 *(self.spec.digest, self.panel.digest, windows_digest(self.windows)),
-                *(self.horizons, self._delay, self._price),
+                *(self.horizons, *self._rule),
             ]
         )
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -181,7 +183,7 @@ class PanelImages(ImageSet):
     @property
     def delay(self) -> int:
         """Bars between a window's last bar and the entry of its forward returns."""
-        return self._delay
+        return self._rule.delay
 
     @property
     def tz(self) -> str | None:
@@ -225,9 +227,7 @@ class PanelImages(ImageSet):
     def _label(self, horizon: int) -> ForwardReturn:
         self._known_horizon(horizon)
         if horizon not in self._labels:
-            self._labels[horizon] = forward_returns(
-                self.panel, self.windows, horizon, self._delay, self._price
-            )
+            self._labels[horizon] = self._rule.returns(self.panel, self.windows, horizon)
         return self._labels[horizon]
 
     def read_into(self, positions: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -431,7 +431,7 @@ class DeviceReader(DirectReader):
 def _restore(
     bars: SharedArrays, index: SharedArrays, table: SharedArrays | None, rest: tuple[Any, ...]
 ) -> PanelImages:
-    tz, digest, spec, counts, schedule, horizons, delay, price, threads = rest
+    tz, digest, spec, counts, schedule, horizons, rule, threads = rest
     fields = {name.removeprefix(_FIELD): bars[name] for name in bars if name.startswith(_FIELD)}
     panel = Panel(bars["bars"], bars["offsets"], bars["instruments"], bars["time"], tz, fields)
     panel._cache.update({"digest": digest, "shared": bars})
@@ -439,6 +439,6 @@ def _restore(
         panel, ImageSpec.from_dict(spec), index["row"], index["instrument"], counts, schedule
     )
     images = PanelImages.__new__(PanelImages)
-    images._take(panel, windows, horizons, delay, price, threads)
+    images._take(panel, windows, horizons, ReturnRule(*rule), threads)
     images.__dict__["_shared"], images._shared_table = index, table
     return images

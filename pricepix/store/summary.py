@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from pricepix.bars.times import to_series
@@ -22,6 +25,7 @@ def summary(store: ImageStore) -> str:
         "instruments": f"{len(store.instruments):,}",
         "dropped": ", ".join(f"{name} {count:,}" for name, count in attrs["drop_counts"].items()) or "none",
         "horizons": f"{horizons} bars, delay {store.delay}, on {attrs['label_price']}",
+        "delistings": _delistings(attrs),
         "created by": attrs["created_by"],
         "format": f"version {attrs['format_version']}",
         "spec digest": attrs["spec_digest"],
@@ -36,3 +40,11 @@ def summary(store: ImageStore) -> str:
         up = f"{(known > 0).mean():.1%} up" if len(known) else "none known"
         rows[f"ret_{h}"] = f"{len(known):,} known, {len(returns) - len(known):,} missing, {up}"
     return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
+
+
+def _delistings(attrs: Mapping[str, Any]) -> str:
+    """Say what the returns are of instruments that end within a horizon."""
+    if attrs.get("delisting", "missing") == "missing":
+        return "returns of instruments that end within a horizon are missing"
+    counts = ", ".join(f"{h} bars {count:,}" for h, count in attrs["died_within_horizon"].items()) or "none"
+    return f"held in cash to the horizon: {counts}"

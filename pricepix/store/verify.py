@@ -25,7 +25,7 @@ from pricepix.store import kernels
 from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import ROOT, chunk_key
 from pricepix.store.objects import HISTORY, StoreObjects
-from pricepix.windows.labels import forward_returns
+from pricepix.windows.labels import ReturnRule
 
 DEPTHS: Final = ("metadata", "checksums", "render")
 
@@ -330,10 +330,11 @@ class _Check:
         self, panel: Panel, part: NDArray[np.int64], row: NDArray[np.int64], labels: Mapping[int, Any]
     ) -> list[str]:
         """Compare the forward returns of the same windows, (returns, exit times) by horizon in `labels`."""
-        attrs, chunk = self.store.attrs, int(part[0]) // self.store.chunk_format.windows
+        rule = ReturnRule.from_attributes(self.store.attrs)
+        chunk = int(part[0]) // self.store.chunk_format.windows
         problems = []
         for h, (returns, exits) in labels.items():
-            label = forward_returns(panel, row, h, int(attrs["delay"]), attrs["label_price"])
+            label = rule.returns(panel, row, h)
             same = np.array_equal(label.value, returns[part], equal_nan=True)
             if not same or not np.array_equal(label.exit_time, exits[part]):
                 problems.append(

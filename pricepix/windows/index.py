@@ -18,7 +18,7 @@ from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 from pricepix.windows import kernels
-from pricepix.windows.schedule import scheduled_times
+from pricepix.windows.schedule import Periods, Schedule, find_schedule
 
 DROP_REASONS: Final = {
     kernels.TOO_SHORT: "too_short",
@@ -27,9 +27,15 @@ DROP_REASONS: Final = {
     kernels.SAMPLED_OUT: "sampled_out",
     kernels.GAP: "gap",
     kernels.MISSING_BARS: "missing_bars",
+    kernels.PERIOD_OPEN: "period_open",
+    kernels.ABSENT_AT_END: "absent_at_end",
     **{code: name for code, name in REASONS.items() if code},
 }
 _BLOCK_ROWS: Final = 1 << 17
+
+
+class NoCandidatesError(ValueError):
+    """No bar of a panel may end a window by the schedule, start and end that were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +75,7 @@ class WindowIndex:
         cls,
         panel: Any,
         spec: ImageSpec | str | Mapping[str, Any],
-        every: str | int = "bar",
+        every: str | int | Schedule = "bar",
         *,
         start: Any = None,
         end: Any = None,
@@ -77,6 +83,7 @@ class WindowIndex:
         sample: float | None = None,
         seed: int = 0,
         max_gap: Any = None,
+        periods: Periods | Mapping[str, Any] | None = None,
         threads: int | None = None,
     ) -> WindowIndex:
         """Find the windows of a panel that can be drawn.
@@ -87,10 +94,11 @@ class WindowIndex:
         spec : ImageSpec, str or dict
             What is to be drawn, or the name of a preset.
         every : {"bar", "day", "week", "month", "quarter"} or int
-            Which bars may end a window: all; those at the last time of the panel's calendar in each day, week
-            (Monday to Sunday), month or quarter of its time zone; or every n-th time of the calendar. Times
-            are those of the whole universe, so that windows stand in cross-sections; an instrument without a
-            bar at that time has no window there.
+            Which bars may end a window: all; those at the end of each day, week (Monday to Sunday), month or
+            quarter of the panel's time zone (see `periods`); or every n-th time of the calendar. Times are
+            those of the whole universe, so that windows stand in cross-sections: an instrument without a bar
+            at the end of a period in which it has bars has no window there, and is counted as
+            ``absent_at_end``. Builds that read a market in stretches give the `Schedule` of a stretch.
         start, end : str, date, datetime or int, optional
             First and last time (inclusive) at which a window may end. A date as `end` includes the whole day.
         mask : numpy.ndarray, bool (rows,), optional
@@ -104,6 +112,10 @@ class WindowIndex:
         max_gap : str, timedelta or int, optional
             No window may hold two neighbouring bars further apart than this, e.g. ``"10d"``. An int counts
             nanoseconds.
+        periods : Periods or mapping, optional
+            How the end of a day, week, month or quarter is found: by default the last time at which at least
+            half of the instruments with a bar in the period have one. A last period that is not known to be over has
+            no window; its instruments are counted as ``period_open``.
         threads : int, optional
             As in ``render_panel``.
 
@@ -115,8 +127,8 @@ class WindowIndex:
         Raises
         ------
         ValueError
-            If an argument cannot be understood, or no bar lies in the time asked for. A universe in which no
-            window survives gives an empty index, whose ``counts`` say why.
+            If an argument cannot be understood, or no bar lies in the time asked for (`NoCandidatesError`).
+            A universe in which no window survives gives an empty index, whose ``counts`` say why.
         """
         spec = ImageSpec.of(spec)
         panel = Panel.of(panel)
@@ -135,21 +147,23 @@ class WindowIndex:
                     "each panel row"
                 )
         gap = -1 if max_gap is None else duration_ns(max_gap, "max_gap")
-        scheduled = scheduled_times(panel, every)
+        periods = Periods.of(periods)
+        chosen = every if isinstance(every, Schedule) else find_schedule(panel, every, periods)
         seeds = np.zeros(panel.n_instruments, np.uint64)
         if share < 1.0:
             seeds = _instrument_seeds(panel.instruments, seed)
         reason = np.empty(len(panel), np.uint8)
         time_code = panel.time_code
         kernels.classify_rows(
-            panel.bars, panel.time, panel.offsets, scheduled, time_code, first_time, last_time, spec.lookback,
+            panel.bars, panel.time, panel.offsets, chosen.end, chosen.period, chosen.last_end,
+            chosen.open_period, time_code, first_time, last_time, spec.lookback,
             spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
             -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback), reason,
         )  # fmt: skip
         _drop_undrawable(panel, spec, reason, threads)
         found = np.bincount(reason, minlength=256)
         if found[kernels.NO_CANDIDATE] == len(panel):
-            raise ValueError(
+            raise NoCandidatesError(
                 f"no bar lies between start={start!r} and end={end!r} on the schedule every={every!r}: the "
                 f"panel covers {panel.stamp(panel.time.min())} to {panel.stamp(panel.time.max())}"
             )
@@ -160,13 +174,14 @@ class WindowIndex:
         kernels.order_by_time(reason, panel.offsets, time_code, ends, row, instrument)
         counts = {name: int(found[code]) for code, name in DROP_REASONS.items() if found[code]}
         schedule = {
-            "every": every if isinstance(every, str) else int(every),
+            "every": every if isinstance(every, str | Schedule) else int(every),
             "start": None if start is None else panel.stamp(first_time),
             "end": None if end is None else panel.stamp(last_time),
             "mask": None if mask is None else _digest(np.packbits(eligible).tobytes()).hex(),
             "sample": None if sample is None else share,
             "seed": seed if share < 1.0 else None,
             "max_gap_ns": None if max_gap is None else gap,
+            "periods": periods.to_dict() if len(chosen.period) else None,
         }
         return cls(panel, spec, row, instrument, counts, schedule)
 
@@ -242,6 +257,8 @@ def nothing_to_draw(candidates: int, counts: Mapping[str, int], max_gap: Any, ma
         "sampled_out": "a larger sample",
         "gap": f"a longer max_gap than {max_gap!r}{unit}",
         "missing_bars": "a larger max_missing",
+        "period_open": "periods={'complete': True} (if the last period is over)",
+        "absent_at_end": "a smaller share in periods=",
     }
     by_count = sorted(counts, key=lambda reason: -counts[reason])
     ways = list(dict.fromkeys(remedies.get(reason, "other dates") for reason in by_count))

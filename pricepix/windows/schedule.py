@@ -2,31 +2,257 @@
 
 from __future__ import annotations
 
-from typing import Final
+import functools
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, whole_number
+from pricepix._checks import choice, fraction, optional_module, whole_number
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
+from pricepix.windows import kernels
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
 
-_PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
+_LENGTHS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
+
+# Weekdays are read off a calendar of two weeks or more; in a shorter one Monday to Friday are expected too.
+_SHORT_CALENDAR: Final = 10
+_MONDAY_TO_FRIDAY: Final = (0, 1, 2, 3, 4)
+# The longest period, and the longest holidays of an exchange after it.
+_DAYS_AHEAD: Final = 120
 
 
-def scheduled_times(panel: Panel, every: str | int) -> NDArray[np.bool_]:
-    """One flag a time of the calendar, or nothing for all of them."""
+@dataclass(frozen=True)
+class Periods:
+    """How the ends of days, weeks, months and quarters are found in a panel.
+
+    Parameters
+    ----------
+    share : float
+        A period ends at its last time at which at least this share of the instruments with a row in the period
+        have one; if there is no such time, at the last of those at which most have one. So a stray row of one
+        instrument does not move the end of all.
+    exchange : str, optional
+        Name of a calendar of the package exchange_calendars (``"XNYS"``), which tells when the last period is
+        over. Without it, the panel's own weekdays tell: those on which it has at least half as many dates as on
+        its most frequent one. A holiday at the end of a period then delays its end until the next one begins.
+    complete : bool
+        Whether the panel's last period is over whatever the calendar says, as in a data set that is finished.
+
+    Notes
+    -----
+    The last period is over if a later date begins the next one: once the panel's last date is the period's last
+    trading day, and its time of day is not earlier than that at which the panel's days usually end. Where
+    each period has one time, as weekly bars have for weeks, that is its end.
+    """
+
+    share: float = 0.5
+    exchange: str | None = None
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", fraction(self.share, "share"))
+        if not isinstance(self.complete, bool | np.bool_):
+            raise TypeError(f"complete={self.complete!r}: give True or False")
+        if self.exchange is not None and not isinstance(self.exchange, str):
+            raise TypeError(f"exchange={self.exchange!r}: give the name of a calendar, such as 'XNYS'")
+
+    @classmethod
+    def of(cls, periods: Periods | Mapping[str, Any] | None) -> Periods:
+        """Return periods as they are, or from a mapping of their parameters; None gives the defaults."""
+        if isinstance(periods, cls):
+            return periods
+        try:
+            return cls(**(periods or {}))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TypeError(
+                f"periods={periods!r}: give Periods(share=..., exchange=..., complete=...), or a mapping of these "
+                f"({error})"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the parameters as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The times of a calendar at which windows may end."""
+
+    end: NDArray[np.bool_]
+    """bool (times,): whether windows may end at a time; empty if they may at all."""
+    period: NDArray[np.int32]
+    """int32 (times,): the number of each time's period, ascending; empty if the schedule has no periods."""
+    last_end: NDArray[np.int64]
+    """int64 (periods,): position in the calendar of each period's end."""
+    open_period: int = -1
+    """Number of the last period if it is not known to be over: no window ends in it. Else -1."""
+
+
+def find_schedule(
+    panel: Panel, every: str | int, periods: Periods = Periods(), *, times: int | None = None
+) -> Schedule:
+    """Return the times of a panel's calendar at which windows may end.
+
+    Parameters
+    ----------
+    panel : Panel
+    every : {"bar", "day", "week", "month", "quarter"} or int
+        See ``WindowIndex.from_panel``.
+    periods : Periods
+    times : int, optional
+        Only the first times of the calendar, as if the panel ended there; all by default.
+    """
+    n = len(panel.calendar) if times is None else times
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.int64)
     if every == "bar":
-        return np.zeros(0, np.bool_)
-    calendar = panel.calendar
-    if isinstance(every, str):
-        choice(every, "every", SCHEDULES, "a number of bars")
-        # By the clock on the wall: a zone may skip midnight, at which a zoned day would have to begin.
-        wall = to_series(calendar, panel.tz).dt.replace_time_zone(None)
-        period = wall.dt.truncate(_PERIODS[every])
-        changes = (period.slice(1) != period.slice(0, len(period) - 1)).to_numpy()
-        return np.append(changes, True)
-    step = whole_number(every, "every", 1, unit="bars", otherwise=f"one of {', '.join(map(repr, SCHEDULES))}")
-    return np.arange(1, len(calendar) + 1) % min(step, len(calendar) + 1) == 0
+        return Schedule(np.zeros(0, np.bool_), *nothing)
+    if not isinstance(every, str):
+        step = whole_number(
+            every, "every", 1, unit="bars", otherwise=f"one of {', '.join(map(repr, SCHEDULES))}"
+        )
+        return Schedule(np.arange(1, n + 1) % min(step, n + 1) == 0, *nothing)
+    choice(every, "every", SCHEDULES, "a number of bars")
+    calendar = panel.calendar[:n]
+    period = number_periods(calendar, panel.tz, every)
+    rows = np.zeros(n, np.int64)
+    instruments = np.zeros(int(period[-1]) + 1 if n else 0, np.int64)
+    kernels.count_by_period(panel.time_code, panel.offsets, period, rows, instruments)
+    return period_schedule(calendar, panel.tz, every, period, rows, instruments, periods)
+
+
+def period_schedule(
+    calendar: NDArray[np.int64],
+    tz: str | None,
+    every: str,
+    period: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    instruments: NDArray[np.int64],
+    periods: Periods,
+) -> Schedule:
+    """Return the ends of a calendar's periods.
+
+    Parameters
+    ----------
+    calendar, tz
+        Times, ascending, and their zone.
+    every : {"day", "week", "month", "quarter"}
+    period : numpy.ndarray, int32 (times,)
+        Of `number_periods`.
+    rows : numpy.ndarray, int64 (times,)
+        Instruments with a row at each time.
+    instruments : numpy.ndarray, int64 (periods,)
+        Instruments with a row in each period.
+    periods : Periods
+    """
+    shared = rows >= periods.share * instruments[period]
+    last_end = last_shared_times(period, rows, shared)
+    end = np.zeros(len(calendar), np.bool_)
+    end[last_end] = True
+    open_period = -1
+    if len(calendar) and not last_period_is_over(calendar, tz, every, periods, shared):
+        open_period = int(period[-1])
+        end[last_end[-1]] = False
+    return Schedule(end, period, last_end, open_period)
+
+
+def number_periods(calendar: NDArray[np.int64], tz: str | None, every: str) -> NDArray[np.int32]:
+    """Return the number of the day, week, month or quarter in which each time lies, ascending from 0."""
+    # By the clock on the wall: a zone may skip midnight, at which a zoned day would have to begin.
+    start = to_series(calendar, tz).dt.replace_time_zone(None).dt.truncate(_LENGTHS[every])
+    changes = (start.slice(1) != start.slice(0, max(len(start) - 1, 0))).to_numpy()
+    return np.concatenate([[0], np.cumsum(changes)]).astype(np.int32)[: len(calendar)]
+
+
+def last_shared_times(
+    period: NDArray[np.int32], rows: NDArray[np.int64], shared: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the position of each period's end, int64 (periods,).
+
+    Parameters
+    ----------
+    period : numpy.ndarray, int32 (times,)
+        Of `number_periods`.
+    rows : numpy.ndarray, int64 (times,)
+        Instruments with a row at each time.
+    shared : numpy.ndarray, bool (times,)
+        Whether enough of a period's instruments have a row at a time. A period without such a time ends at the
+        last of those at which most have one.
+    """
+    if not len(period):
+        return np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.diff(period, prepend=-1))
+    most = np.maximum.reduceat(rows, starts)[period]
+    any_shared = np.logical_or.reduceat(shared, starts)[period]
+    candidate = np.where(any_shared, shared, rows == most)
+    return np.maximum.reduceat(np.where(candidate, np.arange(len(period)), -1), starts)
+
+
+def last_period_is_over(
+    calendar: NDArray[np.int64], tz: str | None, every: str, periods: Periods, shared: NDArray[np.bool_]
+) -> bool:
+    """Return whether the period of a calendar's last time is known to be over; see `Periods`.
+
+    `shared`, bool (times,), tells at which times enough instruments have a row: only these show on which
+    weekdays a market trades.
+    """
+    period = number_periods(calendar, tz, every)
+    if periods.complete or (period[-1] >= 2 and len(period) == period[-1] + 1):
+        return True
+    wall = to_series(calendar, tz).dt.replace_time_zone(None).to_physical().to_numpy()
+    day = wall // DAY_NS
+    today = int(day[-1])
+    if every == "day":
+        last_day = today
+    elif periods.exchange is not None:
+        sessions = _sessions(periods.exchange, today)
+        inside = sessions[_same_period(sessions, today, every)]
+        last_day = int(inside[-1]) if len(inside) else today
+    else:
+        ahead = np.arange(today, today + _DAYS_AHEAD)
+        ahead = ahead[_same_period(ahead, today, every)]
+        # Days from now on suffice: if none of them is traded on, the last one has been.
+        ahead = ahead[np.isin((ahead + 3) % 7, _weekdays(day[shared]))]
+        last_day = int(ahead[-1]) if len(ahead) else today - 1
+    if today != last_day:
+        return today > last_day
+    ends = np.append(day[1:] != day[:-1], True)
+    clock, count = np.unique((wall % DAY_NS)[ends], return_counts=True)
+    return bool(wall[-1] % DAY_NS >= clock[count.argmax()])
+
+
+def _same_period(days: NDArray[np.int64], today: int, every: str) -> NDArray[np.bool_]:
+    """Whether days, counted from 1970, lie in the period of `today`."""
+    start = to_series(np.append(days, today) * DAY_NS, None).dt.truncate(_LENGTHS[every])
+    return np.asarray((start == start[-1]).to_numpy()[:-1])
+
+
+def _weekdays(day: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Weekdays, 0 for Monday, on which a market trades, by its days counted from 1970 (a Thursday)."""
+    days = np.unique(day)
+    count = np.bincount((days + 3) % 7, minlength=7)
+    own = np.flatnonzero(2 * count >= max(int(count.max()), 1))
+    return np.union1d(own, _MONDAY_TO_FRIDAY) if len(days) < _SHORT_CALENDAR else own
+
+
+@functools.lru_cache(maxsize=8)
+def _sessions(exchange: str, today: int) -> NDArray[np.int64]:
+    """Days from one on at which an exchange is open, counted from 1970."""
+    calendars = optional_module("exchange_calendars", "calendars", "exchange=")
+    first, last = (str(np.datetime64(today + n, "D")) for n in (-_DAYS_AHEAD, _DAYS_AHEAD))
+    # That package's use of deprecated parts of pandas is between the two.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            sessions = calendars.get_calendar(exchange, start=first, end=last).sessions
+        except (calendars.errors.InvalidCalendarName, ValueError) as error:
+            raise ValueError(
+                f"exchange={exchange!r}: the package exchange_calendars has no such calendar from {first} to "
+                f"{last} ({error}); give another name, such as 'XNYS', or leave it out"
+            ) from error
+    return np.asarray(sessions.to_numpy().astype("datetime64[D]").astype(np.int64))

@@ -58,6 +58,7 @@ class Data(Section):
     on_bad: Literal["raise", "drop_bar", "keep"] = "raise"
     negative_prices: Literal["error", "midpoint"] = "error"
     adjust: Literal["multiply", "divide"] | None = None
+    gaps: Literal["keep", "missing"] = "keep"
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -127,7 +128,9 @@ class Store(Section):
     sample: float | None = None
     seed: int = 0
     max_gap: str | None = None
+    periods: dict[str, Any] | None = None
     price: Literal["auto", "close", "total_return"] = "auto"
+    delisting: Literal["auto", "hold", "missing"] = "auto"
     layout: Literal["uint8", "bits"] = "uint8"
     chunk: int | None = None
     shard: int | str | None = None
@@ -222,6 +225,10 @@ class Config(Section):
             return self
         if store.price == "total_return":
             raise ValueError("store.price: a market_cache has no total returns; leave it out")
+        if store.delisting == "hold":
+            raise ValueError(
+                "store.delisting: a market_cache does not know what a holder of a delisted stock got; leave it out"
+            )
         if not isinstance(store.every, str) or isinstance(store.shard, str):
             raise ValueError(
                 "a market_cache is read a stretch of days at a time: give store.every as bar, day, week, month "

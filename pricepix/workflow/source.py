@@ -101,7 +101,7 @@ class MarketSource:
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 
-        given = store.arguments("path", "workers", "price")
+        given = store.arguments("path", "workers", "price", "delisting")
 
         def taken(kind: type) -> Any:
             """Return an option object of the keys that belong to it."""

@@ -122,12 +122,14 @@ class Redraw:
             "delay": store.delay,
             "every": schedule["every"] if every is None else every,
             "price": store.attrs["label_price"],
+            "delisting": store.attrs.get("delisting", "missing"),
             "start": first,
             "end": last,
             "mask": mask,
             "sample": schedule.get("sample"),
             "seed": schedule.get("seed") or 0,
             "max_gap": schedule.get("max_gap_ns"),
+            "periods": schedule.get("periods"),
         }
         try:
             if isinstance(store, PanelImages):
