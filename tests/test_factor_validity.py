@@ -74,6 +74,21 @@ def test_a_missing_return_beside_a_known_price_is_bridged_and_counted(tmp_path):
     found = evaluate(cache, panel, horizon=2, **{**OPTIONS, "quantiles": 2})
     assert found.figures["data"]["returns_bridged_by_price"] == 1
     assert [n for n in found.notes if "1 total return is missing beside a known price" in n]
+    known = Market.of(panel, panel.instruments).forward(np.arange(80), 2)
+    assert known[38:41, 0] == pytest.approx(close[40:43, 0] / close[38:41, 0] - 1)
+    # Where the adjustment changes in between, the return is not known, and neither is any across it.
+    factor = np.ones(close.shape)
+    factor[40:, 0] = 2.0
+    panel = pp.Panel.from_arrays(
+        close, close, close, close, total_return=step, adjustment_factor=factor, instruments=list("ABCDEF"),
+        progress=False,
+    )  # fmt: skip
+    broken = Market.of(panel, panel.instruments).forward(np.arange(80), 2)
+    assert np.flatnonzero(np.isnan(broken[:78, 0])).tolist() == [38, 39]
+    assert not np.isnan(broken[:78, 1:]).any()
+    found = evaluate(tmp_path / "f.zarr", panel, horizon=2, **{**OPTIONS, "quantiles": 2})
+    assert found.figures["data"]["returns_not_bridged"] == 1
+    assert [n for n in found.notes if "beside a price of another adjustment factor" in n]
 
 
 # ----------------------------------------------------------------------------------------- delistings
@@ -176,7 +191,7 @@ def test_prices_alone_hold_no_return_of_a_death(deadly, tmp_path):
     assert found.figures["data"]["delisting"] == "missing"
     assert [n for n in found.notes if "delisting='missing'" in n]
     with pytest.raises(
-        ValueError, match="delisting='drop' is not known: choose one of None, 'hold', 'missing'"
+        ValueError, match="delisting='drop' is not known: choose one of None, 'auto', 'hold', 'missing'"
     ):
         evaluate(tmp_path / "f.zarr", prices, delisting="drop", **OPTIONS)
 

@@ -45,7 +45,7 @@ def evaluate(
     untradable: str = "exclude",
     max_wait: int = 5,
     price: str = "auto",
-    delisting: Literal["hold", "missing"] | None = None,
+    delisting: Literal["auto", "hold", "missing"] | None = None,
     delays: int | Sequence[int] = (0, 1, 2, 3, 4, 5),
     horizons: int | Sequence[int] | None = None,
     baselines: str | Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
@@ -92,7 +92,7 @@ def evaluate(
         Bars that ``"delay"`` waits.
     price : {"auto", "close", "total_return"}
         What returns are computed from: see ``forward_returns``.
-    delisting : {"hold", "missing"}, optional
+    delisting : {"auto", "hold", "missing"}, optional
         The forward return of an instrument whose rows end, before the market's do, within the horizon.
         ``"hold"``: to its last level, if its return at the end is known, which then stays in cash until the
         horizon, as portfolios value it. ``"missing"``: none. By default ``"hold"`` where returns are computed from

@@ -152,6 +152,7 @@ class Evaluator:
             "returns_longer_than_horizon": int(
                 (scored & self.market.longer(self.position, self.settings.horizon, self.settings.delay)).sum()
             ),
+            "returns_not_bridged": self._count_breaks(within),
             "delisting": self.market.delisting,
             "died_within_horizon": int((scored & dies).sum()),
             "died_without_return": int((scored & dies & ~known).sum()),
@@ -172,6 +173,10 @@ class Evaluator:
             "bars_per_year": self.settings.per_year,
             "return_price": self.market.price,
         }
+
+    def _count_breaks(self, within: slice) -> int:
+        breaks = self.market.breaks
+        return 0 if breaks is None else int((breaks[within.stop - 1] - breaks[within.start]).sum())
 
     def statistics(self) -> tuple[Figures, Figures]:
         """Return information coefficients, classification and calibration, and their series by date."""

@@ -67,7 +67,7 @@ class Portfolios:
         """The first rebalancing at which all cohorts are held; the last one if they never are.
 
         Until then each new cohort is a larger part of the portfolio, whose turnover and costs are those of its
-        start: 46% more over 250 bars with 60 cohorts.
+        start: 61% more for random scores over 250 bars with 60 cohorts.
         """
         return min(self.cohorts, len(self.entry)) - 1
 

@@ -51,6 +51,12 @@ class Market:
     """Bars with a close and a volume (a volume that is missing counts as traded), short of the limits."""
     bridged: NDArray[np.int64]
     """int64 (bars,): total returns that are missing beside a known price, for which the price stands in."""
+    breaks: NDArray[np.int32] | None = None
+    """int32 (bars, instruments): such returns so far that the price cannot stand in for; None if there are none.
+
+    The adjustment factor is not the same at both prices. Portfolios pass over such a bar, returns across it are
+    not known.
+    """
 
     @classmethod
     def of(
@@ -66,9 +72,10 @@ class Market:
         """
         names = np.asarray(instruments, np.str_)
         price = label_price(panel, price)
-        choice(delisting, "delisting", (None, *DELISTING))
-        if delisting is None:
+        choice(delisting, "delisting", (None, "auto", *DELISTING))
+        if delisting in (None, "auto"):
             delisting = "hold" if price == "total_return" else "missing"
+        assert delisting is not None
         calendar, code = panel.calendar, panel.time_code
         row = np.full((len(calendar), len(names)), -1, np.int64)
         for j, name in enumerate(names):
@@ -79,12 +86,13 @@ class Market:
         close = np.where(there, panel.bars[:, 3][safe], np.nan)
         close[~(close > 0)] = np.nan
         volume = panel.bars[:, 4][safe]
-        bridged = np.zeros(len(calendar), np.int64)
+        bridged, breaks = np.zeros(len(calendar), np.int64), None
         if price == "close":
             level = _carried(close)
         else:
             step = np.where(there, panel.fields["total_return"][safe], np.nan)
-            level, bridged = _return_levels(close, step)
+            field = panel.fields.get("adjustment_factor")
+            level, bridged, breaks = _return_levels(close, step, None if field is None else field[safe])
         traded = there & ~np.isnan(close) & ~(volume == 0)
 
         def flag(field: str) -> NDArray[np.bool_]:
@@ -94,7 +102,7 @@ class Market:
 
         tradable = Tradable(traded & ~flag("up_limit"), traded & ~flag("down_limit"))
         index = np.array([panel.index_of(str(name)) for name in names], np.int32)
-        return cls(panel, names, index, calendar, row, price, delisting, level, tradable, bridged)
+        return cls(panel, names, index, calendar, row, price, delisting, level, tradable, bridged, breaks)
 
     @cached_property
     def last_bar(self) -> NDArray[np.int64]:
@@ -118,7 +126,7 @@ class Market:
     @property
     def without_level(self) -> NDArray[np.bool_]:
         """bool (instruments,): those whose value is never known, such as names without any total return."""
-        return np.asarray(np.isnan(self.level).all(axis=0), np.bool_)
+        return np.asarray(np.isnan(self.level).all(axis=0))
 
     def cap(self) -> NDArray[np.float64] | None:
         """Market capitalisation, float64 (bars, instruments), or None where the panel has none."""
@@ -135,10 +143,12 @@ class Market:
         the return to the last level, which then stays in cash until the market's bar `horizon` bars on.
         """
         span = self._span(position, horizon, delay)
-        held = span.ends | (span.dies if self.delisting == "hold" else False)
+        held = span.ends | span.dies if self.delisting == "hold" else span.ends.copy()
         column = np.arange(len(self.code))
         with np.errstate(invalid="ignore", divide="ignore"):
             value = self.level[span.leave, column] / self.level[span.enter, column] - 1.0
+        if self.breaks is not None:
+            held &= self.breaks[span.leave, column] == self.breaks[span.enter, column]
         # A move and its reversal compound to 1 but for rounding, which is not a rise.
         value[np.abs(value) < _ROUNDING] = 0.0
         return np.where(held & span.known & np.isfinite(value), value, np.nan)
@@ -179,11 +189,10 @@ class Market:
 
     def _is_known(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the value at some rows of the panel is known, not only carried over from before."""
+        priced = np.asarray(self.panel.bars[row, 3] > 0)
         if self.price == "close":
-            return self.panel.bars[row, 3] > 0
-        # An instrument's first bar never has a return.
-        first = row == self.panel.offsets[self.code]
-        return np.asarray(first | ~np.isnan(self.panel.fields["total_return"][row]))
+            return priced
+        return priced | ~np.isnan(self.panel.fields["total_return"][row])
 
 
 class _Span(NamedTuple):
@@ -200,30 +209,56 @@ class _Span(NamedTuple):
     """Whether its rows end first, before those of the market do; it then leaves at its last."""
 
 
-def _return_levels(
-    close: NDArray[np.float64], step: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Compound total returns from the first price on; return the levels and the returns bridged by bar.
+class _Levels(NamedTuple):
+    level: NDArray[np.float64]
+    bridged: NDArray[np.int64]
+    """int64 (bars,): returns that were bridged."""
+    breaks: NDArray[np.int32] | None
+    """int32 (bars, instruments): how many returns before it could be neither known nor bridged, if any."""
 
-    A return that is missing where the price is known is the price's own change since its last bar. Without a
-    price, too, the level stays: the next return is quoted against the last price that exists.
+
+def _return_levels(
+    close: NDArray[np.float64], step: NDArray[np.float64], factor: NDArray[np.float64] | None
+) -> _Levels:
+    """Compound total returns from the first price on.
+
+    A return that is missing where the price is known is the price's own change since its last bar, over the
+    returns known in between, provided that the adjustment factor of both is the same. Without a price, too, the
+    level stays: the next return is quoted against the last price that exists.
     """
     begun = np.maximum.accumulate(~np.isnan(close), axis=0)
     # The return of an instrument's first bar reaches back before it.
     first = begun & ~np.vstack([np.zeros((1, close.shape[1]), bool), begun[:-1]])
     compounded = begun & ~first
-    missing = compounded & np.isnan(step) & ~np.isnan(close)
-    before = np.vstack([np.full((1, close.shape[1]), np.nan), _carried(close)[:-1]])
+    unknown = (compounded & ~np.isnan(close)).any(axis=0) & ~(compounded & ~np.isnan(step)).any(axis=0)
     growth = np.where(compounded & ~np.isnan(step), 1.0 + step, 1.0)
-    growth[missing] = (close / before)[missing]
+    bar, column = np.nonzero(compounded & np.isnan(step) & ~np.isnan(close) & ~unknown)
+    breaks = None
+    if len(bar):
+        # Few instruments miss any: only for theirs is the last price looked up, which takes three more grids.
+        some, place = np.unique(column, return_inverse=True)
+        last = _last_known(close[:, some])[bar - 1, place]
+        since = np.cumprod(growth[:, some], axis=0)
+        ratio = close[bar, column] / close[last, column] / (since[bar - 1, place] / since[last, place])
+        same = np.ones(len(bar), bool) if factor is None else factor[bar, column] == factor[last, column]
+        growth[bar[same], column[same]] = ratio[same]
+        if not same.all():
+            breaks = np.zeros(close.shape, np.int32)
+            breaks[bar[~same], column[~same]] = 1
+            np.cumsum(breaks, axis=0, out=breaks)
+        bar = bar[same]
     level = np.asarray(np.cumprod(growth, axis=0), np.float64)
     level[~begun] = np.nan
-    unknown = (compounded & ~np.isnan(close)).any(axis=0) & ~(compounded & ~np.isnan(step)).any(axis=0)
     level[:, unknown] = np.nan
-    return level, (missing & ~unknown).sum(axis=1)
+    return _Levels(level, np.bincount(bar, minlength=len(close)), breaks)
+
+
+def _last_known(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the position of the last value that is not NaN, at each place of each column; 0 where there is none."""
+    last = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+    return np.asarray(np.maximum.accumulate(last, axis=0))
 
 
 def _carried(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace NaN by the last value above it."""
-    last = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
-    return np.take_along_axis(values, np.maximum.accumulate(last, axis=0), 0)
+    return np.take_along_axis(values, _last_known(values), 0)

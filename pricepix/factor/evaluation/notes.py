@@ -41,6 +41,7 @@ def evaluation_notes(
         )
     notes += _few_dates(figures)
     notes += _returns(evaluator, figures["data"])
+    notes += _breaks(figures["data"])
     notes += _deaths(evaluator, figures)
     notes += _calendar(figures)
     notes += _holes(figures["data"])
@@ -111,6 +112,14 @@ def _calendar(figures: dict[str, Any]) -> Iterator[str]:
         yield (
             f"few of the instruments then alive have a bar at {thin:,} of the panel's bars (thin_bars): no week, month "
             "or quarter ends there"
+        )
+
+
+def _breaks(data: dict[str, Any]) -> Iterator[str]:
+    if breaks := data["returns_not_bridged"]:
+        yield (
+            f"{breaks:,} total returns are missing beside a price of another adjustment factor than the last one: "
+            "returns across them are not known, and portfolios take 0% there"
         )
 
 
