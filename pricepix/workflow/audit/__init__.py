@@ -1,4 +1,4 @@
-"""The audit: does anything in a panel, its images, labels or scores know what came later?"""
+"""The audit: a search for anything in a panel, its images, labels and scores that knows what came later."""
 
 from pricepix.workflow.audit.audit import audit
 from pricepix.workflow.audit.report import Audit, Check
