@@ -522,7 +522,7 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
 
     Prints a table of the checks: dates, result, what each cannot see. Exit code 1 if one found a leak.
     """
-    from pricepix.workflow.audit.audit import audit as run
+    from pricepix.workflow.audit import audit as run
 
     found = run(_panel(table_path, table, options["progress"]), store, **options)
     click.echo(str(found))

@@ -15,7 +15,7 @@ from pricepix.windows.index import WindowIndex
 from pricepix.windows.labels import forward_returns
 from pricepix.workflow.audit.association import associate, date_ranks
 from pricepix.workflow.audit.flags import check_flags, forward_change
-from pricepix.workflow.audit.survivors import check_survivors
+from pricepix.workflow.audit.survivors import _at_most, check_survivors
 from pricepix.workflow.audit.table_fields import check_fields
 
 
@@ -325,6 +325,11 @@ def test_ranks_by_date_are_those_of_scipy():
         own = time == t
         expected[own] = (stats.rankdata(values[own]) - 0.5) / own.sum() - 0.5
     np.testing.assert_allclose(date_ranks(values, time), expected, atol=1e-15)
+
+
+def test_chances_of_few_ends_are_poissons():
+    for n, mean in ((0, 0.0), (0, 5.0), (3, 5.2), (40, 30.0), (1500, 2000.0), (2500, 2000.0)):
+        assert _at_most(n, mean) == pytest.approx(stats.poisson.cdf(n, mean), abs=1e-12)
 
 
 def test_p_values_are_those_of_students_t():

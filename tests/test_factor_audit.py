@@ -216,6 +216,10 @@ def test_what_does_not_belong_together(panel, store, tmp_path):
         audit(panel, store, date="1999-01-01", progress=False)
     with pytest.raises(ValueError, match="pass mask= if and only if"):
         audit(panel, store, mask=np.ones(len(panel), bool), progress=False)
+    with pytest.raises(ValueError, match="delisting_rate=2: give the share of names"):
+        audit(panel, store, delisting_rate=2, progress=False)
+    with pytest.raises(ValueError, match="date is empty"):
+        audit(panel, store, date=[], progress=False)
     shorter = pp.render_universe(panel, "jkx5", None, horizons=(5,), every="week", progress=False)
     with pytest.raises(ValueError, match="holds the scores of images of digest"):
         audit(panel, shorter, cache, model=ink, progress=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp
+from math import exp, lgamma, log
 from typing import Final
 
 import numpy as np
@@ -78,11 +78,5 @@ def _at_most(n: int, mean: float) -> float:
     """Chance that a Poisson variable is `n` or less."""
     if mean <= 0:
         return 1.0
-    term = total = 1.0
-    for k in range(1, n + 1):
-        term *= mean / k
-        total += term
-        if total > 1e200:
-            # Far in the upper part of any distribution that could be judged by it.
-            return 1.0
-    return min(1.0, total * exp(-mean))
+    # In logarithms: powers of a large mean exceed a float64.
+    return min(1.0, sum(exp(k * log(mean) - mean - lgamma(k + 1)) for k in range(n + 1)))

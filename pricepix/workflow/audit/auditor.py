@@ -87,8 +87,14 @@ def audit(
     Raises
     ------
     ValueError
-        Panel, store, cache and model do not belong together, or no window stands at or before a date.
+        Panel, store, cache and model do not belong together, no window stands at or before a date, or
+        `delisting_rate` is not a share.
     """
+    if delisting_rate is not None and not 0 <= delisting_rate < 1:
+        raise ValueError(
+            f"delisting_rate={delisting_rate!r}: give the share of names that end each year, at least 0 and below 1, "
+            "or None where nothing ends"
+        )
     panel = Panel.of(panel)
     store = open_images(store)
     if cache is not None and not isinstance(cache, FactorCache):
