@@ -46,7 +46,14 @@ METADATA_BYTES: Final = 8 << 20
 # obstore waits 30 s for an answer and asks again for 3 minutes; a server that never answers is given up after 30 s.
 _CLIENT_LIMITS: Final = {"timeout": "15s", "connect_timeout": "5s"}
 _RETRY_LIMITS: Final = {"max_retries": 5, "retry_timeout": timedelta(seconds=25)}
-_CLIENT_PREFIX: Final = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "az": "AZURE_", "abfs": "AZURE_", "abfss": "AZURE_"}
+_CLIENT_PREFIX: Final = {
+    "s3": "AWS_",
+    "s3a": "AWS_",
+    "gs": "GOOGLE_",
+    "az": "AZURE_",
+    "abfs": "AZURE_",
+    "abfss": "AZURE_",
+}
 _CLIENT_OPTIONS: Final = (
     "allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate", "user_agent",
     "pool_idle_timeout", "timeout", "connect_timeout",
@@ -525,7 +532,8 @@ _YAML_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _check_nodes(text: str, max_nodes: int) -> None:
     """Raise ValueError if a document is too deep or too large, from its events: they cost no more than its text."""
-    total, sizes = 0, {}
+    total = 0
+    sizes: dict[str, int] = {}
     # The anchor of each collection that is open, and the values in it so far.
     opened: list[list[Any]] = []
     for event in yaml.parse(text, _YAML_LOADER):
@@ -551,7 +559,9 @@ def _check_nodes(text: str, max_nodes: int) -> None:
             opened[-1][1] += size
             total = max(entry[1] for entry in opened)
         if total > max_nodes:
-            raise ValueError(f"it has more than {max_nodes:,} values once its aliases are expanded (max_nodes)")
+            raise ValueError(
+                f"it has more than {max_nodes:,} values once its aliases are expanded (max_nodes)"
+            )
 
 
 @contextmanager

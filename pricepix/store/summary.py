@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pricepix._checks import printable
 from pricepix.bars.times import to_series
 from pricepix.store.image_store import ImageStore
 
@@ -21,8 +22,8 @@ def summary(store: ImageStore) -> str:
         "spec": ", ".join(f"{name}={value}" for name, value in attrs["spec"].items()),
         "instruments": f"{len(store.instruments):,}",
         "dropped": ", ".join(f"{name} {count:,}" for name, count in attrs["drop_counts"].items()) or "none",
-        "horizons": f"{horizons} bars, delay {store.delay}, on {attrs['label_price']}",
-        "created by": attrs["created_by"],
+        "horizons": f"{horizons} bars, delay {store.delay}, on {attrs.get('label_price')}",
+        "created by": attrs.get("created_by"),
         "format": f"version {attrs['format_version']}",
         "spec digest": attrs["spec_digest"],
         "panel digest": attrs["panel_digest"],
@@ -35,4 +36,5 @@ def summary(store: ImageStore) -> str:
         known = returns[~np.isnan(returns)]
         up = f"{(known > 0).mean():.1%} up" if len(known) else "none known"
         rows[f"ret_{h}"] = f"{len(known):,} known, {len(returns) - len(known):,} missing, {up}"
-    return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
+    # Attributes and horizons are out of a file: none may write lines of its own, or talk to the terminal.
+    return "\n".join(f"{name:>13}  {printable(str(value), '')}" for name, value in rows.items())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pricepix._checks import printable
 from pricepix.bars.columns import BOOL_FIELDS
 from pricepix.bars.panel import Panel
 from pricepix.build.universe import render_universe
@@ -350,4 +351,5 @@ def _count_changed(store: ImageSet, later: ImageSet | None, first: int) -> int:
 
 def _count(wrong: NDArray[np.bool_], names: NDArray[np.str_], time: NDArray[np.int64], panel: Panel) -> str:
     first = int(np.flatnonzero(wrong)[0])
-    return f"{int(wrong.sum()):,} of {len(wrong):,} (the first {names[first]} at {panel.stamp(time[first])})"
+    name = printable(str(names[first]), "")
+    return f"{int(wrong.sum()):,} of {len(wrong):,} (the first {name} at {panel.stamp(time[first])})"
