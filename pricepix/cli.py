@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import click
 
+from pricepix._checks import printable
 from pricepix._version import __version__
 
-CLEAN_ERRORS: Final = (ValueError, TypeError, KeyError, OSError, ImportError)
+CLEAN_ERRORS: Final = (ValueError, TypeError, KeyError, OSError, ImportError, MemoryError)
 Command = Callable[..., Any]
 
 
@@ -29,12 +31,18 @@ class Group(click.Group):
             raise
         except CLEAN_ERRORS as error:
             if ctx.params.get("traceback"):
-                raise
+                _echo(traceback.format_exc(), err=True)
+                sys.exit(1)
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            raise click.ClickException(str(text)) from error
+            raise click.ClickException(printable(str(text))) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
+
+
+def _echo(text: Any, err: bool = False) -> None:
+    """Print a line or several; names out of files cannot command the terminal."""
+    click.echo(printable(str(text)), err=err)
 
 
 # ---- values
@@ -196,14 +204,14 @@ def _panel(source: str, table: Mapping[str, Any], progress: bool = True, *, repo
 
     found = Panel.from_table(source, progress=progress, **table)
     if report:
-        click.echo(str(found.report), err=True)
+        _echo(str(found.report), err=True)
     return found
 
 
 def _describe(store: Any) -> None:
     from pricepix.store.summary import summary
 
-    click.echo(summary(store))
+    _echo(summary(store))
 
 
 @click.group(
@@ -319,7 +327,7 @@ def preview(store: str, path: str, **options: Any) -> None:
     """Write a contact sheet of STORE to the PNG file PATH."""
     from pricepix.preview import contact_sheet
 
-    click.echo(contact_sheet(store, path, **options))
+    _echo(contact_sheet(store, path, **options))
 
 
 @main.command()
@@ -337,7 +345,7 @@ def verify(store: str, panel: str | None, table: dict[str, Any], **options: Any)
 
     bars = _panel(panel, table) if panel else None
     report = open_store(store).verify(bars, **options)
-    click.echo(str(report))
+    _echo(str(report))
     sys.exit(report.exit_code)
 
 
@@ -346,11 +354,11 @@ def presets() -> None:
     """List the image presets."""
     from pricepix.spec import ImageSpec
 
-    click.echo(f"{'preset':9} {'size':>8} {'lookback':>8}  style")
+    _echo(f"{'preset':9} {'size':>8} {'lookback':>8}  style")
     for name, spec in ImageSpec.presets().items():
         drawn = [f"MA {n}" for n in spec.ma] + (["volume"] if spec.volume else [])
         size = f"{spec.height}x{spec.width}"
-        click.echo(f"{name:9} {size:>8} {spec.lookback:>8}  {spec.style}: {', '.join(['OHLC', *drawn])}")
+        _echo(f"{name:9} {size:>8} {spec.lookback:>8}  {spec.style}: {', '.join(['OHLC', *drawn])}")
 
 
 @main.command("import-jkx")
@@ -438,10 +446,10 @@ def train(
     found = fit(images, **options, **settings)
     if not is_first_rank():
         return
-    click.echo(f"run       {found.out}")
+    _echo(f"run       {found.out}")
     for fold in found.folds:
         metrics = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in fold.test.items()]
-        click.echo(f"fold      {fold.fold.name}: {', '.join(metrics) or 'no test part'}")
+        _echo(f"fold      {fold.fold.name}: {', '.join(metrics) or 'no test part'}")
 
 
 @main.command()
@@ -466,7 +474,7 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
     from pricepix.factor import score as run
 
     bars = _panel(panel, {}) if panel else None
-    click.echo(repr(run(store, model, location, panel=bars, **options)))
+    _echo(repr(run(store, model, location, panel=bars, **options)))
 
 
 @main.command()
@@ -495,10 +503,10 @@ def evaluate(cache: str, table_path: str, table: dict[str, Any], report: str, **
 
     given = {name: value for name, value in options.items() if value != ()}
     bars = evaluation_bars(table_path, progress=given["progress"], **table)
-    click.echo(str(bars.report), err=True)
+    _echo(str(bars.report), err=True)
     found, path = report_on(cache, bars, report, **given)
-    click.echo(repr(found))
-    click.echo(path)
+    _echo(repr(found))
+    _echo(path)
 
 
 @main.command()
@@ -525,7 +533,7 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
     from pricepix.workflow.audit import audit as run
 
     found = run(_panel(table_path, table, options["progress"]), store, **options)
-    click.echo(str(found))
+    _echo(str(found))
     sys.exit(0 if found.ok else 1)
 
 
@@ -540,7 +548,7 @@ def init_config(path: str, like: str) -> None:
     from pricepix.workflow.templates import init_config as run
 
     run(like, path)
-    click.echo(f"{path}: edit it, then pricepix-cli run {path}")
+    _echo(f"{path}: edit it, then pricepix-cli run {path}")
 
 
 @main.command()
@@ -556,7 +564,7 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
     """
     from pricepix.workflow.other_projects import run_file
 
-    run_file(config, data=data, out=out, echo=click.echo, progress=progress)
+    run_file(config, data=data, out=out, echo=_echo, progress=progress)
 
 
 @main.command("warm-up")
@@ -574,7 +582,7 @@ def warm_up(**options: Any) -> None:
     """Compile everything once, into Numba's cache (NUMBA_CACHE_DIR), in parallel processes."""
     from pricepix.workflow.warm_up import warm_up as run
 
-    click.echo(str(run(**options, echo=click.echo)))
+    _echo(str(run(**options, echo=_echo)))
 
 
 @main.command()
@@ -583,7 +591,7 @@ def demo(folder: str) -> None:
     """Run everything end to end on sample data, into FOLDER."""
     from pricepix.workflow.demo import demo as run_demo
 
-    run_demo(folder, echo=click.echo)
+    run_demo(folder, echo=_echo)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from numcodecs.zstd import Zstd
 
 import pricepix as pp
+from pricepix.cli import main
+from pricepix.factor.exports import write_csv
 from pricepix.store import format as store_format
 from pricepix.store.chunks import with_checksum
 from pricepix.store.format import ROOT, dump, metadata_digest
@@ -513,7 +516,8 @@ def test_what_is_no_table(refused, tmp_path: Path, suffix: str, kind: str) -> No
 
 @pytest.mark.parametrize(
     "row",
-    ["A,inf,1,1,1,1", "A,99999999999999999999,1,1,1,1", "A,0000-00-00,1,1,1,1", "A,,1,1,1,1", "A,2020-01-01,1e999x,1,1,1",
+    ["A,inf,1,1,1,1", "A,99999999999999999999,1,1,1,1", "A,0000-00-00,1,1,1,1", "A,,1,1,1,1",
+     "A,2020-01-01,1e999x,1,1,1",
      'A,"2020', "A,\x00,1,1,1,1", "A,2020-01-01,\x1b]0;pwned\x07,1,1,1", "A,\x1b[2J,1,1,1,1"],
     ids=ascii,
 )  # fmt: skip
@@ -528,7 +532,8 @@ COLUMNS = {
              "time": [dt.time(1)], "duration": [dt.timedelta(1)], "far": [2**62]},
     "close": {"list": [[1.0]], "struct": [{"a": 1}], "date": [dt.date(2020, 1, 1)], "binary": [b"x"],
               "text": ["\x1b]0;pwned\x07"]},
-    "instrument": {"list": [["A"]], "float": [1.5], "decimal": [Decimal(10) ** 30], "null": [None], "inf": [float("inf")]},
+    "instrument": {"list": [["A"]], "float": [1.5], "decimal": [Decimal(10) ** 30], "null": [None],
+                   "inf": [float("inf")]},
 }  # fmt: skip
 
 
@@ -602,3 +607,70 @@ def test_a_server_that_never_answers(refused, silence: str, code: str) -> None:
     quick += "l._CLIENT_LIMITS['allow_http'] = 'true'; l._RETRY_LIMITS['max_retries'] = 1\n"
     message = refused(quick + code, f"http://{silence}/bars.csv", timeout=60)
     assert "cannot be reached" in message
+
+
+# ------------------------------------------------------------------------------------------------- terminals
+
+EVIL = "\x1b]0;pwned\x07\u202e"
+
+
+def command(*arguments: str) -> str:
+    """Run the command line in this process and return all that it prints."""
+    found = CliRunner().invoke(main, list(arguments))
+    return found.output + (found.stderr if found.stderr_bytes else "")
+
+
+def harmless(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_names_of_a_store_do_not_command_the_terminal(store: Path) -> None:
+    set_attributes(store, created_by=EVIL, label_price=EVIL, drop_counts={EVIL: 1, "a\nstore  fake": 2})
+    said = command("info", str(store))
+    assert "\\x1b]0;pwned\\x07\\u202e" in said
+    assert harmless(said)
+    assert not any(line.startswith("store  fake") for line in said.splitlines())
+    assert harmless(command("verify", str(store), "--no-progress"))
+    set_attributes(store, layout=EVIL)
+    assert "\\x1b" in (said := command("info", str(store)))
+    assert harmless(said)
+
+
+@pytest.mark.parametrize("where", ["column", "instrument", "close", "date", "file"])
+@pytest.mark.parametrize("flags", [[], ["--traceback"]], ids=["", "traceback"])
+def test_names_of_bars_do_not_command_the_terminal(tmp_path: Path, where: str, flags: list[str]) -> None:
+    rows = {"instrument": "A", "date": "2020-01-01", "open": "1", "high": "1", "low": "1", "close": "-1"}
+    if where == "column":
+        rows[EVIL] = rows.pop("close")
+    elif where == "file":
+        del rows["instrument"]
+    elif where in rows:
+        rows[where] = EVIL
+    path = tmp_path / (f"{EVIL}.csv" if where == "file" else "bars.csv")
+    pl.DataFrame({name: [value] for name, value in rows.items()}).write_csv(path)
+    said = command(
+        *flags, "build-store", str(path), str(tmp_path / "store"), "--preset", "jkx5", "--no-progress"
+    )
+    assert "pwned" in said
+    assert harmless(said)
+    if where == "instrument":
+        with pytest.raises(ValueError, match="pwned") as caught:
+            pp.Panel.from_table(path, progress=False)
+        assert harmless(str(caught.value))
+
+
+def test_reprs_do_not_command_the_terminal(store: Path, tmp_path: Path) -> None:
+    moved = store.rename(tmp_path / EVIL)
+    assert harmless(repr(pp.open_store(moved)))
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_cells_that_a_spreadsheet_would_run(tmp_path: Path, first: str) -> None:
+    name = f"{first}cmd|' /C calc'!A0"
+    table = pl.DataFrame(
+        {"instrument": [name, "A-1"], "time": [dt.datetime(2020, 1, 1)] * 2, "factor": [-0.5, 0.5]}
+    )
+    assert pl.read_csv(write_csv(table, tmp_path / "a.csv"))["instrument"].to_list() == ["'" + name, "A-1"]
+    assert pl.read_csv(tmp_path / "a.csv")["factor"].to_list() == [-0.5, 0.5]
+    plain = pl.read_csv(write_csv(table, tmp_path / "b.csv", guard=False))
+    assert plain["instrument"].to_list() == [name, "A-1"]

@@ -354,7 +354,7 @@ class MarketCache:
         rows = int(offsets[-1])
         if rows == 0:
             raise ValueError(
-                f"no stock of {names[0]} to {names[-1]} has a price on {self.days[day.start]} to "
+                f"no stock of {str(names[0])!r} to {str(names[-1])!r} has a price on {self.days[day.start]} to "
                 f"{self.days[day.stop - 1]}: there are no bars"
             )
         bars, time = np.empty((rows, 5)), np.empty(rows, np.int64)
@@ -419,7 +419,7 @@ class MarketCache:
                 d, s = divmod(int(bad), stock.stop - stock.start)
                 value = self.array("ADJ_FACTOR")[day.start + d, stock.start + s]
                 raise ValueError(
-                    f"{self.files['ADJ_FACTOR'].name}: the factor of {self.instruments[stock.start + s]} on "
+                    f"{self.files['ADJ_FACTOR'].name}: the factor of {str(self.instruments[stock.start + s])!r} on "
                     f"{self.days[day.start + d]} is {value}, but there are prices: correct the file, or "
                     "pass adjust=False"
                 )

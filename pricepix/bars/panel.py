@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pricepix._checks import nearest
+from pricepix._checks import nearest, printable
 from pricepix.bars import hashing, ingest, kernels
 from pricepix.bars.calendar import calendar_of
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, requested_columns
@@ -370,7 +370,7 @@ class Panel:
             return self._cache["index"][str(instrument)]
         except KeyError:
             names = self.instruments.tolist()
-            hint = nearest(str(instrument), names) or f"; there are {', '.join(names[:5])}" + (
+            hint = nearest(str(instrument), names) or f"; there are {printable(', '.join(names[:5]), '')}" + (
                 f" and {len(names) - 5:,} more" if len(names) > 5 else ""
             )
             raise KeyError(f"no instrument {str(instrument)!r} in the panel{hint}") from None

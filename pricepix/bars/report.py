@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pricepix._checks import printable
 from pricepix.bars.columns import BAR
 
 #: Kinds of faults, which `on_bad` refuses, drops or keeps.
@@ -55,7 +56,7 @@ class BadRow(NamedTuple):
 
     def __str__(self) -> str:
         values = ", ".join(f"{n} {v:.10g}" for n, v in zip(BAR, self[2:], strict=True))
-        return f"{self.instrument} {self.time}: {values}"
+        return f"{printable(self.instrument, '')} {self.time}: {values}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class PanelReport:
                 f"  dropped            {self.dropped:>12,}  bars made missing or duplicate rows left out"
             )
         lines += ["notes:", self.table(self.notes)] if self.notes else ["notes: none"]
-        lines += [f"  {remark}" for remark in self.remarks]
+        lines += [f"  {printable(remark)}" for remark in self.remarks]
         return "\n".join(lines)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import printable
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.images.chunking import INDEX_CHUNK
@@ -96,9 +97,10 @@ def _check_same_kind(old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | No
             f"tz={old.tz!r}"
         )
     if list(panel.fields) != attrs["panel_fields"]:
+        old_fields = printable(", ".join(map(str, attrs["panel_fields"])), "") or "none"
         raise ValueError(
             f"the panel has the fields {', '.join(panel.fields) or 'none'}, store {old.location} was made "
-            f"from {', '.join(attrs['panel_fields']) or 'none'}: read it with the same columns, or build the "
+            f"from {old_fields}: read it with the same columns, or build the "
             "store anew"
         )
     if (mask is None) != (attrs["schedule"]["mask"] is None):
@@ -144,7 +146,7 @@ def _revision(old: ImageStore, panel: Panel, overlap: _Overlap) -> ValueError:
     ):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            parts.append(f"bars of {', '.join(names[:_SHOWN])}{more} {what}")
+            parts.append(f"bars of {printable(', '.join(names[:_SHOWN]), '')}{more} {what}")
     return ValueError(
         f"the history that store {old.location} was made from was revised: {'; '.join(parts)}. If that is "
         "right (a split, a correction), append with on_revision='rebuild', which draws their windows again; "

@@ -221,9 +221,13 @@ class FactorCache:
         self.to_polars().write_parquet(Path(path))
         return Path(path)
 
-    def to_csv(self, path: str | PathLike[str]) -> Path:
-        """Write the long table of `to_polars` as CSV, times in ISO form."""
-        return exports.write_csv(self.to_polars(), path)
+    def to_csv(self, path: str | PathLike[str], *, guard: bool = True) -> Path:
+        """Write the long table of `to_polars` as CSV, times in ISO form.
+
+        With `guard` an apostrophe is put before names that a spreadsheet would run as formulas: those that begin
+        with ``=``, ``+``, ``-``, ``@``, a tab or a line end.
+        """
+        return exports.write_csv(self.to_polars(), path, guard=guard)
 
     def to_alphalens(self) -> pandas.Series:
         """Return a pandas Series ``factor``, indexed by (date, asset), as alphalens takes it."""

@@ -6,7 +6,7 @@ import json
 import pickle
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,17 +18,27 @@ if TYPE_CHECKING:
     import pandas
 
 
+# Times and numbers are no text, and ISO times begin with a digit.
+_FORMULA: Final = r"^[=+\-@\t\r\n]"
+
 __all__ = ["to_alphalens", "to_image_trading", "to_qlib", "write_csv"]
 
 
-def write_csv(table: pl.DataFrame, path: str | PathLike[str]) -> Path:
-    """Write a long table as CSV, times in ISO form, as dates where none has a time of day; return the path."""
+def write_csv(table: pl.DataFrame, path: str | PathLike[str], *, guard: bool = True) -> Path:
+    """Write a long table as CSV, times in ISO form, as dates where none has a time of day; return the path.
+
+    With `guard` an apostrophe is put before text that begins with ``=``, ``+``, ``-``, ``@`` or a control character
+    at which cells may begin: a spreadsheet would run it as a formula. Numbers stay as they are.
+    """
     column = table["time"]
     zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
     _, interval = day_and_interval(column.to_physical().to_numpy(), zone)
     time = pl.col("time").dt
     written = time.to_string("iso:strict") if interval.any() else time.strftime("%Y-%m-%d")
-    table.with_columns(written).write_csv(Path(path))
+    table = table.with_columns(written)
+    if guard:
+        table = table.with_columns(pl.col(pl.String).str.replace(_FORMULA, r"'${0}"))
+    table.write_csv(Path(path))
     return Path(path)
 
 

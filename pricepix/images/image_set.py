@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import nearest, nearest_or_all, optional_module
+from pricepix._checks import nearest, nearest_or_all, optional_module, printable
 from pricepix.bars.times import as_time, period_ends, time_range, to_series
 from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.render.memory import memory_for
@@ -105,7 +105,7 @@ class ImageSet(ABC):
             f"{len(self):,} images {height}x{width}", f"{len(self.instruments):,} instruments",
             f"horizons {self.horizons}", *more,
         ]  # fmt: skip
-        return f"{type(self).__name__}({self.location}: {', '.join(parts)})"
+        return printable(f"{type(self).__name__}({self.location}: {', '.join(parts)})", "")
 
     @property
     def delay(self) -> int:

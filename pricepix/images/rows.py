@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import printable
 from pricepix.bars.kernels import find_rows
 from pricepix.bars.panel import Panel
 from pricepix.render.draw import render_rows
@@ -88,9 +89,10 @@ def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
         if wrong.any():
             at = int(part[wrong][0])
             here, there = ("", "") if made_from is None else (f" (digest {panel.digest})", f" ({made_from})")
+            name = printable(str(store.instruments[store.instrument_index[at]]), "")
             raise ValueError(
                 f"the panel{here} is not that of {store.kind} {store.location}{there}: it gives a different image of "
-                f"{store.instruments[store.instrument_index[at]]} at {panel.stamp(int(store.time[at]))}; "
+                f"{name} at {panel.stamp(int(store.time[at]))}; "
                 f"{_remedy(store)}"
             )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pricepix._checks import printable
 from pricepix.bars.times import to_series
 from pricepix.store.image_store import ImageStore
 
@@ -24,9 +25,9 @@ def summary(store: ImageStore) -> str:
         "spec": ", ".join(f"{name}={value}" for name, value in attrs["spec"].items()),
         "instruments": f"{len(store.instruments):,}",
         "dropped": ", ".join(f"{name} {count:,}" for name, count in attrs["drop_counts"].items()) or "none",
-        "horizons": f"{horizons} bars, delay {store.delay}, on {attrs['label_price']}",
+        "horizons": f"{horizons} bars, delay {store.delay}, on {attrs.get('label_price')}",
         "delistings": _delistings(attrs),
-        "created by": attrs["created_by"],
+        "created by": attrs.get("created_by"),
         "format": f"version {attrs['format_version']}",
         "spec digest": attrs["spec_digest"],
         "panel digest": attrs["panel_digest"],
@@ -39,12 +40,16 @@ def summary(store: ImageStore) -> str:
         known = returns[~np.isnan(returns)]
         up = f"{(known > 0).mean():.1%} up" if len(known) else "none known"
         rows[f"ret_{h}"] = f"{len(known):,} known, {len(returns) - len(known):,} missing, {up}"
-    return "\n".join(f"{name:>13}  {value}" for name, value in rows.items())
+    # Attributes and horizons are out of a file: none may write lines of its own, or talk to the terminal.
+    return "\n".join(f"{name:>13}  {printable(str(value), '')}" for name, value in rows.items())
 
 
 def _delistings(attrs: Mapping[str, Any]) -> str:
     """Say what the returns are of instruments that end within a horizon."""
     if attrs.get("delisting", "missing") == "missing":
         return "returns of instruments that end within a horizon are missing"
-    counts = ", ".join(f"{h} bars {count:,}" for h, count in attrs["died_within_horizon"].items()) or "none"
+    counts = (
+        ", ".join(f"{h} bars {count:,}" for h, count in attrs.get("died_within_horizon", {}).items())
+        or "none"
+    )
     return f"held in cash to the horizon: {counts}"
