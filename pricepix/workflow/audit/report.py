@@ -6,6 +6,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from pricepix._checks import printable
+
 __all__ = ["Audit", "Check"]
 
 _COLUMNS: Final = {"check": 15, "dates": 25, "result": 45, "cannot see": 38}
@@ -86,7 +88,7 @@ class Audit:
         for check in self.checks:
             text = "; ".join(check.problems) if check.problems else check.seen
             rows.append([check.name, check.dates, f"{check.result}: {text}", check.cannot_see])
-        return "\n".join([head, "", *(line for row in rows for line in _lines(row))])
+        return printable("\n".join([head, "", *(line for row in rows for line in _lines(row))]))
 
 
 def _lines(row: list[str]) -> list[str]:
