@@ -49,6 +49,19 @@ def test_build_store_does_what_render_universe_does(table: Path, tmp_path: Path)
     assert "2, 3 bars, delay 1" in said
 
 
+def test_build_store_takes_the_ends_of_periods_and_of_instruments(table: Path, tmp_path: Path) -> None:
+    said = build(
+        table, tmp_path / "a.zarr", "--every", "month", "--complete", "--period-share", 0.8, "--delisting", "hold",
+        "--gaps", "missing", "--horizon", 5,
+    )  # fmt: skip
+    attrs = pp.open_store(tmp_path / "a.zarr").attrs
+    assert attrs["schedule"]["periods"] == {"share": 0.8, "exchange": None, "complete": True}
+    assert attrs["delisting"] == "hold"
+    assert "held in cash to the horizon: 5 bars 0" in said
+    missing = build(table, tmp_path / "b.zarr", "--delisting", "missing")
+    assert "returns of instruments that end within a horizon are missing" in missing
+
+
 def test_fields_of_the_spec_change_the_preset(table: Path, tmp_path: Path) -> None:
     build(table, tmp_path / "a.zarr", "--no-ma", "--no-volume", "--lookback", 6, "--height", 20, "--every", 7)
     store = pp.open_store(tmp_path / "a.zarr")

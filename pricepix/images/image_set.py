@@ -163,7 +163,8 @@ class ImageSet(ABC):
     def digest(self) -> str:
         """32 hexadecimal digits for what the images were made from: spec, panel, windows, horizons, layout."""
         names = (
-            "spec_digest", "panel_digest", "horizons", "delay", "label_price", "schedule", "layout", "windows",
+            "spec_digest", "panel_digest", "horizons", "delay", "label_price", "delisting", "schedule", "layout",
+            "windows",
         )  # fmt: skip
         text = repr([(name, self.attrs.get(name)) for name in names])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
