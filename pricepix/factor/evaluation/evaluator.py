@@ -273,7 +273,8 @@ class Evaluator:
         ends = period_ends(market.time, market.panel.tz, rebalance, self.thin)
         ends = ends[ends + delay < len(market.time)]
         known = np.isin(ends[:-1], self.position)
-        entry, leave = ends[:-1][known] + delay, ends[1:][known] + delay
+        decision = ends[:-1][known]
+        entry, leave = decision + delay, ends[1:][known] + delay
         if len(entry) == 0:
             raise ValueError(f"no portfolio can be held: the factor is known at the end of no {rebalance}")
         # Who has no bar at the next period's end has no return; volume does not matter.
@@ -281,12 +282,13 @@ class Evaluator:
         returns = np.where(there, market.level[leave] / market.level[entry] - 1.0, np.nan)
         caps = self.caps
         return paper_portfolios(
-            factor[np.searchsorted(self.position, ends[:-1][known])],
+            factor[np.searchsorted(self.position, decision)],
             returns,
+            decision,
             entry,
             leave,
             n=self.settings.quantiles,
-            cap=None if caps is None else caps[ends[:-1][known]],
+            cap=None if caps is None else caps[decision],
             by_value=cap is not None,
         )
 
