@@ -506,6 +506,20 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
     show_default=True,
     help="exclude, delay or ignore entries at a limit or without a trade.",
 )
+@click.option(
+    "--delisting",
+    type=click.Choice(["auto", "hold", "missing"]),
+    default="auto",
+    show_default=True,
+    help="Returns of instruments whose rows end within the horizon.",
+)
+@click.option(
+    "--convention",
+    type=click.Choice(["pricepix", "paper"]),
+    default="pricepix",
+    show_default=True,
+    help="paper: portfolios as the authors of the paper compute them.",
+)
 @click.option("--cost", "costs", type=float, multiple=True, help="Cost a side, e.g. 0.001; may be repeated.")
 @click.option("--baseline", "baselines", multiple=True, help="STR, WSTR, MOM or TREND; all by default.")
 @click.option("--start", help="First time.")
