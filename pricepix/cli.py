@@ -486,6 +486,17 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 @click.option("--quantiles", type=int, default=10, help="Number of portfolios.")
 @click.option("--rebalance", callback=_number_or_text, help="bar, day, ..., quarter, horizon or a number.")
 @click.option("--untradable", default="exclude", help="exclude, delay or ignore entries without a trade.")
+@_choice(
+    "--delisting",
+    "auto",
+    "hold",
+    "missing",
+    default="auto",
+    help="Returns of instruments that end within a horizon.",
+)
+@_choice(
+    "--convention", "pricepix", "paper", default="pricepix", help="paper: as the paper's authors compute."
+)
 @_repeated("--cost", "costs", type=float, help="Cost a side, e.g. 0.001")
 @_repeated("--baseline", "baselines", help="STR, WSTR, MOM or TREND (default: all)")
 @start

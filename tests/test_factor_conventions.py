@@ -65,10 +65,10 @@ def results(market, tmp_path_factory):
         panel, market["score"].to_numpy().astype(np.float32), tmp_path_factory.mktemp("c") / "f.zarr"
     )
 
-    def of(convention, rebalance):
+    def of(convention, rebalance, delay=0):
         return evaluate(
             cache, panel, horizon={"week": 5, "month": 20}.get(rebalance, 7), quantiles=CUT, rebalance=rebalance,
-            convention=convention, costs=(COST,), baselines=(), delays=(0,), horizons=(), progress=False,
+            convention=convention, delay=delay, costs=(COST,), baselines=(), delays=(0,), horizons=(), progress=False,
         )  # fmt: skip
 
     return of
@@ -183,6 +183,20 @@ def test_our_convention(market, results, every):
     a_year = {"week": 52, "month": 12}[every]
     expected = turned[1:, -1].mean() * a_year / 12
     assert book["long_short"]["monthly_turnover"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_delay_moves_entry_and_exit(results):
+    found = results("paper", "week", 3)
+    same = results("paper", "week")
+    late, prompt = (f.series["portfolio_equal"] for f in (found, same))
+    index = np.array(late["entry"], "datetime64[D]")
+    assert np.busday_count(np.array(prompt["entry"], "datetime64[D]")[: len(index)], index).tolist() == [
+        3
+    ] * len(index)
+    assert (
+        found.figures["delays"][0]["long_short"]["mean"]
+        == found.figures["portfolios"]["equal"]["long_short"]["periods"]["mean"]
+    )
 
 
 def test_the_paper_rebalances_by_calendar_periods(results):

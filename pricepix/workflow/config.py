@@ -188,6 +188,9 @@ class Evaluate(Section):
     untradable: str = "exclude"
     max_wait: int = 5
     price: Literal["auto", "close", "total_return"] = "auto"
+    delisting: Literal["auto", "hold", "missing"] = "auto"
+    convention: Literal["pricepix", "paper"] = "pricepix"
+    period_end_share: float = 0.5
     delays: list[int] | None = None
     horizons: list[int] | None = None
     baselines: list[str] | None = None

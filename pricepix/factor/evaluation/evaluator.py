@@ -273,20 +273,23 @@ class Evaluator:
         ends = period_ends(market.time, market.panel.tz, rebalance, self.thin)
         ends = ends[ends + delay < len(market.time)]
         known = np.isin(ends[:-1], self.position)
-        entry, leave = ends[:-1][known] + delay, ends[1:][known] + delay
+        decision = ends[:-1][known]
+        entry, leave = decision + delay, ends[1:][known] + delay
         if len(entry) == 0:
             raise ValueError(f"no portfolio can be held: the factor is known at the end of no {rebalance}")
         # Who has no bar at the next period's end has no return; volume does not matter.
         there = (market.row[entry] >= 0) & (market.row[leave] >= 0)
-        returns = np.where(there, market.level[leave] / market.level[entry] - 1.0, np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            returns = np.where(there, market.level[leave] / market.level[entry] - 1.0, np.nan)
         caps = self.caps
         return paper_portfolios(
-            factor[np.searchsorted(self.position, ends[:-1][known])],
+            factor[np.searchsorted(self.position, decision)],
             returns,
+            decision,
             entry,
             leave,
             n=self.settings.quantiles,
-            cap=None if caps is None else caps[ends[:-1][known]],
+            cap=None if caps is None else caps[decision],
             by_value=cap is not None,
         )
 
@@ -354,13 +357,15 @@ class Evaluator:
         periods = portfolios.period_returns[full:, p]
         minimum = MINIMUM_HORIZONS * portfolios.cohorts
         few = len(periods) < minimum
+        # A bar of the authors' portfolios is a period.
+        bars_per_year = per_year if self.settings.convention == "paper" else self.settings.per_year
         traded = 2.0 * self._turnover(portfolios, p)
 
         def both(periods: Floats, bars: Floats) -> Figures:
             by_bar = bars[portfolios.full_bar :, p]
             return {
                 "periods": performance(periods[full:, p], per_year, minimum),
-                "bars": performance(by_bar, self.settings.per_year, len(by_bar) + 1 if few else minimum),
+                "bars": performance(by_bar, bars_per_year, len(by_bar) + 1 if few else minimum),
             }
 
         return {

@@ -91,8 +91,9 @@ class Market:
             level = _carried(close)
         else:
             step = np.where(there, panel.fields["total_return"][safe], np.nan)
-            field = panel.fields.get("adjustment_factor")
-            level, bridged, breaks = _return_levels(close, step, None if field is None else field[safe])
+            level, bridged, breaks = _return_levels(
+                close, step, row, panel.fields.get("adjustment_factor", np.empty(0))
+            )
         traded = there & ~np.isnan(close) & ~(volume == 0)
 
         def flag(field: str) -> NDArray[np.bool_]:
@@ -218,13 +219,17 @@ class _Levels(NamedTuple):
 
 
 def _return_levels(
-    close: NDArray[np.float64], step: NDArray[np.float64], factor: NDArray[np.float64] | None
+    close: NDArray[np.float64],
+    step: NDArray[np.float64],
+    row: NDArray[np.int64],
+    factor: NDArray[np.float64],
 ) -> _Levels:
     """Compound total returns from the first price on.
 
     A return that is missing where the price is known is the price's own change since its last bar, over the
-    returns known in between, provided that the adjustment factor of both is the same. Without a price, too, the
-    level stays: the next return is quoted against the last price that exists.
+    returns known in between, provided that the adjustment factor of both (by panel row; empty if there is none)
+    is the same. Without a price, too, the level stays: the next return is quoted against the last price that
+    exists.
     """
     begun = np.maximum.accumulate(~np.isnan(close), axis=0)
     # The return of an instrument's first bar reaches back before it.
@@ -240,7 +245,9 @@ def _return_levels(
         last = _last_known(close[:, some])[bar - 1, place]
         since = np.cumprod(growth[:, some], axis=0)
         ratio = close[bar, column] / close[last, column] / (since[bar - 1, place] / since[last, place])
-        same = np.ones(len(bar), bool) if factor is None else factor[bar, column] == factor[last, column]
+        same = np.ones(len(bar), bool)
+        if len(factor):
+            same = np.asarray(factor[row[bar, column]] == factor[row[last, column]])
         growth[bar[same], column[same]] = ratio[same]
         if not same.all():
             breaks = np.zeros(close.shape, np.int32)

@@ -153,10 +153,14 @@ def _deaths(evaluator: Evaluator, figures: dict[str, Any]) -> Iterator[str]:
             "total_return"
         )
     if held["count"]:
-        yield (
-            f"{held['count']:,} of the entries ({held['share']:.2%}) died while held, with a mean return of "
-            f"{held['mean_return']:.1%} to the last level"
-        )
+        mean = f"with a mean return of {held['mean_return']:.1%} to the last level"
+        if figures["convention"] == "paper":
+            yield (
+                f"{held['count']:,} of the entries ({held['share']:.2%}), {mean}, died before the next period's end: "
+                "convention='paper' drops them before they are bought"
+            )
+        else:
+            yield f"{held['count']:,} of the entries ({held['share']:.2%}) died while held, {mean}"
 
 
 def _too_good(figures: dict[str, Any]) -> Iterator[str]:

@@ -42,6 +42,7 @@ class PaperPortfolios(Portfolios):
 def paper_portfolios(
     factor: ArrayLike,
     returns: ArrayLike,
+    decision: NDArray[np.int64],
     entry: NDArray[np.int64],
     leave: NDArray[np.int64],
     *,
@@ -60,7 +61,7 @@ def paper_portfolios(
     factor : array (periods, instruments)
     returns : array (periods, instruments)
         To the next period's end; NaN where there is none.
-    entry, leave : numpy.ndarray, int64 (periods,)
+    decision, entry, leave : numpy.ndarray, int64 (periods,)
         Positions along the calendar.
     n : int
     cap : array (periods, instruments), optional
@@ -100,7 +101,7 @@ def paper_portfolios(
     turnover[:, -1] = turned
     return PaperPortfolios(
         names=(*(f"q{k}" for k in range(1, n + 1)), "long_short"),
-        decision=entry,
+        decision=decision,
         entry=entry,
         cohorts=1,
         bars=leave,

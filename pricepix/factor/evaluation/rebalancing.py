@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
-from pricepix.bars.times import to_series
+from pricepix.bars.times import DAY_NS, to_series
 from pricepix.factor.calendar import Times, day_and_interval
 
 REBALANCES: Final = ("bar", "day", "week", "month", "quarter", "horizon")
 
 _PERIODS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
-
-_DAY: Final = 86_400_000_000_000
 
 _PER_YEAR: Final = {"week": 52.0, "month": 12.0, "quarter": 4.0}
 
@@ -142,7 +140,7 @@ def _is_over(time: Times, tz: str | None, every: str) -> bool:
     following = day[-1] + 1
     while not _trades_weekends(day) and (following + 3) % 7 >= 5:
         following += 1
-    days = to_series(np.array([day[-1], following]) * _DAY, None).dt.truncate(_PERIODS[every])
+    days = to_series(np.array([day[-1], following]) * DAY_NS, None).dt.truncate(_PERIODS[every])
     return bool(days[0] != days[1])
 
 
