@@ -29,7 +29,7 @@ test: lint types unit
 
 # Everything, at full numbers: every night.
 test-all: lint types
-	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000
+	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000 PRICEPIX_FUZZ=1000
 	$(MAKE) test-gpu-kernel test-compiling test-benchmarks coverage release-check
 
 test-core: $(CORE_READY)

@@ -26,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How much of what is drawn at random: a few for every push, with a seed that is printed, all of it every night.
 os.environ.setdefault("PRICEPIX_KILLS", "8")
 os.environ.setdefault("PRICEPIX_SCENES", "300")
+os.environ.setdefault("PRICEPIX_FUZZ", "20")
 # Worker processes inherit the seed from the process that starts them.
 os.environ.setdefault("PRICEPIX_KILL_SEED", str(random.SystemRandom().randrange(1 << 32)))
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import printable
 from pricepix.build.chunk_objects import ImageObjects, write_column
 from pricepix.build.finish import PanelFacts, empty_checksums, finish
 from pricepix.build.target import check_location, check_resumable, clear_location, location_state
@@ -32,6 +35,11 @@ from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import ROOT, Geometry, columns, encode_column
 
 CHECKPOINT: Final = f"{BUILD}/stream.npz"
+# What numpy and json raise for files that are cut off or changed.
+_DAMAGED: Final = (
+    ValueError, TypeError, KeyError, IndexError, OSError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 # Column bits that a thread draws at a time, at most. Windows come by time, and the renderer is fast at windows
 # of one instrument that follow each other: the more are drawn together, the more of these there are.
 DRAW_BYTES: Final = 64 << 20
@@ -181,12 +189,25 @@ class StreamWriter:
             with np.load(io.BytesIO(bytes(content)), allow_pickle=False) as found:
                 loaded = {key: found[key] for key in found.files}
             head = json.loads(loaded["head"].tobytes())
-        except (ValueError, KeyError, OSError, EOFError) as error:
-            raise ValueError(
-                f"the checkpoint of the unfinished store {self.where.name} is damaged ({error}): build it "
-                "again with mode='overwrite'"
-            ) from error
-        check_resumable(self.where, json.loads(json.dumps(dict(self.identity))), head["identity"])
+            identity = dict(head["identity"])
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+        check_resumable(self.where, json.loads(json.dumps(dict(self.identity))), identity)
+        try:
+            self._take(head, loaded)
+        except _DAMAGED as error:
+            raise self._damaged(error) from error
+        return True
+
+    def _damaged(self, error: Exception) -> ValueError:
+        why = printable(str(error))[:200]
+        return ValueError(
+            f"the checkpoint of the unfinished store {self.where.name} is damaged ({type(error).__name__}: {why}): "
+            "build it again with mode='overwrite'"
+        )
+
+    def _take(self, head: Mapping[str, Any], loaded: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from the values of a checkpoint."""
         self.windows, self.blocks = head["windows"], head["blocks"]
         self._bits = loaded["bits"]
         self._images.checksums = loaded["image_checks"].tolist()
@@ -199,4 +220,3 @@ class StreamWriter:
         self.state = head["state"] | {
             key.removeprefix("state_"): value for key, value in loaded.items() if key.startswith("state_")
         }
-        return True

@@ -16,7 +16,7 @@ from pricepix.store import format as store_format
 from pricepix.store.chunks import LAYOUTS, MAX_CHUNK_BYTES, ChunkFormat
 from pricepix.store.format import ROOT
 
-__all__ = ["FORMAT_VERSION", "check_attributes", "check_digest"]
+__all__ = ["FORMAT_VERSION", "check_attributes", "check_digest", "check_values"]
 
 FORMAT_VERSION: Final = 1
 
@@ -39,7 +39,7 @@ _MAX_HORIZONS: Final = 1024
 
 
 def check_attributes(attrs: Mapping[str, Any], url: str) -> None:
-    """Refuse a group that is not a finished store of this format, or whose attributes cannot be those of one."""
+    """Refuse a group that is not a finished store of this format."""
     version = attrs.get("format_version")
     if version is None or "spec" not in attrs:
         raise ValueError(
@@ -60,12 +60,6 @@ def check_attributes(attrs: Mapping[str, Any], url: str) -> None:
         raise ValueError(
             f"store {url} lacks the attributes {', '.join(missing)}: it is truncated; rebuild it"
         )
-    try:
-        _check_values(attrs)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"the attributes of store {url} cannot be right: {error}; restore or rebuild it"
-        ) from None
 
 
 def check_digest(root: Mapping[str, Any], url: str) -> None:
@@ -79,6 +73,16 @@ def check_digest(root: Mapping[str, Any], url: str) -> None:
             f"the metadata of store {url} were edited or damaged: their digest is {found}, the store "
             f"says {short(attrs.get('metadata_digest'))}; restore {ROOT} or rebuild the store"
         )
+
+
+def check_values(attrs: Mapping[str, Any], url: str) -> None:
+    """Refuse attributes that cannot be those of a store, whatever their digest says."""
+    try:
+        _check_values(attrs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the attributes of store {url} cannot be right: {error}; restore or rebuild it"
+        ) from None
 
 
 def _check_values(attrs: Mapping[str, Any]) -> None:

@@ -160,6 +160,9 @@ def zstd_content_bytes(frame: memoryview) -> int:
 def check_frame(frame: memoryview, expected: int) -> None:
     """Raise ValueError unless the header of a Blosc frame says that it holds `expected` bytes and ends here."""
     sizes = np.frombuffer(frame[4:_HEADER_BYTES], "<u4")
-    if len(sizes) != 3 or sizes[0] != expected or sizes[2] != len(frame):
-        found = f"{sizes[0]:,} bytes in a frame of {sizes[2]:,}" if len(sizes) == 3 else "no whole header"
-        raise ValueError(f"{found}, expected {expected:,} in {len(frame):,}")
+    if len(sizes) != 3:
+        raise ValueError("a Blosc frame without a whole header")
+    if sizes[0] != expected:
+        raise ValueError(f"{sizes[0]:,} bytes after decompression, expected {expected:,}")
+    if sizes[2] != len(frame):
+        raise ValueError(f"a Blosc frame of {sizes[2]:,} bytes, of which {len(frame):,} are there")

@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 
 from pricepix.images.image_set import ImageSet
 from pricepix.location import Location, StoreLike
-from pricepix.store.attributes import check_attributes, check_digest
+from pricepix.store.attributes import check_attributes, check_digest, check_values
 from pricepix.store.chunks import ChunkFormat, Content, numcodecs_allowed
 from pricepix.store.commit import finish_pending
 from pricepix.store.loaded_images import LoadedImages, load
@@ -237,6 +237,7 @@ def _open(location: Location, *, finish: bool) -> ImageStore:
     root = read_root(location)
     check_attributes(root["attributes"], location.name)
     check_digest(root, location.name)
+    check_values(root["attributes"], location.name)
     if "pending" in root["attributes"] and finish:
         # An append was killed while it moved chunks into place. Our readers know where they are, but plain zarr
         # readers do not, so whoever may write finishes the move.

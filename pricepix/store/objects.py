@@ -16,7 +16,7 @@ from pricepix.location import METADATA_BYTES, Folder, Location
 from pricepix.render import widen
 from pricepix.spec import ImageSpec
 from pricepix.store import format as store_format
-from pricepix.store.attributes import check_attributes
+from pricepix.store.attributes import check_attributes, check_values
 from pricepix.store.chunks import ChunkFormat, Content, check_sealed, checksum
 from pricepix.store.commit import staged
 from pricepix.store.format import ROOT, Column, Geometry, chunk_key
@@ -157,6 +157,7 @@ class StoreObjects:
         try:
             root = read_root(self.location)
             check_attributes(root["attributes"], self.url)
+            check_values(root["attributes"], self.url)
         except (ValueError, OSError):
             return None
         if root["attributes"].get("metadata_digest") == self.attrs.get("metadata_digest"):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, short
+from pricepix._checks import choice, printable
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.bars.progress import progress_bar
@@ -179,7 +179,7 @@ class _Check:
         unexpected = sorted(present - wanted - {HISTORY})
         if unexpected:
             self.add(
-                f"{len(unexpected)} objects do not belong to the store, the first is {short(unexpected[0])}: "
+                f"{len(unexpected)} objects do not belong to the store, the first is {printable(unexpected[0], '')}: "
                 "remove them"
             )
 
