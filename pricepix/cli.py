@@ -115,6 +115,14 @@ store_argument: Final = click.argument("store")
 progress: Final = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 seed: Final = click.option("--seed", type=int, default=0, help="Seed of all that is drawn at random.")
 workers: Final = click.option("--workers", type=int, help="Threads, or processes; all cores by default.")
+delisting: Final = _choice(
+    "--delisting",
+    "auto",
+    "hold",
+    "missing",
+    default="auto",
+    help="Returns of instruments that end within a horizon.",
+)
 layout_help: Final = "bits: a third of the bytes, several times faster."
 mode: Final = _choice("--mode", "create", "resume", "overwrite", default="create",
                       help="resume: resume an interrupted build.")  # fmt: skip
@@ -242,14 +250,7 @@ def main(traceback: bool) -> None:
 @seed
 @click.option("--max-gap", help="No window across a hole longer than this, e.g. 10d.")
 @_choice("--price", "auto", "close", "total_return", default="auto", help="Prices of the forward returns.")
-@_choice(
-    "--delisting",
-    "auto",
-    "hold",
-    "missing",
-    default="auto",
-    help="Returns of instruments that end within a horizon.",
-)
+@delisting
 @click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
 @click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
 @click.option(
@@ -486,14 +487,7 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 @click.option("--quantiles", type=int, default=10, help="Number of portfolios.")
 @click.option("--rebalance", callback=_number_or_text, help="bar, day, ..., quarter, horizon or a number.")
 @click.option("--untradable", default="exclude", help="exclude, delay or ignore entries without a trade.")
-@_choice(
-    "--delisting",
-    "auto",
-    "hold",
-    "missing",
-    default="auto",
-    help="Returns of instruments that end within a horizon.",
-)
+@delisting
 @_choice(
     "--convention", "pricepix", "paper", default="pricepix", help="paper: as the paper's authors compute."
 )
