@@ -116,12 +116,7 @@ progress: Final = click.option("--progress/--no-progress", default=True, help="S
 seed: Final = click.option("--seed", type=int, default=0, help="Seed of all that is drawn at random.")
 workers: Final = click.option("--workers", type=int, help="Threads, or processes; all cores by default.")
 delisting: Final = _choice(
-    "--delisting",
-    "auto",
-    "hold",
-    "missing",
-    default="auto",
-    help="Returns of instruments that end within a horizon.",
+    "--delisting", "auto", "hold", "missing", default="auto", help="Returns of names that end early."
 )
 layout_help: Final = "bits: a third of the bytes, several times faster."
 mode: Final = _choice("--mode", "create", "resume", "overwrite", default="create",
