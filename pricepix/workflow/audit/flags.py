@@ -37,7 +37,7 @@ def check_flags(panel: Panel, mask: NDArray[np.bool_] | None, horizons: Sequence
     check = Check(
         "masks, flags",
         dates,
-        f"a mask that foretells less than {_LARGE} of a rank, or whether a name goes on trading; fewer than "
+        f"a mask that foretells less than {_LARGE} of a rank, or whether a name continues to trade; fewer than "
         f"{FEWEST_DATES} dates of {FEWEST_NAMES} names",
     )
     flags = {name: panel.fields[name] for name in BOOL_FIELDS if name in panel.fields}

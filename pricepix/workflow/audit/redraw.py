@@ -1,4 +1,4 @@
-"""Windows, images, labels and scores up to a date, made again from a panel whose later bars are others or gone."""
+"""Windows, images, labels and scores up to a date, made again from a panel whose later bars are replaced or removed."""
 
 from __future__ import annotations
 
