@@ -1,4 +1,4 @@
-# ruff: noqa: PT017, PT018 - no tests of pytest's, but what they run in processes that die
+# ruff: noqa: PT017 - no tests of pytest's, but what they run in processes that die
 """Kills scoring, training and pipelines at their file operations, and looks at what is left; run by test_kills.py.
 
 A process of its own, so that it can fork a child for every kill, and whose children alone do any work: threads, such as
@@ -28,6 +28,8 @@ import pricepix as pp
 from pricepix.factor import open_cache, score
 
 Work = Callable[[Path], Any]
+# A run by hand may stop at a time; tests take as long as they take.
+DEADLINE = time.monotonic() + float(os.environ.get("PRICEPIX_KILL_SECONDS", "inf"))
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
@@ -165,10 +167,13 @@ class Kills:
             self.failures.append(f"{what}: other bytes: {names[:3]}")
 
     def run(self, kills: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Kill at operations drawn at random, or at all of them, as long as the time is not over."""
         every = [(at, False) for at in range(len(self.operations))]
         every += [(at, True) for at in range(1, len(self.operations)) if self.operations[at - 1][0] == "open"]
         chosen = rng.permutation(len(every))[:kills]
-        for k in sorted(chosen.tolist()):
+        for k in chosen.tolist():
+            if time.monotonic() > DEADLINE:
+                break
             self.one(*every[k])
         return {
             "operations": len(self.operations),
@@ -256,8 +261,8 @@ def training(store: Path) -> Work:
 
         torch.set_num_threads(1)
         train.fit(
-            store, spec, out=target, resume=target.exists(), ensemble=2, batch_size=32, epochs=2, lr=1e-3, patience=None,
-            checkpoint_minutes=0.0, log_every=1000, device="cpu", progress=False,
+            store, spec, out=target, resume=target.exists(), ensemble=2, batch_size=32, epochs=1, lr=1e-3,
+            patience=None, checkpoint_minutes=0.0, log_every=1000, device="cpu", progress=False,
         )  # fmt: skip
 
     return work
@@ -334,7 +339,7 @@ def pipeline_content(target: Path) -> dict[str, bytes]:
 
 def kill_run(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
     from pricepix import train  # noqa: F401
-    from pricepix.workflow import pipeline as _  # noqa: F401
+    from pricepix.workflow.pipeline import run  # noqa: F401
 
     def content(target: Path) -> dict[str, bytes]:
         found: dict[str, bytes] = {}

@@ -71,7 +71,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it does not hold the settings of a run; restore it, or start a new run")
+        raise ValueError(
+            f"{path} is damaged: it does not hold the settings of a run; restore it, or start a new run"
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from pricepix.bars.panel import Panel
 from pricepix.bars.times import DAY_NS, as_time
 from pricepix.factor.evaluation.report import check_installed
 from pricepix.images.chunking import INDEX_CHUNK
+from pricepix.location import atomic_file, write_json
 from pricepix.spec import ImageSpec
 from pricepix.train.hyper import is_first_rank
 from pricepix.workflow.config import Config, Store, Train
@@ -74,7 +75,8 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
         if section is not None:
             digests[step] = digest = _digest(section.model_dump(mode="json"), digest)
             record.check(step, digest, product)
-    (out / "config.yaml").write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
+    with atomic_file(out / "config.yaml") as partial:
+        partial.write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
     if config.train is None:
         return path
     digest = digests["train"]
@@ -175,9 +177,7 @@ class _Record:
 
     def _write(self, step: str, digest: str, *, finished: bool) -> None:
         self._steps[step] = {"digest": digest, "finished": finished}
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"version": 1, "steps": self._steps}, indent=1))
-        partial.replace(self._path)
+        write_json(self._path, {"version": 1, "steps": self._steps})
 
 
 class _Table:
