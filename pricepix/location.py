@@ -209,9 +209,10 @@ class Folder(Location):
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.replace(scratch, target)
-        except BaseException:
+        except BaseException as error:
             with suppress(OSError):
                 os.unlink(scratch)
+            _name_file(error, target)
             raise
 
     @staticmethod
@@ -573,10 +574,18 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
     partial = Path(f"{os.fspath(path)}.tmp")
     try:
         yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        _name_file(error, os.fspath(path))
         raise
-    os.replace(partial, path)
+
+
+def _name_file(error: BaseException, path: str) -> None:
+    """Make an error say which file it is about: that of a write, as on a full disk, names none."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = path
 
 
 def write_json(path: StrPath, content: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,7 +17,10 @@ import zarr
 import pricepix as pp
 from pricepix.factor import open_cache, score
 from pricepix.factor.cache_writer import CacheWriter
+from pricepix.factor.panel_check import read_labels
 from pricepix.factor.scorer import Scorer
+from pricepix.location import Folder
+from pricepix.store.lock import WriteLock
 
 SPEC = pp.ImageSpec.preset("jkx5")
 
@@ -587,6 +592,134 @@ def test_another_format_version_is_named(store, tmp_path):
             open_cache(tmp_path / "f.zarr")
         with pytest.raises(ValueError, match=message):
             score(store, ink, tmp_path / "f.zarr", progress=False)
+
+
+# ----------------------------------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def with_panel(panel, store, tmp_path):
+    """A cache with days that have no value, and none that a chunk is missing of."""
+    return score(store, ink, tmp_path / "f.zarr", panel=panel, progress=False).location
+
+
+def read_all(where):
+    cache = open_cache(where)
+    return cache.factor[:], cache.days, cache.time, cache.instruments, cache.intervals, read_labels(cache)
+
+
+def test_a_flipped_bit_is_found_in_every_file_and_named(with_panel):
+    assert open_cache(with_panel).verify().ok
+    rng = np.random.default_rng(4)
+    files = sorted(path for path in Path(with_panel).rglob("*") if path.is_file())
+    values = [path for path in files if path.parent.parent.parent.name == "c"]
+    assert len(values) > 30
+    for path in [*values[::8], *(path for path in files if path not in values)]:
+        key = str(path.relative_to(with_panel))
+        whole = path.read_bytes()
+        for bit in rng.integers(8 * len(whole), size=4).tolist():
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            if key == "zarr.json":
+                with pytest.raises(
+                    ValueError, match=r"zarr\.json|not a factor cache|format version|metadata"
+                ):
+                    read_all(with_panel)
+                continue
+            if key == "integrity/checksums/c/0":
+                with pytest.raises(ValueError, match=f"{key} of cache .* is damaged"):
+                    read_all(with_panel)
+                continue
+            report = open_cache(with_panel).verify()
+            assert [key in problem for problem in report.problems] == [True], (key, bit, report)
+            if not key.endswith("zarr.json"):  # what Zarr's metadata say stands in the group's, too
+                with pytest.raises(ValueError, match=f"{key} of cache .* is damaged"):
+                    read_all(with_panel)
+        path.write_bytes(whole)
+    assert open_cache(with_panel).verify().ok
+
+
+def test_a_missing_chunk_is_an_error_and_never_nan(store, with_panel):
+    chunks = sorted((Path(with_panel) / "factor" / "c").iterdir())
+    lost, other = chunks[5] / "0" / "0", chunks[6] / "0" / "0"
+    day = int(chunks[5].name)
+    content = lost.read_bytes()
+    lost.unlink()
+    cache = open_cache(with_panel)
+    key = f"factor/c/{day}/0/0"
+    for read in (lambda: cache.factor[day], cache.matrix, cache.to_polars, lambda: cache.of_windows(store)):
+        with pytest.raises(ValueError, match=f"{key} of cache .* is missing"):
+            read()
+    assert [p for p in cache.verify().problems if key in p and "missing" in p]
+    # A whole chunk in the place of another is found as well.
+    lost.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=f"{key} of cache .* is not the one that was written"):
+        cache.matrix()
+    lost.write_bytes(content)
+    (Path(with_panel) / "factor" / "c" / "stray").write_bytes(b"1")
+    assert "do not belong to the cache, the first is factor/c/stray" in str(cache.verify())
+
+
+def test_an_open_cache_stays_what_it_was_while_it_is_appended_to(panel, tmp_path):
+    where = tmp_path / "f.zarr"
+    end = str(np.datetime64(int(panel.calendar[-5]), "ns").astype("datetime64[D]"))
+    score(store_of(panel, end=end), ink, where, model_id="ink", progress=False)
+    early = open_cache(where)
+    expected = early.matrix()
+    lazy = early.to_xarray() if importlib.util.find_spec("xarray") else None
+    score(store_of(panel), ink, where, model_id="ink", append=True, progress=False)
+    for found, before in zip(early.matrix(), expected, strict=True):
+        assert np.array_equal(found, before, equal_nan=True)
+    assert len(open_cache(where).days) == len(early.days) + 4
+    if lazy is not None:
+        with pytest.raises(ValueError, match="was appended to since it was opened, and time/c/0/0 changed"):
+            lazy.time.values  # noqa: B018
+
+
+def test_two_scorers_do_not_write_one_cache(store, tmp_path):
+    where = tmp_path / "f.zarr"
+    with (
+        WriteLock(Folder(where)),
+        pytest.raises(BlockingIOError, match=r"cache .* is being written by process"),
+    ):
+        score(store, ink, where, progress=False)
+    assert score(store, ink, where, progress=False).verify().ok
+    assert not (where / "_build").exists()
+
+
+@pytest.mark.parametrize("kind", ["memory", "url", "local"])
+def test_caches_live_in_any_zarr_store(store, tmp_path, kind):
+    made = {
+        "memory": zarr.storage.MemoryStore,
+        "url": lambda: f"memory://{tmp_path.name}",
+        "local": lambda: zarr.storage.LocalStore(tmp_path / "f.zarr"),
+    }
+    where = made[kind]()
+    cache = score(store, ink, where, progress=False)
+    assert found_values(cache) == found_values(open_cache(where)) == expected_values(store)
+    assert cache.verify().ok
+
+
+def test_the_command_line_says_what_it_verifies(store, tmp_path):
+    from click.testing import CliRunner
+
+    from pricepix.cli import main
+
+    where = score(store, ink, tmp_path / "f.zarr", progress=False).location
+    found = CliRunner().invoke(main, ["verify", "--no-progress", where])
+    assert (found.exit_code, found.output.split(":")[0]) == (0, f"factor cache {where} (checksums)")
+    assert CliRunner().invoke(main, ["verify", "--no-progress", where, "--sample", "3"]).exit_code == 2
+    assert (
+        CliRunner()
+        .invoke(main, ["verify", "--no-progress", store.location])
+        .output.startswith("image store ")
+    )
+    path = next(path for path in (tmp_path / "f.zarr" / "factor" / "c").rglob("*") if path.is_file())
+    path.write_bytes(path.read_bytes()[:-9])
+    found = CliRunner().invoke(main, ["verify", "--no-progress", where])
+    assert found.exit_code == 1
+    assert str(path.relative_to(where)) in found.output
 
 
 # --------------------------------------------------------------------------------------------- exports

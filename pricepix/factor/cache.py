@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -16,11 +18,12 @@ from zarr.abc.store import Store
 from pricepix._checks import optional_module
 from pricepix.bars.times import as_time, to_series
 from pricepix.factor import exports
-from pricepix.factor.cache_format import FORMAT_VERSION
+from pricepix.factor.cache_format import FORMAT, FORMAT_VERSION
 from pricepix.factor.cache_objects import CacheObjects, cache_location
 from pricepix.factor.cache_verify import verify_objects
 from pricepix.location import Location
 from pricepix.spec import ImageSpec
+from pricepix.store.format import ROOT
 from pricepix.windows.labels import NO_TIME
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from pricepix.images.image_set import ImageSet
     from pricepix.store.verify import VerifyReport
 
-__all__ = ["FORMAT_VERSION", "CacheLike", "FactorCache", "open_cache"]
+__all__ = ["FORMAT_VERSION", "CacheLike", "FactorCache", "is_factor_cache", "open_cache"]
 
 CacheLike = str | PathLike[str] | Store
 
@@ -261,9 +264,20 @@ def open_cache(location: CacheLike | Location) -> FactorCache:
         If what is there is not a finished factor cache of a format that this release reads, or is damaged.
     """
     cache = FactorCache(CacheObjects.open(cache_location(location)))
-    # Read here, the axes stay those of the values if the cache is appended to meanwhile.
-    _ = cache.days, cache.instruments, cache.intervals, cache.time
+    # Read here, the axes stay those of the values if the cache is appended to meanwhile. A damaged one is an error for
+    # whoever reads it, and `verify` lists it.
+    with suppress(ValueError):
+        _ = cache.days, cache.instruments, cache.intervals, cache.time
     return cache
+
+
+def is_factor_cache(location: CacheLike) -> bool:
+    """Whether a location holds a factor cache, of any version and in any state."""
+    try:
+        root = json.loads(bytes(cache_location(location).get(ROOT) or b"{}"))
+        return bool(root["attributes"]["format"] == FORMAT)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def long_table(cache: FactorCache) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pricepix.bars.progress import progress_bar
+from pricepix.location import atomic_file
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -51,6 +52,7 @@ class Journal:
 
     def __init__(self, folder: Path, every: int) -> None:
         self._path, self._folder, self._every = folder / METRICS, folder / "tensorboard", every
+        self._rows: list[dict[str, Any]] = []
         self._writer: SummaryWriter | None = None
         self._images, self._since, self._rate = 0, time.monotonic(), math.nan
         # Sums of loss, right answers and images since the last validation.
@@ -66,16 +68,17 @@ class Journal:
 
     def open(self, step: int) -> None:
         """Open both logs at a step, without what they hold of later ones."""
-        rows: list[dict[str, str]] = []
-        if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        with self._path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step]
+        self._write_rows()
         self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
         self._since = time.monotonic()
+
+    def _write_rows(self) -> None:
+        """Write the file anew: a kill leaves the one that was there, never half a row."""
+        with atomic_file(self._path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows)
 
     def close(self) -> None:
         """Close the files."""
@@ -136,13 +139,26 @@ class Journal:
             "lr": lr,
             "images_per_second": self._rate,
         }
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, _COLUMNS).writerow(row)
+        self._rows.append(row)
+        self._write_rows()
         self._writer.add_scalar("validation/loss", metrics["val_loss"], step)
         self._writer.add_scalar("validation/accuracy", metrics["val_accuracy"], step)
         self._writer.add_histogram("validation/p_up", scores, step)
         self._writer.flush()
         self._since = time.monotonic()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``metrics.csv``, without any that a kill or a full disk left cut off or doubled."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    found: dict[int, dict[str, Any]] = {}
+    for line in lines[1:]:
+        values = line.rstrip("\r\n").split(",")
+        if line.endswith("\n") and len(values) == len(_COLUMNS) and values[0].isdecimal():
+            found[int(values[0])] = dict(zip(_COLUMNS, values, strict=True))
+    return [found[step] for step in sorted(found)]
 
 
 class ProgressBar:

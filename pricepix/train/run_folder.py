@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pricepix.location import RUN_YAML_NODES, read_yaml
+from pricepix.location import RUN_YAML_NODES, atomic_file, read_yaml
 from pricepix.train.hyper import is_first_rank
 
 __all__ = ["CONFIG", "find_run_folder", "open_run_folder"]
@@ -34,6 +34,7 @@ def find_run_folder(
     config : dict
         Plain values; what a run is resumed with must agree with what it was started with.
     resume : bool
+        A folder that is empty, as a kill at the very start leaves it, is started anew.
 
     Raises
     ------
@@ -46,18 +47,31 @@ def find_run_folder(
         return _next_folder(name)
     folder = Path(out)
     saved = folder / CONFIG
+    if _is_blank(folder):
+        return folder
     if resume or (saved.exists() and not is_first_rank()):
         if not saved.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume ({CONFIG} is missing)")
-        before = read_yaml(saved, RUN_YAML_NODES)
-        if not isinstance(before, dict):
-            raise ValueError(f"{saved} does not hold the configuration of a run: start a new run")
-        _check_same(folder, before, config)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _check_same(folder, _read_config(saved), config)
+    elif folder.exists():
         raise FileExistsError(
             f"{folder} exists and is not empty; resume=True resumes its run, another out starts a new one"
         )
     return folder
+
+
+def _is_blank(folder: Path) -> bool:
+    """Whether a folder has nothing but what a run leaves that is killed before it wrote its configuration."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {f"{CONFIG}.tmp"}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    found = read_yaml(path, RUN_YAML_NODES)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} is damaged: it does not hold the settings of a run; restore it, or start a new run"
+        )
+    return found
 
 
 def _next_folder(name: str) -> Path:
@@ -97,7 +111,8 @@ def open_run_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         return
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(yaml.safe_dump(config, sort_keys=False))
+    with atomic_file(saved) as partial:
+        partial.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     try:
         yield
     except BaseException:

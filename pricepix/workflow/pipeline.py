@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.factor.evaluation.report import check_installed
+from pricepix.location import atomic_file
 from pricepix.store.image_store import open_store
 from pricepix.train.hyper import is_first_rank
 from pricepix.workflow.config import Config, Train
@@ -59,7 +60,8 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     steps = _Steps(config, source_of(config, progress), echo, progress)
     path = steps.build()
     steps.check()
-    (steps.out / "config.yaml").write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
+    with atomic_file(steps.out / "config.yaml") as partial:
+        partial.write_text(config.anchored(Path.cwd()).to_yaml(), encoding="utf-8")
     if config.train is None:
         return path
     steps.train(config.train)

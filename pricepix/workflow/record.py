@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from pricepix.location import write_json
+
 __all__ = ["Record", "digest_of"]
 
 _RECORD: Final = "pipeline.json"
@@ -48,9 +50,7 @@ class Record:
 
     def _write(self, step: str, digest: str, *, finished: bool) -> None:
         self._steps[step] = {"digest": digest, "finished": finished}
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"version": 1, "steps": self._steps}, indent=1))
-        partial.replace(self._path)
+        write_json(self._path, {"version": 1, "steps": self._steps})
 
 
 def digest_of(settings: Any, upstream: str) -> str:
