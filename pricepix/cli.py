@@ -340,16 +340,9 @@ def verify(store: str, panel: str | None, table: dict[str, Any], **options: Any)
 
     STORE is an image store or a factor cache; what it was is in what is printed.
     """
-    from pricepix.factor.cache import is_factor_cache, open_cache
-    from pricepix.store.image_store import open_store
+    from pricepix.workflow.verification import verify_location
 
-    if is_factor_cache(store):
-        if panel or options["depth"] not in (None, "checksums") or options["sample"] is not None:
-            raise click.UsageError(f"{store} is a factor cache: leave --panel, --depth and --sample out")
-        report, kind = open_cache(store).verify(progress=options["progress"]), "factor cache"
-    else:
-        bars = _panel(panel, table) if panel else None
-        report, kind = open_store(store).verify(bars, **options), "image store"
+    kind, report = verify_location(store, (lambda: _panel(panel, table)) if panel else None, **options)
     _echo(f"{kind} {report}")
     sys.exit(report.exit_code)
 
