@@ -29,7 +29,7 @@ from pricepix.store.format import ROOT, metadata_digest
 from pricepix.store.lock import WriteLock
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer, BufferPrototype
+    from zarr.abc.buffer import Buffer, BufferPrototype
 
 __all__ = ["DONE", "PLAN", "CacheObjects", "cache_location", "read_root"]
 
