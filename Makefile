@@ -30,6 +30,7 @@ test: lint types unit
 # Everything, at full numbers: every night.
 test-all: lint types
 	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000 PRICEPIX_FUZZ=1000
+	PRICEPIX_KILLS=1000000 $(BIN)/python -m pytest tests/test_kills.py
 	$(MAKE) test-gpu-kernel test-compiling test-benchmarks coverage release-check
 
 test-core: $(CORE_READY)

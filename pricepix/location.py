@@ -510,7 +510,7 @@ def read_yaml(path: StrPath, max_nodes: int = YAML_NODES) -> Any:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(
-            f"{path} is not YAML: it is no text, as bars are; give the configuration that names them"
+            f"{path} is not YAML: it holds bytes, not text, as files of bars do; give the configuration that names them"
         ) from None
     try:
         _check_nodes(text, max_nodes)

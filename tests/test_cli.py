@@ -175,7 +175,20 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "warm-up": (pp.warm_up,),
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.
-    own = {"store", "table_path", "preset", "no_ma", "scheduler", "settings", "report", "panel", "spec"}
+    own = {
+        "complete",
+        "exchange",
+        "period_share",
+        "store",
+        "table_path",
+        "preset",
+        "no_ma",
+        "scheduler",
+        "settings",
+        "report",
+        "panel",
+        "spec",
+    }
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own
         command = cli.main.commands[name]

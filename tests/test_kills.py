@@ -31,9 +31,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 
 
 @needs_fork
-@pytest.mark.parametrize("what", ["score", "score-append"])
+@pytest.mark.parametrize("what", ["score", "score-append", "train", "run"])
 def test_killed_at_any_operation_nothing_is_lost(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often, drawn by PRICEPIX_KILL_SEED; a number above that of operations takes them all."""
+    if what in ("train", "run"):
+        pytest.importorskip("lightning")
     found = drive(what, tmp_path, "--kills", KILLS, "--seed", os.environ["PRICEPIX_KILL_SEED"])
     assert not found["failures"], found
     assert found["tried"] >= min(int(KILLS), found["operations"]) // 2

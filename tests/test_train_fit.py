@@ -222,6 +222,40 @@ class TestResume:
             _fit(store, SMALL, out=undisturbed / "none", resume=True, **RESUMED)
 
 
+def test_rows_that_a_kill_cut_off_or_doubled_are_repaired(tmp_path: Path) -> None:
+    from pricepix.train.journal import METRICS, Journal
+
+    head = "step,epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_second\r\n"
+    row = "{},0,0.5,0.5,0.5,0.5,0.001,9\r\n"
+    for left, steps in (
+        (head + row.format(11) + row.format(22) + "3", [11, 22]),
+        (head + row.format(11) + row.format(22) + row.format(2)[:-2], [11, 22]),
+        (head + row.format(11) + row.format(11) + row.format(22) + row.format(33), [11, 22]),
+        (head[:7], []),
+        ("", []),
+    ):
+        (tmp_path / METRICS).write_bytes(left.encode())
+        journal = Journal(tmp_path, 50)
+        journal.open(22)
+        journal.close()
+        text = (tmp_path / METRICS).read_bytes().decode()
+        assert text == head + "".join(row.format(step) for step in steps)
+
+
+def test_a_run_killed_at_its_very_start_is_resumed(
+    store: ImageStore, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Its folder is empty, or holds a configuration that was not written to its end."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml.tmp").write_text("pricepix: 0.")
+    _fit(store, SMALL, out=tmp_path / "run", resume=True, **RESUMED)
+    assert _same(_weights(tmp_path / "run"), _weights(undisturbed))
+    assert not (tmp_path / "run" / "config.yaml.tmp").exists()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged: it does not hold the settings of a run"):
+        _fit(store, SMALL, out=tmp_path / "run", resume=True, **RESUMED)
+
+
 def test_a_real_kill(tmp_path: Path, table: Any) -> None:
     """The process dies of SIGKILL within a step; a new one resumes and ends with the same weights."""
     stored = tmp_path / "store"

@@ -40,6 +40,11 @@ __all__ = ["CacheWriter", "Request", "Scored", "check_location", "prepare_cache"
 
 # An image store whose build has only begun is not ours.
 _STORE_PLAN: Final = f"{BUILD}/plan.json"
+# Folders of a cache's own objects. Whatever else somebody puts beside them stays.
+_OWN: Final = tuple(
+    f"{name}/"
+    for name in ("factor", "spread", "day", "time", "instrument", "interval", "labels", "integrity")
+)
 # Attributes in which a cache agrees with the call that resumes it, and what messages call them.
 _SAME: Final = {
     "spec_digest": "image spec",
@@ -235,7 +240,7 @@ def _remove_unfinished(location: Location, base: FactorCache | None) -> None:
         location.delete(key)
     if base is None:
         for key in list(location.list()):
-            if not key.startswith(f"{BUILD}/"):
+            if key.startswith(_OWN):
                 location.delete(key)
     location.delete_all(BUILD, keep=LOCK)
 
@@ -413,7 +418,7 @@ class CacheWriter:
         values = {key for key, value in checksums.items() if value >= 0}
         whole = values | metadata.keys() | {ROOT, CHECKSUM_KEY}
         if base is None:
-            self._remove_others(whole)
+            self._remove_others(whole, "")
             self.location.put(ROOT, dump(root))
             self.location.delete_all(BUILD, keep=LOCK)
         else:
@@ -429,10 +434,10 @@ class CacheWriter:
         before.pop("consolidated_metadata", None)
         return bool(before == json.loads(stored))
 
-    def _remove_others(self, kept: set[str], prefix: str = "") -> None:
+    def _remove_others(self, kept: set[str], prefix: str) -> None:
         """Remove what an earlier scoring, of other images, left among the objects to keep."""
         for key in list(self.location.list(prefix)):
-            if key not in kept and (prefix or not key.startswith(f"{BUILD}/")):
+            if key not in kept and key.startswith((STAGE, *_OWN)):
                 self.location.delete(key)
 
 
