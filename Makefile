@@ -5,7 +5,13 @@ WORKERS ?= auto
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo warm-up test lint types unit coverage bench clean
+# The tests that need no torch, on any Python: `make test-core PYTHON=python3.13`, with TESTS=... for some of them.
+CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CORE_READY = $(CORE)/.ready
+TESTS ?= tests
+
+.PHONY: demo warm-up test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
+	test-benchmarks coverage bench release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -18,7 +24,8 @@ $(READY): pyproject.toml constraints.txt
 $(CORE_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python -m pip install --quiet --upgrade pip
-	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dask,xarray,distributed,report,cloud,calendars,sample]' --group test
+	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[dask,xarray,distributed,report,cloud,calendars,sample]' --group test
 	touch $@
 
 demo: $(READY)
@@ -50,7 +57,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest -m "serial and not nightly" $(ARGS)
 
 test-kills: $(READY)
-	$(BIN)/python -m pytest tests/test_scale_faults.py
+	$(BIN)/python -m pytest tests/test_scale_faults.py tests/test_kills.py
 
 test-scenes: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/test_fast_path.py
