@@ -211,7 +211,7 @@ def test_a_factor_that_is_none_is_named(tmp_path, factor):
     factors = np.ones((3, 2))
     factors[1, 1] = factor
     cache = tiny(tmp_path, adjustment_factor=factors)
-    with pytest.raises(ValueError, match=r"factor of 000001.SZ on 2021-01-08 is"):
+    with pytest.raises(ValueError, match=r"factor of '000001.SZ' on 2021-01-08 is"):
         cache.panel()
     assert len(cache.panel(adjust=False)) == 54
 
