@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-import zarr
+from factor_files import change_attributes, change_values
 from scipy import stats
 
 import pricepix as pp
@@ -91,13 +91,12 @@ def test_labels_one_bar_early(panel, images, monkeypatch):
 
 def test_cache_values_one_bar_early(panel, images, tmp_path):
     cache = score(images, ink, tmp_path / "f.zarr", panel=panel, progress=False)
-    group = zarr.open_group(tmp_path / "f.zarr", mode="r+")
-    values = group["factor"][:]
-    group["factor"][:-1] = values[1:]
-    group["factor"][-1] = np.nan
+    values = cache.factor[:]
+    change_values(tmp_path / "f.zarr", np.concatenate([values[1:], np.full_like(values[:1], np.nan)]))
+    cache = pp.factor.open_cache(tmp_path / "f.zarr")
     assert "scores" in leaks(audit(panel, images, cache, model=ink))
     # The same by a shift that says so, which every look at the cache follows.
-    group.attrs["shift"] = -1
+    change_attributes(tmp_path / "f.zarr", {"shift": -1})
     cache = pp.factor.open_cache(tmp_path / "f.zarr")
     found = audit(panel, images, cache, model=ink)
     assert leaks(found) == {"places"}
@@ -107,13 +106,11 @@ def test_cache_values_one_bar_early(panel, images, tmp_path):
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_scores_tampered_with_after_some_date(panel, images, tmp_path, part):
     cache = score(images, ink, tmp_path / "f.zarr", panel=panel, progress=False)
-    group = zarr.open_group(tmp_path / "f.zarr", mode="r+")
-    values = group["factor"][:]
+    values = cache.factor[:]
     late = int(part * len(values))
-    group["factor"][late:] = (
-        values[late:] + np.where(np.arange(len(values) - late) % 2, 0.01, -0.01)[:, None, None]
-    )
-    found = audit(panel, images, cache, model=ink)
+    values[late:] += np.where(np.arange(len(values) - late) % 2, 0.01, -0.01)[:, None, None]
+    change_values(tmp_path / "f.zarr", values)
+    found = audit(panel, images, pp.factor.open_cache(tmp_path / "f.zarr"), model=ink)
     assert "scores" in leaks(found)
 
 

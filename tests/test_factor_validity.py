@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from factor_files import change_attributes
 from test_factor_evaluation import QUIET, cache_of
 
 import pricepix as pp
@@ -198,9 +199,7 @@ def test_prices_alone_hold_no_return_of_a_death(deadly, tmp_path):
 
 def zarr_score(where):
     """Mark a cache's values as scores that are no probabilities."""
-    import zarr
-
-    zarr.open_group(where, mode="r+").attrs["values"] = "score"
+    change_attributes(where, {"values": "score"})
 
 
 # ------------------------------------------------------------------------------------- short samples

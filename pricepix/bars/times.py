@@ -342,7 +342,8 @@ def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m
     """Return times as text: only the dates where none has a time of day, else as `intraday` says, in their zone."""
     series = to_series(time, tz)
     wall = series.dt.replace_time_zone(None).to_physical().to_numpy()
-    return series.dt.strftime(intraday if (wall % DAY_NS).any() else "%Y-%m-%d").to_list()
+    clock = (wall % DAY_NS != 0) & (time != NO_TIME)
+    return series.dt.strftime(intraday if clock.any() else "%Y-%m-%d").to_list()
 
 
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import optional_module
 from pricepix.bars.panel import Panel
 from pricepix.build.chunk_writer import ChunkWriter, run_task
 from pricepix.build.plan import Plan, Task
@@ -162,11 +163,6 @@ def client_of(scheduler: str | None) -> Iterator[Client | None]:
     if scheduler is None:
         yield None
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ImportError(
-            "a scheduler needs dask.distributed: pip install 'pricepix[distributed]'"
-        ) from error
-    with Client(scheduler) as client:
+    distributed = optional_module("distributed", "distributed", "--scheduler")
+    with distributed.Client(scheduler) as client:
         yield client

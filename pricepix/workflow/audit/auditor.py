@@ -157,7 +157,7 @@ def _scorer(cache: FactorCache, model: Any) -> Scorer:
     recorded = cache.attrs["model"]
     if model is None and not recorded.get("source"):
         raise ValueError(
-            f"cache {cache.location} does not tell where its model {recorded['name']} is: pass model=, what scored it"
+            f"cache {cache.location} does not say where its model {recorded['name']} is: pass model=, what scored it"
         )
     precision = cache.attrs.get("precision", "32-true")
     scorer = Scorer(recorded["source"] if model is None else model, precision=precision, tz=cache.tz)
