@@ -53,7 +53,7 @@ types: $(READY)
 
 # A file stays in one process, so that what its tests share is made once. What wants the whole machine comes after.
 unit: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly and not serial" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not nightly and not serial" $(ARGS)
 	$(BIN)/python -m pytest -m "serial and not nightly" $(ARGS)
 
 test-kills: $(READY)
@@ -69,7 +69,7 @@ test-gpu-kernel: $(READY)
 
 # What compiles from nothing: another CPU, cold caches.
 test-compiling: $(READY)
-	$(BIN)/python -m pytest -m nightly tests/test_other_cpus.py tests/test_compile_cache.py
+	$(BIN)/python -m pytest -m nightly tests/test_other_cpus.py tests/test_compile_cache.py tests/test_warm_up.py
 
 test-benchmarks: $(READY)
 	PRICEPIX_BENCH=tiny $(BIN)/python -m pytest benchmarks --benchmark-disable

@@ -45,6 +45,7 @@ def count_of_session(folder: Path) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.nightly
 def test_a_later_process_compiles_nothing(tmp_path: Path) -> None:
     """In the cache that the tests use, which may hold everything already."""
     lines: list[str] = []
@@ -63,6 +64,7 @@ def test_a_later_process_compiles_nothing(tmp_path: Path) -> None:
     assert counts["loaded"] > 25
 
 
+@pytest.mark.nightly
 def test_an_empty_cache_is_filled_by_steps_that_start_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,11 +109,13 @@ def _check_values(attrs: Mapping[str, Any]) -> None:
     if shard % chunk:
         raise ValueError(f"shard={shard:,} is not a multiple of chunk={chunk:,}")
     check_zone(attrs.get("tz"))
-    counts = attrs["drop_counts"]
-    if not isinstance(counts, Mapping):
-        raise ValueError(f"drop_counts={short(counts)} is not an object of counts")
-    for reason, count in counts.items():
-        whole_number(count, f"drop_counts[{short(reason)}]", 0, _MAX_WINDOWS)
+    for name in ("drop_counts", "died_within_horizon"):
+        counts = attrs.get(name, {})
+        if not isinstance(counts, Mapping):
+            raise ValueError(f"{name}={short(counts)} is not an object of counts")
+        for reason, count in counts.items():
+            whole_number(count, f"{name}[{short(reason)}]", 0, _MAX_WINDOWS)
+    choice(attrs.get("delisting", "missing"), "delisting", ("hold", "missing"))
     for name in _TEXTS:
         if not isinstance(attrs.get(name), str | None):
             raise ValueError(f"{name}={short(attrs[name])} is not text")
