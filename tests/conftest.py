@@ -58,7 +58,8 @@ def pytest_configure(config):
         forget_stale_kernels(Path(__file__).resolve().parents[1] / "pricepix")
     # Compiled kernels divide as IEEE 754 does, without a word. Interpreted, for coverage, NumPy speaks up.
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-        config.addinivalue_line("filterwarnings", r"ignore::RuntimeWarning:pricepix\.(.*_kernels|render\..*)")
+        kernels = r"pricepix\.(.*kernels|bars\.hashing|render\..*)"
+        config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{kernels}")
 
 
 @pytest.fixture(scope="session")
