@@ -851,7 +851,7 @@ def _allocate(height, width, word_stride, copies, extra):
     edge[:] = 0
     edge[32:64] = 255
     # The keys of segments, the first of `extra`, are words too.
-    ints = pointer(memory[start : start + 8 * n_ints + extra].view(np.int64))
+    ints = pointer(memory[start : start + 8 * (n_ints + extra // 8)].view(np.int64))
     start += 8 * n_ints
     return Scratch(memory, planes, pointer(edge), ints, start, batch, slots, word_slot, plane_slot)
 
