@@ -248,9 +248,7 @@ def main(traceback: bool) -> None:
 @delisting
 @click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
 @click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
-@click.option(
-    "--period-share", type=float, default=0.5, help="Share of instruments with a bar at a period's end."
-)
+@click.option("--period-share", "share", type=float, default=0.5, help="Share with a bar at a period's end.")
 @_choice("--layout", "uint8", "bits", default="uint8", help=layout_help)
 @mode
 @click.option("--chunk", type=int, help="Windows a chunk.")
@@ -265,7 +263,7 @@ def build_store(
     scheduler: str | None,
     exchange: str | None,
     complete: bool,
-    period_share: float,
+    share: float,
     progress: bool,
     **options: Any,
 ) -> None:
@@ -277,7 +275,7 @@ def build_store(
     from pricepix.build.universe import render_universe
 
     panel = _panel(table_path, table, progress, report=True)
-    periods = {"share": period_share, "exchange": exchange, "complete": complete}
+    periods = {"share": share, "exchange": exchange, "complete": complete}
     with client_of(scheduler) as client:
         store = render_universe(panel, client=client, periods=periods, progress=progress, **options)
     _describe(store)

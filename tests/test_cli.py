@@ -159,13 +159,14 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.factor import evaluate, score, write_report
     from pricepix.factor.scorer import Scorer
     from pricepix.train import fit
+    from pricepix.windows.schedule import Periods
     from pricepix.workflow.templates import init_config
 
     commands = {
         "audit": (pp.audit, pp.Panel.from_table),
         "import-jkx": (import_jkx,),
         "init-config": (init_config,),
-        "build-store": (pp.render_universe, pp.Panel.from_table, pp.ImageSpec),
+        "build-store": (pp.render_universe, pp.Panel.from_table, pp.ImageSpec, Periods),
         "append": (pp.append, pp.Panel.from_table),
         "preview": (pp.contact_sheet,),
         "verify": (pp.ImageStore.verify, pp.Panel.from_table),
@@ -176,9 +177,6 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.
     own = {
-        "complete",
-        "exchange",
-        "period_share",
         "store",
         "table_path",
         "preset",

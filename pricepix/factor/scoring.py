@@ -7,8 +7,7 @@ import platform
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, Unpack
 
@@ -29,6 +28,7 @@ from pricepix.factor.panel_check import shape_digest
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.factor.scorer import Scorer, ScorerOptions
 from pricepix.images.image_set import ImageSet
+from pricepix.images.threads import map_ordered
 from pricepix.store.image_store import ImageStore, open_images, open_store
 from pricepix.store.lock import WriteLock
 
@@ -260,15 +260,12 @@ def _chunks(store: ImageSet, first: int, done: int, last: int) -> Iterator[tuple
 def _score_here(windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int) -> Iterator[Scored]:
     """Score in this process; another thread reads and decodes chunks."""
     store = windows.store
-    pool = ThreadPoolExecutor(1, "pricepix-score")
-    try:
-        parts = list(_chunks(store, first, done, last))
-        blocks = _in_order(parts, lambda part: pool.submit(store.read_chunk, part[0]), _AHEAD)
+    parts = list(_chunks(store, first, done, last))
+    read = map_ordered(lambda part: store.read_chunk(part[0]), parts, 1, _AHEAD + 1, "pricepix-score")
+    with closing(read) as blocks:
         for (chunk, a, b), block in zip(parts, blocks, strict=True):
             start = chunk * store.chunk
             yield (a, *scorer(block[a - start : b - start], windows.column("time", a, b)))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _score_on_workers(

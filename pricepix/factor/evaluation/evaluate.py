@@ -9,11 +9,11 @@ from inspect import signature
 from typing import Any, Final, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from pricepix._checks import bars, choice, fraction, whole_number
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
 from pricepix.factor.evaluation.decay import DECAY_HORIZONS, decay_curve, delay_curve
 from pricepix.factor.evaluation.evaluator import Evaluator, Settings, default_rebalance, iso_times
@@ -175,7 +175,7 @@ def evaluate(
         "data": data,
     }
     series: dict[str, Any] = {"time": iso_times(time, panel.tz)}
-    with tqdm(total=6, desc="evaluate", disable=not progress) as bar:
+    with progress_bar(6, "evaluate", on=progress) as bar:
         for part in (evaluator.statistics, evaluator.sorts, evaluator.weightings):
             found, by_date = part()
             figures |= found

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pricepix.bars.panel import Panel
+from pricepix.bars.progress import progress_bar
 from pricepix.build.universe import render_universe
 from pricepix.factor.scorer import Scorer
 from pricepix.images.image_set import ImageSet
@@ -64,7 +64,7 @@ class Redraw:
         ends = [int(np.searchsorted(time, date, side="right")) for date in dates]
         total = ends[-1] if limit is None else min(ends[-1], limit)
         begin = 0
-        with tqdm(total=total, desc="audit", disable=not progress) as bar:
+        with progress_bar(total, "audit", "img", progress) as bar:
             for date, end in zip(dates, ends, strict=True):
                 share = None if limit is None else max(1, limit // len(dates))
                 changed = replaced_after(self.panel, date, self.mask, self.rng)
