@@ -1,0 +1,9 @@
+"""The command line: one command a public function, options named as its keyword arguments.
+
+Commands parse and forward. Whatever they need is imported when they run, so that ``--help`` is instant.
+"""
+
+from pricepix.cli import factors, runs, stores
+from pricepix.cli.group import main
+
+__all__ = ["factors", "main", "runs", "stores"]
