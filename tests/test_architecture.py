@@ -356,6 +356,49 @@ def test_parts_of_a_docstring_are_found():
     assert section(doc, "Raises") is None
 
 
+# Users call these with keywords; what they share with one another they name alike.
+MANY_PARAMETERS = {
+    "render_universe", "Panel.from_table", "Panel.from_arrays", "PanelImages.__init__", "fit", "evaluate", "simulate"
+}  # fmt: skip
+MOST_PARAMETERS = 12
+
+
+def test_no_function_takes_many_parameters():
+    """What belongs together is handed on as one object, to compiled kernels too."""
+    found = {}
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        owners = {id(f): f"{c.name}." for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for f in c.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                a = node.args
+                names = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+                count = sum(name.arg not in ("self", "cls") for name in names)
+                if count > MOST_PARAMETERS:
+                    found[f"{owners.get(id(node), '')}{node.name}"] = f"{module}: {count} parameters"
+    assert found.keys() <= MANY_PARAMETERS, found
+
+
+@pytest.mark.parametrize(
+    ("maker", "like", "own"),
+    [
+        (
+            pricepix.Panel.from_arrays, pricepix.Panel.from_table,
+            {"open", "high", "low", "close", "volume", "instruments", "time", "intervals", "fields"},
+        ),
+        (pricepix.PanelImages, pricepix.render_universe, {"threads"}),
+    ],
+)  # fmt: skip
+def test_ways_into_the_same_thing_take_the_same_keywords(maker, like, own):
+    """Arrays are read as tables are, and images drawn on demand are chosen as those of a store are."""
+    parameters, others = inspect.signature(maker).parameters, inspect.signature(like).parameters
+    shared = parameters.keys() - own
+    assert shared <= others.keys()
+    assert {name: parameters[name].default for name in shared} == {
+        name: others[name].default for name in shared
+    }
+
+
 @pytest.mark.parametrize("module", list(MODULES))
 def test_every_module_says_what_it_is(module):
     doc = ast.get_docstring(ast.parse(MODULES[module].read_text()))
@@ -386,7 +429,9 @@ FORBIDDEN = [
 def written_files():
     for folder in ("pricepix", "tests", "benchmarks", "docs", "examples", ".ci"):
         yield from (p for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and p.suffix in TEXT)
-    yield from (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.suffix in TEXT)
+    # In a worktree .git is a file that says where the repository is.
+    top = (p for p in sorted(ROOT.iterdir()) if p.is_file() and p.name != ".git")
+    yield from (p for p in top if p.suffix in TEXT)
 
 
 def test_no_file_names_a_machine_or_loads_what_it_should_not():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.bars import MarketCache, Session, write_market_cache
+from pricepix.bars import MarketArrays, MarketCache, Session, write_market_cache
 from pricepix.bars.market_files import file_name, read_name
 from pricepix.samples import simulate_market
 from pricepix.samples.ashare import simulate_arrays
@@ -23,7 +23,11 @@ def cache(tmp_path_factory):
 
 
 def tiny(folder, **changes):
-    """Two stocks, three days (a weekend between the second and the third), nine bars: prices by hand."""
+    """Two stocks, three days (a weekend between the second and the third), nine bars: prices by hand.
+
+    `changes` are other arrays, or arguments of `write_market_cache`.
+    """
+    options = {key: changes.pop(key) for key in ("dtype", "files", "session") if key in changes}
     shape = (3, 2, 9)
     close = np.full(shape, 10.0) + np.arange(9) / 100 + np.arange(3)[:, None, None]
     blocks = {
@@ -38,9 +42,8 @@ def tiny(folder, **changes):
         "not_st": np.ones((3, 2), bool),
         "up_limit": np.full((3, 2), 99.0),
         "down_limit": np.full((3, 2), 1.0),
-        "dtype": np.float64,
     }
-    return write_market_cache(folder, **(blocks | changes))
+    return write_market_cache(folder, MarketArrays(**(blocks | changes)), **{"dtype": np.float64, **options})
 
 
 # ------------------------------------------------------------------------------------------ names and sizes
@@ -75,7 +78,7 @@ def test_names_that_say_nothing_are_refused(name, message):
 
 def test_writing_and_reading_gives_the_same_arrays(tmp_path):
     market = simulate_arrays(5, 4, seed=1)
-    written = write_market_cache(tmp_path, **vars(market), dtype=np.float64)
+    written = write_market_cache(tmp_path, market, dtype=np.float64)
     again = MarketCache(tmp_path)
     assert again.files == written.files
     assert again.instruments.tolist() == market.instruments.tolist()
@@ -89,7 +92,9 @@ def test_writing_and_reading_gives_the_same_arrays(tmp_path):
         np.testing.assert_array_equal(again.array(key), getattr(market, field))
     assert again.files["OPEN"].name == "IntervalFull.open.N49,0005d"
     with pytest.raises(FileExistsError, match="exists already"):
-        write_market_cache(tmp_path, **vars(market), dtype=np.float64)
+        write_market_cache(tmp_path, market, dtype=np.float64)
+    with pytest.raises(TypeError, match=r"market is a dict: give MarketArrays\(days="):
+        write_market_cache(tmp_path / "other", vars(market))
 
 
 def test_a_size_that_does_not_match_the_name_is_told_with_both_numbers(tmp_path):
@@ -303,8 +308,8 @@ def test_faults_are_reported_as_in_any_panel(tmp_path):
 
 def test_decimals_give_float32_prices_back(tmp_path):
     market = simulate_arrays(3, 3, seed=2, split_rate=0)
-    exact = write_market_cache(tmp_path / "d", **vars(market), dtype=np.float64).panel()
-    narrow = write_market_cache(tmp_path / "f", **vars(market), dtype=np.float32)
+    exact = write_market_cache(tmp_path / "d", market, dtype=np.float64).panel()
+    narrow = write_market_cache(tmp_path / "f", market, dtype=np.float32)
     assert narrow.panel().report.counts["float32_input"] == len(exact)
     rounded = narrow.panel(decimals=2)
     assert "float32_input" not in rounded.report.counts

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pricepix as pp
-from pricepix.bars import write_market_cache
+from pricepix.bars import MarketArrays, write_market_cache
 from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 from pricepix.build import market as market_store
 from pricepix.samples import simulate_market
@@ -125,7 +125,7 @@ def growing(tmp_path_factory):
 
     def until(n):
         part = {key: values if key == "instruments" else values[:n] for key, values in market.items()}
-        return write_market_cache(folder / str(n), **part, dtype=np.float64)
+        return write_market_cache(folder / str(n), MarketArrays(**part), dtype=np.float64)
 
     return until(10), until(14)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,20 +29,35 @@ _MOST_INTERVALS: Final = 99
 _NAME_BYTES: Final = 128
 
 
+@dataclass(frozen=True)
+class MarketArrays:
+    """A market as arrays, as it was traded: what a market cache holds."""
+
+    days: Any
+    """Trading days, ascending."""
+    instruments: Any
+    """Sequence of names, up to 32 characters each."""
+    open: Any
+    """Array (days, stocks, intervals); NaN where a stock is not listed, suspended or halted. So are the next three."""
+    high: Any
+    low: Any
+    close: Any
+    volume: Any = None
+    """Array (days, stocks, intervals); 0 where nothing was traded."""
+    not_st: Any = None
+    """Array bool (days, stocks), the ASHARE_FILTER: False while a stock, under special treatment, is not eligible."""
+    adjustment_factor: Any = None
+    """Array (days, stocks): rises with every split; prices times it are comparable over time."""
+    up_limit: Any = None
+    """Array (days, stocks): the day's highest price."""
+    down_limit: Any = None
+    """Array (days, stocks): the day's lowest price."""
+
+
 def write_market_cache(
     folder: str | os.PathLike[str],
+    market: MarketArrays,
     *,
-    days: Any,
-    instruments: Sequence[str],
-    open: Any,
-    high: Any,
-    low: Any,
-    close: Any,
-    volume: Any = None,
-    not_st: Any = None,
-    adjustment_factor: Any = None,
-    up_limit: Any = None,
-    down_limit: Any = None,
     dtype: Any = np.float32,
     files: Mapping[str, str] | None = None,
     session: Session | str | None = "ashare",
@@ -52,15 +68,8 @@ def write_market_cache(
     ----------
     folder : str or path
         Made if it does not exist. Files that are there are not overwritten.
-    days : sequence of dates, (days,)
-        Trading days, ascending.
-    instruments : sequence of str
-        Names, up to 32 characters.
-    open, high, low, close, volume : array_like, (days, stocks, intervals)
-    not_st : array_like, bool (days, stocks), optional
-        True where windows of a stock are eligible (ASHARE_FILTER).
-    adjustment_factor, up_limit, down_limit : array_like, (days, stocks), optional
-        What prices are to be multiplied with, and the day's limit prices.
+    market : MarketArrays
+        The arrays to write.
     dtype : numpy.dtype
         float32 or float64, of all numbers but the axes.
     files : mapping, optional
@@ -82,17 +91,23 @@ def write_market_cache(
     FileExistsError
         A file is there already.
     """
+    if not isinstance(market, MarketArrays):
+        raise TypeError(
+            f"market is a {type(market).__name__}: give MarketArrays(days=..., instruments=..., open=..., high=..., "
+            "low=..., close=...)"
+        )
     dtype = np.dtype(dtype)
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"dtype={dtype}: a market cache holds float32 or float64")
-    dates = _dates(days)
-    names = np.array([str(name) for name in instruments], np.str_)
+    dates = _dates(market.days)
+    names = np.array([str(name) for name in market.instruments], np.str_)
     check_names(names, "instruments")
     if names.dtype.itemsize > _NAME_BYTES:
         raise ValueError(f"{max(names, key=len)!r} is longer than a market cache's 32 characters")
     values = {
-        "OPEN": open, "HIGH": high, "LOW": low, "CLOSE": close, "VOLUME": volume, "ASHARE_FILTER": not_st,
-        "ADJ_FACTOR": adjustment_factor, "UP_LIMIT": up_limit, "DN_LIMIT": down_limit,
+        "OPEN": market.open, "HIGH": market.high, "LOW": market.low, "CLOSE": market.close,
+        "VOLUME": market.volume, "ASHARE_FILTER": market.not_st, "ADJ_FACTOR": market.adjustment_factor,
+        "UP_LIMIT": market.up_limit, "DN_LIMIT": market.down_limit,
     }  # fmt: skip
     blocks = {key: np.asarray(block) for key, block in values.items() if block is not None}
     shape = _checked_shape(blocks, len(dates), len(names))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pricepix.bars.market_cache import MarketCache
 from pricepix.bars.market_files import MOST_STOCKS
-from pricepix.bars.market_writer import write_market_cache
+from pricepix.bars.market_writer import MarketArrays, write_market_cache
 from pricepix.bars.sessions import Session
 from pricepix.samples.simulator import (
     BARS_A_YEAR,
@@ -94,27 +94,6 @@ class AshareOptions:
             )
 
 
-@dataclass(frozen=True)
-class SimulatedMarket:
-    """A simulated market: the arrays that `write_market_cache` takes, as traded."""
-
-    days: NDArray[np.datetime64]
-    instruments: NDArray[np.str_]
-    open: NDArray[np.float64]
-    """float64 (days, stocks, intervals); NaN where a stock is not listed, suspended or halted."""
-    high: NDArray[np.float64]
-    low: NDArray[np.float64]
-    close: NDArray[np.float64]
-    volume: NDArray[np.float64]
-    """float64 (days, stocks, intervals); 0 where nothing was traded."""
-    not_st: NDArray[np.bool_]
-    """bool (days, stocks): False while a stock is under special treatment, and not eligible."""
-    adjustment_factor: NDArray[np.float64]
-    """float64 (days, stocks): rises with every split; prices times it are comparable over time."""
-    up_limit: NDArray[np.float64]
-    down_limit: NDArray[np.float64]
-
-
 def simulate_market(
     folder: str | os.PathLike[str],
     instruments: int = 300,
@@ -150,10 +129,10 @@ def simulate_market(
     """
     market = simulate_arrays(instruments, days, **options)
     session = options.get("session", "ashare")
-    return write_market_cache(folder, **vars(market), dtype=dtype, session=session)
+    return write_market_cache(folder, market, dtype=dtype, session=session)
 
 
-def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> SimulatedMarket:
+def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> MarketArrays:
     """Simulate an A-share market bar by bar.
 
     Prices are random walks on the cent grid, clipped at the day's limits, at which they tend to stick, so
@@ -174,7 +153,7 @@ def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> S
 
     Returns
     -------
-    SimulatedMarket
+    MarketArrays
 
     Raises
     ------
@@ -222,7 +201,7 @@ def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> S
     volume[halted | absent[:, :, None]] = 0.0
     factor: NDArray[np.float64] = np.cumprod(ratio, axis=0, dtype=np.float64)
     names = _names(instruments)
-    return SimulatedMarket(calendar, names, open_, high, low, close, volume, ~treated, factor, up, down)
+    return MarketArrays(calendar, names, open_, high, low, close, volume, ~treated, factor, up, down)
 
 
 def _names(instruments: int) -> NDArray[np.str_]:

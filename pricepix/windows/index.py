@@ -154,12 +154,18 @@ class WindowIndex:
             seeds = _instrument_seeds(panel.instruments, seed)
         reason = np.empty(len(panel), np.uint8)
         time_code = panel.time_code
+        rules = kernels.RowRules(
+            first_time,
+            last_time,
+            spec.lookback,
+            spec.history if spec.ma_warmup == "drop" else 0,
+            share,
+            gap,
+            -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback),
+        )
         kernels.classify_rows(
-            panel.bars, panel.time, panel.offsets, chosen.end, chosen.period, chosen.last_end,
-            chosen.open_period, time_code, first_time, last_time, spec.lookback,
-            spec.history if spec.ma_warmup == "drop" else 0, eligible, share, seeds, gap,
-            -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback), reason,
-        )  # fmt: skip
+            panel.bars, panel.time, panel.offsets, time_code, chosen, rules, eligible, seeds, reason
+        )
         _drop_undrawable(panel, spec, reason, threads)
         found = np.bincount(reason, minlength=256)
         if found[kernels.NO_CANDIDATE] == len(panel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -42,17 +42,36 @@ def uniform_numbers(seed: Any, keys: Any, purposes: Any, out: Any) -> None:
             out[i, j] = _uniform(mixed + purposes[j])
 
 
+class RowRules(NamedTuple):
+    """Where windows may end, besides the schedule. Negative `max_gap` or `max_missing` mean no limit."""
+
+    start: int
+    """First and last time, in nanoseconds, of a window's last bar."""
+    end: int
+    lookback: int
+    """Bars of a window."""
+    history: int
+    """Bars that its instrument must have before it."""
+    sample: float
+    """Share of the windows to keep."""
+    max_gap: int
+    """Most nanoseconds between neighbouring bars of a window."""
+    max_missing: int
+    """Most bars of a window without a high or a low."""
+
+
 @jit
 def classify_rows(
-    bars: Any, time: Any, offsets: Any, scheduled: Any, period: Any, last_end: Any, open_period: int,
-    time_code: Any, start: int, end: int, lookback: int, history: int,
-    eligible: Any, sample: float, seeds: Any, max_gap: int, max_missing: int, reason: Any,
+    bars: Any, time: Any, offsets: Any, time_code: Any, schedule: Any, rules: RowRules,
+    eligible: Any, seeds: Any, reason: Any,
 ) -> int:  # fmt: skip
     """Write for every panel row why no window ends there, KEPT where one may; return how many may.
 
-    Empty `scheduled` or `eligible` mean all, an empty `period` none; negative `max_gap` or `max_missing` mean no
-    limit. Of several reasons the first one found is written, cheap checks first.
+    `schedule` is a `Schedule`; an empty `eligible` means all. Of several reasons the first one found is written,
+    cheap checks first.
     """
+    scheduled, period, last_end, open_period = schedule
+    start, end, lookback, history, sample, max_gap, max_missing = rules
     periods = period.shape[0] > 0
     kept = 0
     for instrument in range(offsets.shape[0] - 1):

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +80,8 @@ class Periods:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The times of a calendar at which windows may end."""
+class Schedule(NamedTuple):
+    """The times of a calendar at which windows may end; kernels take it whole."""
 
     end: NDArray[np.bool_]
     """bool (times,): whether windows may end at a time; empty if they may at all."""
