@@ -12,6 +12,8 @@ import pricepix as pp
 from pricepix.factor import evaluate
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import information_coefficient
+from pricepix.factor.evaluation.rebalancing import period_ends
+from pricepix.windows.schedule import Periods, find_schedule
 
 OPTIONS = {"quantiles": 5, "baselines": (), "delays": (0,), "horizons": (), "progress": False}
 
@@ -301,6 +303,31 @@ def test_a_stray_row_moves_no_month_end(tmp_path):
         tmp_path / "f.zarr", strayed, horizon=20, **{**OPTIONS, "period_end_share": 0.001}
     ).series["portfolio_equal"]
     assert moved["entry"] != same["entry"]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("every", ["week", "month"])
+def test_windows_and_portfolios_end_periods_at_the_same_bars(every, share):
+    """Of a market in which a third of all rows is absent, and names come and go."""
+    rng = np.random.default_rng(8)
+    days = np.arange("2020-01-01", "2020-07-01", dtype="M8[D]")
+    rows = [
+        (name, day.item())
+        for name in range(20)
+        for first, length in [rng.integers((0, 30), 90)]
+        for day in days[first : first + length]
+        if rng.random() > 1 / 3
+    ]
+    frame = pl.DataFrame(rows, schema={"instrument": pl.Int64, "time": pl.Date}, orient="row")
+    price = {name: 10.0 for name in ("open", "high", "low", "close")}
+    panel = pp.Panel.from_table(
+        frame.with_columns(**{k: pl.lit(v) for k, v in price.items()}), progress=False
+    )
+    schedule = find_schedule(panel, every, Periods(share=share, complete=True))
+    # The rule also holds where a factor has values of some instruments only.
+    market = Market.of(panel, panel.instruments[:4])
+    ends = period_ends(market.time, None, every, market.thin(every, share))
+    np.testing.assert_array_equal(ends, schedule.last_end)
 
 
 def test_an_end_in_mid_month_forms_no_portfolio(tmp_path):

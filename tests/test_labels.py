@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, forward_returns
+from pricepix.factor.evaluation.market import Market
 from pricepix.windows.labels import NO_TIME
 
 DAY = 86400 * 10**9
@@ -154,11 +155,19 @@ def test_prices_of_different_adjustment_are_no_bridge():
     np.testing.assert_allclose(values({"A": [NAN] * 5}), [NAN, NAN, 0.32, NAN, NAN], rtol=1e-6)
 
 
-def test_instrument_without_any_total_return_has_those_of_its_prices():
-    panel = panel_of({"A": [10, 11, 12], "B": [5, 6, 9]}, {"A": [NAN, 0.1, 0.1], "B": [NAN] * 3})
-    label = forward_returns(panel, rows_of(panel), 1)
-    np.testing.assert_allclose(label.value, [0.1, 0.1, NAN, 0.2, 0.5, NAN], rtol=1e-6)
-    assert panel.report.notes["missing_return"] == 2
+def test_instrument_without_any_total_return_has_no_forward_return():
+    """As in evaluations: what its holder got is not known, and later returns do not change that."""
+    closes = {"A": [10, 11, 12], "B": [5, 6, 9], "C": [5, 6, 9, 18, 36]}
+    returns = {"A": [NAN, 0.1, 0.1], "B": [NAN] * 3, "C": [0.2, NAN, NAN, 1.0, NAN]}
+    panel = panel_of(closes, returns)
+    label = forward_returns(panel, rows_of(panel), 1, delisting="missing")
+    # C: its first known return is measured from 9; the last one is bridged.
+    np.testing.assert_allclose(label.value, [0.1, 0.1, NAN, *[NAN] * 3, NAN, NAN, 1.0, 1.0, NAN], rtol=1e-6)
+    assert panel.report.notes["missing_return"] == 5
+    assert panel.report.notes["before_first_return"] == 4
+    level = Market.of(panel, panel.instruments).level
+    np.testing.assert_allclose(level[:, 2], [NAN, NAN, 1, 2, 4])
+    assert np.isnan(level[:, 1]).all()
 
 
 # ---- delisting
@@ -248,13 +257,14 @@ def test_return_beyond_float32_is_missing():
 
 def steps_by_loop(close, total):
     """The growth over each bar, in Python floats: None where there is neither a price nor a return."""
-    steps, last, since = [], None, 1.0
+    steps, last, since, begun = [], None, 1.0, False
     for price, moved in zip(close, total, strict=True):
         step = None if math.isnan(moved) else 1 + float(moved)
         if step is None and not math.isnan(price) and last is not None:
-            step = price / last / since
+            step = price / last / since if begun else math.nan
         elif step is not None:
             since *= step
+            begun = begun or last is not None
         steps.append(step)
         if not math.isnan(price):
             last, since = price, 1.0

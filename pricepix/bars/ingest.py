@@ -404,7 +404,11 @@ def _note_absences(parts: PanelParts, options: ReadOptions) -> PanelParts:
     examples: dict[str, tuple[BadRow, ...]] = {}
     if "total_return" in parts.fields:
         found = np.full(_SHOWN, -1, np.int64)
-        count = kernels.missing_returns(parts.bars, parts.fields["total_return"], parts.offsets, found)
+        count, before = kernels.missing_returns(
+            parts.bars, parts.fields["total_return"], parts.offsets, found
+        )
+        if before:
+            counts["before_first_return"] = before
         if count:
             counts["missing_return"] = count
             examples["missing_return"] = tuple(_bad_row(parts, row) for row in found[found >= 0])

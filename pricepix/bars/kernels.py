@@ -254,21 +254,28 @@ def first_rows(bars, midpoint, counts, found):
 
 @njit(cache=True, nogil=True)
 def missing_returns(bars, total_return, offsets, found):
-    """Count rows with a close but no total return, each instrument's first close apart; name the first in `found`."""
+    """Count rows with a close but no total return, each instrument's first close apart; name the first in `found`.
+
+    Also return how many of them come before their instrument's first total return after its first close.
+    """
     count = 0
+    before = 0
     for i in range(offsets.size - 1):
         priced = False
+        begun = False
         for r in range(offsets[i], offsets[i + 1]):
             # Returns are nearly all known once there is a price: the bars need not be read.
             if priced and not np.isnan(total_return[r]):
+                begun = True
                 continue
             if bars[r, 3] > 0.0 and bars[r, 3] < np.inf:
                 if priced:
                     if count < found.size:
                         found[count] = r
                     count += 1
+                    before += not begun
                 priced = True
-    return count
+    return count, before
 
 
 @njit(cache=True, nogil=True)

@@ -32,6 +32,7 @@ NOTES: dict[str, str] = {
     "float32_input": "prices came as float32: 7 digits, so that up to 1 image in 12 may differ by a pixel",
     "unapplied_factor": "an adjustment factor other than 1 is there and was not applied (adjust=None)",
     "missing_return": "a price has no total return (an instrument's first one apart): labels use the price ratio",
+    "before_first_return": "of these, rows before an instrument's first total return, or without any: no label",
     "absent_bar": "an instrument has no row at a time between its first and last at which others have one",
     "thin_time": "rows stand at times at which fewer than half of the instruments then alive have one",
 }

@@ -224,10 +224,12 @@ def bridge_returns(bars: Any, total_return: Any, factor: Any, offsets: Any, out:
     """Copy total returns; bridge those missing beside a known close by the ratio to the last known close.
 
     The ratio is divided by the returns known in between. Infinite where the adjustment factor is not the same
-    at both closes; an empty `factor` means that it is. An instrument's first close has no return: it stays NaN.
+    at both closes (an empty `factor` means that it is), and before the instrument's first known return: whether
+    it brings any is not known there. An instrument's first close has no return: it stays NaN.
     """
     for instrument in range(offsets.shape[0] - 1):
         last = -1
+        begun = False  # whether a return after the first close is known
         since = 1.0  # growth since the row `last`, by the returns that are known
         for row in range(offsets[instrument], offsets[instrument + 1]):
             moved = total_return[row]
@@ -235,9 +237,10 @@ def bridge_returns(bars: Any, total_return: Any, factor: Any, offsets: Any, out:
             priced = _is_price(close)
             if not np.isnan(moved):
                 since *= 1.0 + moved
+                begun |= last >= 0
             elif priced and last >= 0:
                 moved = np.inf
-                if factor.shape[0] == 0 or factor[row] == factor[last]:
+                if begun and (factor.shape[0] == 0 or factor[row] == factor[last]):
                     moved = close / bars[last, 3] / since - 1.0
                     if np.isnan(moved):
                         moved = np.inf

@@ -152,11 +152,12 @@ def forward_returns(
     -----
     *Missing total returns.* A bar without a price and without a return changes nothing: the next return is
     measured from the last price there was. A bar with a price but without a return (the first after a halt in
-    ``pct_change``, RET "C" of CRSP, any bar of an instrument that brings none) gets the return that its close
-    has against the last known close, over the returns known in between, so that both prices must have the same
-    adjustment: equal ``adjustment_factor`` where the panel has that field, else closes as the panel holds them.
-    Where the factor differs, or is missing, that bar's return is not known, and a forward return that needs it
-    is NaN. A bar with a price can be entered whether or not its own return is known.
+    ``pct_change``, RET "C" of CRSP) gets the return that its close has against the last known close, over the
+    returns known in between, so that both prices must have the same adjustment: equal ``adjustment_factor``
+    where the panel has that field, else closes as the panel holds them. Where the factor differs, or is missing,
+    and before the instrument's first known return, that bar's return is not known, and a forward return that
+    needs it is NaN: so an instrument that brings no total return at all has no forward returns, as it has no
+    value in ``factor.evaluate``. A bar with a price can be entered whether or not its own return is known.
 
     *Delisting.* With ``hold``, an instrument has ended if its last row lies before the last time of the panel's
     calendar. Its return is kept if the close at the entry, and the price or return of its last row (a row
@@ -224,13 +225,13 @@ def bridged_returns(panel: Panel) -> NDArray[np.float64]:
     """Return the panel's total returns, with those that are missing beside a known price bridged.
 
     float64 (rows,): the panel's own array where nothing is to bridge. Infinite where a return is missing beside
-    a price and cannot be bridged; NaN at bars that have neither, and at an instrument's first price. See the
+    a price and is not bridged; NaN at bars that have neither, and at an instrument's first price. See the
     notes of ``forward_returns``.
     """
     if "bridged_returns" not in panel._cache:
         returns = panel.fields["total_return"]
         found = returns
-        if bars_kernels.missing_returns(panel.bars, returns, panel.offsets, np.empty(0, np.int64)):
+        if bars_kernels.missing_returns(panel.bars, returns, panel.offsets, np.empty(0, np.int64))[0]:
             found = np.empty(len(panel))
             factor = panel.fields.get("adjustment_factor", _NO_FACTOR)
             kernels.bridge_returns(panel.bars, returns, factor, panel.offsets, found)

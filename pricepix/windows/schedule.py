@@ -18,6 +18,11 @@ from pricepix.windows import kernels
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
 
+PERIODS: Final = SCHEDULES[1:]
+
+PERIOD_END_SHARE: Final = 0.5
+"""Of the instruments with a row in a period, the share that must have one at its end, by default."""
+
 _LENGTHS: Final = {"day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
 
 # Weekdays are read off a calendar of two weeks or more; in a shorter one Monday to Friday are expected too.
@@ -51,7 +56,7 @@ class Periods:
     each period has one time, as weekly bars have for weeks, that is its end.
     """
 
-    share: float = 0.5
+    share: float = PERIOD_END_SHARE
     exchange: str | None = None
     complete: bool = False
 
@@ -117,12 +122,24 @@ def find_schedule(
         )
         return Schedule(np.arange(1, n + 1) % min(step, n + 1) == 0, *nothing)
     choice(every, "every", SCHEDULES, "a number of bars")
-    calendar = panel.calendar[:n]
+    return period_schedule(
+        panel.calendar[:n], panel.tz, every, *count_by_period(panel, every, times=n), periods
+    )
+
+
+def count_by_period(
+    panel: Panel, every: str, *, times: int | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the periods of a panel's times, and its instruments with a row at each time and in each period.
+
+    Of the first `times` of the calendar, or of all: the first three arguments of `may_end`.
+    """
+    calendar = panel.calendar[:times]
     period = number_periods(calendar, panel.tz, every)
-    rows = np.zeros(n, np.int64)
-    instruments = np.zeros(int(period[-1]) + 1 if n else 0, np.int64)
+    rows = np.zeros(len(calendar), np.int64)
+    instruments = np.zeros(int(period[-1]) + 1 if len(period) else 0, np.int64)
     kernels.count_by_period(panel.time_code, panel.offsets, period, rows, instruments)
-    return period_schedule(calendar, panel.tz, every, period, rows, instruments, periods)
+    return period, rows, instruments
 
 
 def period_schedule(
@@ -149,11 +166,11 @@ def period_schedule(
         Instruments with a row in each period.
     periods : Periods
     """
-    shared = rows >= periods.share * instruments[period]
-    last_end = last_shared_times(period, rows, shared)
+    last_end = last_times(period, may_end(period, rows, instruments, periods.share))
     end = np.zeros(len(calendar), np.bool_)
     end[last_end] = True
     open_period = -1
+    shared = rows >= periods.share * instruments[period]
     if len(calendar) and not last_period_is_over(calendar, tz, every, periods, shared):
         open_period = int(period[-1])
         end[last_end[-1]] = False
@@ -168,10 +185,13 @@ def number_periods(calendar: NDArray[np.int64], tz: str | None, every: str) -> N
     return np.concatenate([[0], np.cumsum(changes)]).astype(np.int32)[: len(calendar)]
 
 
-def last_shared_times(
-    period: NDArray[np.int32], rows: NDArray[np.int64], shared: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Return the position of each period's end, int64 (periods,).
+def may_end(
+    period: NDArray[np.int32], rows: NDArray[np.int64], instruments: NDArray[np.int64], share: float
+) -> NDArray[np.bool_]:
+    """Return the times at which enough instruments have a row for a period to end there, bool (times,).
+
+    The one rule for windows and for portfolios. It looks at no row after the period, so that an end that has been
+    found stays.
 
     Parameters
     ----------
@@ -179,16 +199,26 @@ def last_shared_times(
         Of `number_periods`.
     rows : numpy.ndarray, int64 (times,)
         Instruments with a row at each time.
-    shared : numpy.ndarray, bool (times,)
-        Whether enough of a period's instruments have a row at a time. A period without such a time ends at the
-        last of those at which most have one.
+    instruments : numpy.ndarray, int64 (periods,)
+        Instruments with a row in each period.
+    share : float
+        Of a period's instruments, how many must have a row. In a period in which they never do, it may end where
+        most have one.
     """
+    if not len(period):
+        return np.zeros(0, np.bool_)
+    starts = np.flatnonzero(np.diff(period, prepend=-1))
+    shared = rows >= share * instruments[period]
+    most = np.maximum.reduceat(rows, starts)[period]
+    any_shared = np.logical_or.reduceat(shared, starts)[period]
+    return np.asarray(np.where(any_shared, shared, rows == most))
+
+
+def last_times(period: NDArray[np.int32], candidate: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the position of the last time of each period that is a `candidate`, int64 (periods,)."""
     if not len(period):
         return np.zeros(0, np.int64)
     starts = np.flatnonzero(np.diff(period, prepend=-1))
-    most = np.maximum.reduceat(rows, starts)[period]
-    any_shared = np.logical_or.reduceat(shared, starts)[period]
-    candidate = np.where(any_shared, shared, rows == most)
     return np.maximum.reduceat(np.where(candidate, np.arange(len(period)), -1), starts)
 
 

@@ -24,6 +24,7 @@ from pricepix.factor.evaluation.rebalancing import bars_per_year
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.evaluation.signals import BASELINES, history
 from pricepix.factor.panel_check import DifferentPanelWarning, panel_mismatch
+from pricepix.windows.schedule import PERIOD_END_SHARE
 
 __all__ = ["bars_needed", "evaluate", "resolve_horizon"]
 
@@ -40,7 +41,7 @@ def evaluate(
     quantiles: int = 10,
     convention: Literal["pricepix", "paper"] = "pricepix",
     rebalance: str | int | None = None,
-    period_end_share: float = 0.5,
+    period_end_share: float = PERIOD_END_SHARE,
     costs: float | Sequence[float] = (0.0, 0.0005, 0.001, 0.002),
     untradable: str = "exclude",
     max_wait: int = 5,
@@ -80,9 +81,9 @@ def evaluate(
         ``"horizon"``. Where the horizon is longer than the time between rebalancings, portfolios overlap:
         each is held for as many rebalancings as make up the horizon.
     period_end_share : float
-        A week, month or quarter ends at its last bar at which at least this share of the instruments then alive
-        have a bar, so that a stray row does not move it. One that the factor or the panel leaves before it is
-        over forms no portfolio.
+        A week, month or quarter ends at its last bar at which at least this share of the instruments with a bar
+        in it have one, so that a stray row does not move it: the rule of windows (``Periods.share``). One that
+        the factor or the panel leaves before it is over forms no portfolio.
     costs : float or sequence of float
         Costs per side, as a share of what is traded.
     untradable : {"exclude", "delay", "ignore"}

@@ -34,6 +34,7 @@ from pricepix.factor.evaluation.portfolio import (
 from pricepix.factor.evaluation.rebalancing import period_ends, rebalances, rebalances_per_year
 from pricepix.factor.evaluation.signals import BASELINES
 from pricepix.factor.training_overlap import TrainingOverlap, training_overlap
+from pricepix.windows.schedule import PERIODS
 
 __all__ = ["Evaluator", "Settings", "default_rebalance", "iso_times"]
 
@@ -62,7 +63,7 @@ class Settings:
     convention: str
     """``pricepix`` or ``paper``."""
     period_end_share: float
-    """Of the instruments alive, how many must have a bar for a period to end there."""
+    """Of the instruments with a bar in a period, how many must have one for it to end there."""
     costs: tuple[float, ...]
     """Per side, as shares of what is traded."""
 
@@ -84,10 +85,13 @@ class Evaluator:
         """int64 (dates,): where the dates lie on the market's calendar."""
         return np.searchsorted(self.market.time, self.time)
 
-    @cached_property
-    def thin(self) -> NDArray[np.bool_]:
-        """bool (bars,): bars at which no period ends, since too few of the instruments alive have a bar."""
-        return self.market.thin(self.settings.period_end_share)
+    def thin(self, rebalance: str | int | None = None) -> NDArray[np.bool_]:
+        """Return the bars, bool (bars,), at which no period ends, since too few of its instruments have a bar.
+
+        Where portfolios are not formed by periods, those at which no month ends.
+        """
+        every = self._rebalance(rebalance)
+        return self.market.thin(every if every in PERIODS else "month", self.settings.period_end_share)
 
     def overlap(self, horizon: int) -> int:
         """Return how many dates of the factor a return over `horizon` bars spans."""
@@ -145,7 +149,7 @@ class Evaluator:
             "values_with_return": int(labelled.sum()),
             "values_without_bar": int((scored & (self.market.row[self.position] < 0)).sum()),
             "instruments_without_level": int((unknown & scored.any(axis=0)).sum()),
-            "values_without_level": int(scored[:, unknown].sum()),
+            "values_without_level": int((scored & np.isnan(self.market.level[self.position])).sum()),
             "returns_bridged_by_price": int(self.market.bridged[within].sum()),
             "statistics_count": "bars of the instrument",
             "portfolios_count": "bars of the market",
@@ -169,7 +173,7 @@ class Evaluator:
             "first_date_unseen": iso_times(self.time[after : after + 1], tz)[0]
             if after < len(seen)
             else None,
-            "thin_bars": int(self.thin[within].sum()),
+            "thin_bars": int(self.thin()[within].sum()),
             "bars_per_year": self.settings.per_year,
             "return_price": self.market.price,
         }
@@ -242,9 +246,9 @@ class Evaluator:
             return self._by_the_paper(
                 self._rebalance(rebalance), self.factor if factor is None else factor, delay, cap
             )
-        at = rebalances(
-            self.position, market.time, market.panel.tz, self._rebalance(rebalance), s.horizon, self.thin
-        )
+        every = self._rebalance(rebalance)
+        thin = self.thin(every) if every in PERIODS else None
+        at = rebalances(self.position, market.time, market.panel.tz, every, s.horizon, thin)
         values = self.factor if factor is None else factor
         step = float(np.median(np.diff(at))) if len(at) > 1 else float(s.horizon)
         return simulate_holding(
@@ -270,7 +274,7 @@ class Evaluator:
                 f"rebalance={rebalance!r}: convention='paper' rebalances by week, month or quarter; give one of them"
             )
         market = self.market
-        ends = period_ends(market.time, market.panel.tz, rebalance, self.thin)
+        ends = period_ends(market.time, market.panel.tz, rebalance, self.thin(rebalance))
         ends = ends[ends + delay < len(market.time)]
         known = np.isin(ends[:-1], self.position)
         decision = ends[:-1][known]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pricepix._checks import choice
 from pricepix.factor.evaluation.holding import Tradable
 from pricepix.windows.labels import label_price
+from pricepix.windows.schedule import PERIOD_END_SHARE, count_by_period, may_end
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
@@ -44,8 +45,9 @@ class Market:
     level: NDArray[np.float64]
     """Value of a unit held since the first price, carried over bars without one.
 
-    NaN before the first price, and throughout for an instrument without any total return where returns are
-    computed from those: its value is not known, so that it can be neither traded nor sorted.
+    Where returns are computed from total returns, NaN before the price from which the instrument's first one is
+    measured, so throughout for an instrument without any: its value is not known, so that it can be neither traded
+    nor sorted. Else NaN before the first price.
     """
     tradable: Tradable
     """Bars with a close and a volume (a volume that is missing counts as traded), short of the limits."""
@@ -110,14 +112,18 @@ class Market:
         """int64 (instruments,): the bar at which each instrument's rows end."""
         return self.panel.time_code[self.panel.offsets[self.code + 1] - 1]
 
-    def thin(self, share: float) -> NDArray[np.bool_]:
-        """bool (bars,): bars at which less than `share` of the instruments then alive have a bar."""
-        there = self.row >= 0
-        first = np.argmax(there, axis=0)
-        change = np.bincount(first, minlength=len(self.time) + 1)
-        change -= np.bincount(self.last_bar + 1, minlength=len(self.time) + 1)
-        alive = np.cumsum(change)[:-1]
-        return np.asarray(np.count_nonzero(there, axis=1) < share * alive)
+    def thin(self, every: str, share: float = PERIOD_END_SHARE) -> NDArray[np.bool_]:
+        """bool (bars,): bars at which no day, week, month or quarter may end, by the rule of windows.
+
+        Fewer than `share` of the panel's instruments with a bar in the period have one there: see ``may_end``.
+        """
+        if (every, share) not in self._thin:
+            self._thin[every, share] = ~may_end(*count_by_period(self.panel, every), share)
+        return self._thin[every, share]
+
+    @cached_property
+    def _thin(self) -> dict[tuple[str, float], NDArray[np.bool_]]:
+        return {}
 
     @property
     def ended(self) -> NDArray[np.bool_]:
@@ -224,18 +230,17 @@ def _return_levels(
     row: NDArray[np.int64],
     factor: NDArray[np.float64],
 ) -> _Levels:
-    """Compound total returns from the first price on.
+    """Compound total returns from the price on from which each instrument's first one is measured.
 
-    A return that is missing where the price is known is the price's own change since its last bar, over the
+    A later return that is missing where the price is known is the price's own change since its last bar, over the
     returns known in between, provided that the adjustment factor of both (by panel row; empty if there is none)
     is the same. Without a price, too, the level stays: the next return is quoted against the last price that
     exists.
     """
     begun = np.maximum.accumulate(~np.isnan(close), axis=0)
+    unknown = _begin_with_returns(begun, close, step)
     # The return of an instrument's first bar reaches back before it.
-    first = begun & ~np.vstack([np.zeros((1, close.shape[1]), bool), begun[:-1]])
-    compounded = begun & ~first
-    unknown = (compounded & ~np.isnan(close)).any(axis=0) & ~(compounded & ~np.isnan(step)).any(axis=0)
+    compounded = begun & np.vstack([np.zeros((1, close.shape[1]), bool), begun[:-1]])
     growth = np.where(compounded & ~np.isnan(step), 1.0 + step, 1.0)
     bar, column = np.nonzero(compounded & np.isnan(step) & ~np.isnan(close) & ~unknown)
     breaks = None
@@ -258,6 +263,26 @@ def _return_levels(
     level[~begun] = np.nan
     level[:, unknown] = np.nan
     return _Levels(level, np.bincount(bar, minlength=len(close)), breaks)
+
+
+def _begin_with_returns(
+    begun: NDArray[np.bool_], close: NDArray[np.float64], step: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Let instruments begin, in `begun`, at the last price before their first total return; return which have none.
+
+    An instrument's value is not known before: labels do not bridge its prices there either. Those with one bar
+    only are not among those without returns.
+    """
+    known = ~np.isnan(step[1:]) & begun[:-1]
+    first = np.where(known.any(axis=0), np.argmax(known, axis=0) + 1, len(begun))
+    start = np.argmax(begun, axis=0)
+    # Nearly all have a return at their second bar.
+    for j in np.flatnonzero(begun.any(axis=0) & (first > start + 1)).tolist():
+        priced = np.flatnonzero(~np.isnan(close[: first[j], j]))
+        if len(priced) > 1:
+            begun[: priced[-1], j] = False
+    later = np.count_nonzero(~np.isnan(close), axis=0) > 1
+    return np.asarray(later & (first == len(begun)))
 
 
 def _last_known(values: NDArray[np.float64]) -> NDArray[np.int64]:

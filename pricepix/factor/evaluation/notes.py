@@ -93,12 +93,14 @@ def _few_dates(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _returns(evaluator: Evaluator, data: dict[str, Any]) -> Iterator[str]:
-    if unknown := data["instruments_without_level"]:
-        share = data["values_without_level"] / data["values"]
-        yield (
-            f"{unknown:,} of the {data['instruments']:,} instruments ({share:.1%} of the factor's values) have no "
-            "total return: they are in no statistic and no portfolio. Bring their total returns, or use price='close'"
-        )
+    if values := data["values_without_level"]:
+        unknown = data["instruments_without_level"]
+        share = f"{values / data['values']:.1%} of the factor's values"
+        if unknown:
+            which = f"{unknown:,} of the {data['instruments']:,} instruments ({share}) have no total return"
+        else:
+            which = f"{share} come before their instrument's first total return"
+        yield f"{which}: they are in no statistic and no portfolio. Bring total returns, or use price='close'"
     if bridged := data["returns_bridged_by_price"]:
         are = "total return is" if bridged == 1 else "total returns are"
         yield (
@@ -110,8 +112,8 @@ def _returns(evaluator: Evaluator, data: dict[str, Any]) -> Iterator[str]:
 def _calendar(figures: dict[str, Any]) -> Iterator[str]:
     if thin := figures["data"]["thin_bars"]:
         yield (
-            f"few of the instruments then alive have a bar at {thin:,} of the panel's bars (thin_bars): no week, month "
-            "or quarter ends there"
+            f"fewer of a period's instruments than period_end_share have a bar at {thin:,} of the panel's bars "
+            "(thin_bars): no week, month or quarter ends there"
         )
 
 

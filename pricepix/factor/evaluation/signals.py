@@ -131,7 +131,7 @@ def _months_before(market: Market, at: Positions, month: int | None) -> Iterator
     if month is not None:
         yield from (list(range(t, -1, -month)) for t in at.tolist())
         return
-    last = month_ends(market.time, market.panel.tz, market.thin(0.5))
+    last = month_ends(market.time, market.panel.tz, market.thin("month"))
     closing = closes_month(market.time, market.panel.tz)
     for t in at.tolist():
         known = last[: int(np.searchsorted(last, t, side="left"))][::-1].tolist()
