@@ -516,8 +516,6 @@ def test_series_by_hand() -> None:
     np.testing.assert_allclose(series[0], expected)
     with pytest.raises(ValueError, match="begins before its instrument does"):
         train.window_series(panel, spec, np.array([0]))
-    with pytest.raises(ValueError, match="aggregate=2"):
-        train.window_series(panel, spec.replace(ma=(), aggregate=2), np.array([2]))
 
 
 class TestSchedule:

@@ -225,7 +225,7 @@ class SeriesCNN(Network):
 
     Notes
     -----
-    Inputs are float32 (n, 6, lookback): open, high, low, close, moving average and volume, image-scaled
+    Inputs are float32 (n, 6, lookback): open, high, low, close, moving average and volume, scaled
     by `pricepix.train.series.window_series`. They are normalised by a mean and standard deviation a
     channel; what is missing then becomes 0, as in the authors' code.
     """

@@ -13,9 +13,23 @@ import numpy as np
 
 from pricepix._checks import boolean, choice, printable, short, whole_number
 
-__all__ = ["PRESETS", "SERIES_PRESETS", "CNNSpec", "ConvBlock", "SeriesBlock", "SeriesSpec", "plain_values"]
+__all__ = [
+    "PRESETS",
+    "SCALINGS",
+    "SERIES_PRESETS",
+    "CNNSpec",
+    "ConvBlock",
+    "SeriesBlock",
+    "SeriesSpec",
+    "cnn1d",
+    "logistic",
+    "plain_values",
+]
 
 Pair = tuple[int, int]
+
+SCALINGS = ("image", "return", "volatility")
+"""How the series of a window are scaled: see ``pricepix.train.series.window_series``."""
 
 # Bounds of what a checkpoint may ask for: beyond every image, and every network on one, by orders of magnitude.
 _MAX_SIDE = 1 << 14
@@ -174,12 +188,14 @@ class SeriesSpec:
     ----------
     name : str
     lookback : int
-        Bars of a window.
+        Bars of a window, merged ones counted once: ``ImageSpec.bars``.
     blocks : tuple of SeriesBlock
     channels : int
         Series of a window: open, high, low, close, moving average, volume.
     negative_slope, dropout, outputs, conv_bias, linear_bias
         As in `CNNSpec`.
+    scaling : {"image", "return", "volatility"}
+        How series are scaled: see ``window_series``.
     """
 
     name: str
@@ -191,9 +207,11 @@ class SeriesSpec:
     outputs: int = 2
     conv_bias: float | None = None
     linear_bias: float | None = 0.01
+    scaling: Literal["image", "return", "volatility"] = "image"
 
     def __post_init__(self) -> None:
         _check_shared(self)
+        choice(self.scaling, f"{self.name}: scaling", SCALINGS)
         whole_number(self.lookback, f"{self.name}: lookback", 1, _MAX_SIDE, unit="bars")
         whole_number(self.channels, f"{self.name}: channels", 1, _MAX_CHANNELS)
         self.features()
@@ -350,11 +368,22 @@ PRESETS: dict[str, CNNSpec] = {
     )
 }
 
+
+def cnn1d(bars: int, **changes: Any) -> SeriesSpec:
+    """Return the 1-D network of windows of so many bars: the authors' of 5, 20 and 60, and others in their way.
+
+    A block more for each time that bars outgrow 4, 16 and 48, with twice the channels of the one before.
+    """
+    depth = 1 + (bars >= 16) + (bars >= 48)
+    blocks = tuple(SeriesBlock(64 << i) for i in range(depth))
+    return SeriesSpec(f"cnn1d{bars}", bars, blocks, **changes)
+
+
+def logistic(bars: int, **changes: Any) -> SeriesSpec:
+    """Return the logistic regression on windows of so many bars."""
+    return SeriesSpec(f"logistic{bars}", bars, (), dropout=0.0, linear_bias=0.0, **changes)
+
+
 SERIES_PRESETS: dict[str, SeriesSpec] = {
-    spec.name: spec
-    for lookback, channels in ((5, (64,)), (20, (64, 128)), (60, (64, 128, 256)))
-    for spec in (
-        SeriesSpec(f"cnn1d{lookback}", lookback, tuple(SeriesBlock(c) for c in channels)),
-        SeriesSpec(f"logistic{lookback}", lookback, (), dropout=0.0, linear_bias=0.0),
-    )
+    spec.name: spec for bars in (5, 20, 60) for spec in (cnn1d(bars), logistic(bars))
 }

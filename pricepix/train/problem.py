@@ -14,7 +14,7 @@ from pricepix.bars.panel import Panel
 from pricepix.images.augment import Augment
 from pricepix.images.image_set import select
 from pricepix.images.rows import check_bars, store_rows
-from pricepix.train.models import PRESETS, SERIES_PRESETS, CNNSpec, SeriesSpec
+from pricepix.train.network_spec import PRESETS, SERIES_PRESETS, CNNSpec, SeriesSpec, cnn1d, logistic
 from pricepix.train.series import window_series
 from pricepix.train.splits import Fold, Samples
 from pricepix.train.targets import Targets, make_targets
@@ -87,7 +87,7 @@ class Problem:
             row = store_rows(images, panel)
             check_bars(images, panel, row)
             if isinstance(spec, SeriesSpec):
-                series = window_series(panel, images.spec, row)
+                series = window_series(panel, images.spec, row, spec.scaling)
         chosen = np.ones(len(images), bool)
         if instruments is not None or mask is not None:
             chosen[:] = False
@@ -163,8 +163,8 @@ def _horizon(images: ImageSet, horizon: int | None) -> int:
 
 
 def _model(model: str | CNNSpec | SeriesSpec, images: ImageSet) -> CNNSpec | SeriesSpec:
-    lookback, shape = images.spec.lookback, images.spec.shape
-    spec = _named(model, lookback) if isinstance(model, str) else model
+    bars, shape = images.spec.bars, images.spec.shape
+    spec = _named(model, bars) if isinstance(model, str) else model
     if not isinstance(spec, CNNSpec | SeriesSpec):
         raise TypeError(
             f"model is a {type(model).__name__}; give the name of a preset, a CNNSpec or a SeriesSpec"
@@ -175,22 +175,21 @@ def _model(model: str | CNNSpec | SeriesSpec, images: ImageSet) -> CNNSpec | Ser
             f"model {spec.name} takes images of {spec.height}x{spec.width}, those of {images.kind} "
             f"{images.location} are {shape[0]}x{shape[1]}: choose {' or '.join(fitting) or 'a CNNSpec of that size'}"
         )
-    if isinstance(spec, SeriesSpec) and spec.lookback != lookback:
+    if isinstance(spec, SeriesSpec) and spec.lookback != bars:
         raise ValueError(
             f"model {spec.name} takes {spec.lookback} bars, windows of {images.kind} {images.location} have "
-            f"{lookback}: choose model 'logistic' or one of that lookback"
+            f"{bars}: choose model 'logistic' or 'cnn1d', which take any number"
         )
     return spec
 
 
-def _named(model: str, lookback: int) -> CNNSpec | SeriesSpec:
-    name = f"{model}{lookback}" if model in ("cnn1d", "logistic") else model
-    if name in PRESETS:
-        return PRESETS[name]
-    if name in SERIES_PRESETS:
-        return SERIES_PRESETS[name]
-    if model == "logistic":
-        return SERIES_PRESETS["logistic5"].replace(name=name, lookback=lookback)
+def _named(model: str, bars: int) -> CNNSpec | SeriesSpec:
+    if model in ("cnn1d", "logistic"):
+        return cnn1d(bars) if model == "cnn1d" else logistic(bars)
+    if model in PRESETS:
+        return PRESETS[model]
+    if model in SERIES_PRESETS:
+        return SERIES_PRESETS[model]
     raise ValueError(f"there is no model {model!r}{nearest_or_all(model, [*PRESETS, *SERIES_PRESETS])}")
 
 

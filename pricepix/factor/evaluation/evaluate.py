@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pricepix._checks import bars, choice, fraction, whole_number
 from pricepix._version import __version__
@@ -23,6 +24,7 @@ from pricepix.factor.evaluation.notes import evaluation_notes
 from pricepix.factor.evaluation.rebalancing import bars_per_year
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.evaluation.signals import BASELINES, history
+from pricepix.factor.evaluation.universe import Universe
 from pricepix.factor.panel_check import DifferentPanelWarning, panel_mismatch
 from pricepix.windows.schedule import PERIOD_END_SHARE
 
@@ -51,6 +53,7 @@ def evaluate(
     horizons: int | Sequence[int] | None = None,
     baselines: str | Sequence[str] = ("STR", "WSTR", "MOM", "TREND"),
     columns: Mapping[str, Any] | None = None,
+    universe: Universe | Mapping[str, Any] | Callable[[Panel], Any] | NDArray[Any] | None = None,
     periods_per_year: float | None = None,
     start: Any = None,
     end: Any = None,
@@ -107,6 +110,9 @@ def evaluate(
     columns : mapping, optional
         More signals to compare with, by name: an array with a value a panel row, a table with columns
         instrument, time and one more, or another FactorCache.
+    universe : Universe, mapping, callable or array, optional
+        Which instruments count on a date, by what is known at its close: see `Universe`. Values of all others are
+        left out of every figure. ``{"top": 500}``, ``{"min_price": 5}``, or a mask of the panel's rows.
     periods_per_year : float, optional
         Bars a year; by default derived from the calendar's spacing.
     start, end : str, date or datetime, optional
@@ -147,6 +153,8 @@ def evaluate(
     horizons = None if horizons is None else one_or_several("horizons", horizons)
     time, names, values = read_factor(cache, panel, start, end)
     market = Market.of(panel, names, price, delisting)
+    universe = Universe.of(universe)
+    time, values, empty_dates = _within(universe, market, time, values)
     per_year = periods_per_year or bars_per_year(market.time, panel.tz)
     settings = Settings(
         horizon=horizon,
@@ -172,6 +180,7 @@ def evaluate(
         "convention": convention,
         "rebalance": settings.rebalance,
         "untradable": untradable,
+        "universe": str(universe),
         "notes": [],
         "data": data,
     }
@@ -190,8 +199,28 @@ def evaluate(
         figures["baselines"] = evaluator.compare(baselines, columns or {})
         bar.update()
     figures["notes"] = evaluation_notes(evaluator, figures, mismatch, horizon_assumed)
+    if empty_dates:
+        figures["notes"].append(
+            f"no value belongs to the universe ({universe}) on {empty_dates:,} dates, which are left out"
+        )
     figures["lineage"] = _lineage(cache, panel)
     return Evaluation(figures, series, cache)
+
+
+def _within(
+    universe: Universe, market: Market, time: NDArray[np.int64], values: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+    """Leave out values of instruments outside the universe, and dates on which nothing is left; count those."""
+    if universe.is_everything:
+        return time, values, 0
+    chosen = universe.select(market, np.searchsorted(market.time, time))
+    values = np.where(chosen, values, np.float32(np.nan))
+    filled = ~np.isnan(values).all(axis=1)
+    if not filled.any():
+        raise ValueError(
+            f"no value of the factor belongs to an instrument of the universe ({universe}): give wider conditions"
+        )
+    return time[filled], values[filled], int((~filled).sum())
 
 
 def _checked_costs(given: float | Sequence[float]) -> tuple[float, ...]:

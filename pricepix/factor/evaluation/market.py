@@ -137,10 +137,14 @@ class Market:
 
     def cap(self) -> NDArray[np.float64] | None:
         """Market capitalisation, float64 (bars, instruments), or None where the panel has none."""
+        return self.cap_at(slice(None))
+
+    def cap_at(self, position: NDArray[np.int64] | slice) -> NDArray[np.float64] | None:
+        """Market capitalisation at some positions, float64 (positions, instruments), or None."""
         if "market_cap" not in self.panel.fields:
             return None
-        there = self.row >= 0
-        return np.where(there, self.panel.fields["market_cap"][np.where(there, self.row, 0)], np.nan)
+        row = self.row[position]
+        return np.where(row >= 0, self.panel.fields["market_cap"][np.where(row >= 0, row, 0)], np.nan)
 
     def forward(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.float64]:
         """Forward returns from some positions, float64 (positions, instruments), by the labels' own rule.
