@@ -9,7 +9,7 @@ import numpy as np
 
 from pricepix._checks import bars
 from pricepix.factor.evaluation.evaluator import Evaluator
-from pricepix.factor.evaluation.metrics import information_coefficient, series_summary
+from pricepix.factor.evaluation.metrics import series_summary
 
 __all__ = ["DECAY_HORIZONS", "decay_curve", "delay_curve"]
 
@@ -32,7 +32,7 @@ def decay_curve(evaluator: Evaluator, horizons: Sequence[int] | None = None) -> 
                     f"horizons={tuple(horizons)}: {h} bars are longer than the data, {longest} bars"
                 )
             continue
-        ic = information_coefficient(e.factor, e.market.forward(e.position, h, delay))
+        ic = e.rank_ic(h, delay)
         if (~np.isnan(ic)).any():
             curve.append({"horizon": h, "rank_ic": series_summary(ic, e.overlap(h))})
     return curve
@@ -46,7 +46,7 @@ def delay_curve(evaluator: Evaluator, delays: Sequence[int]) -> list[dict[str, A
     for given in delays:
         late = bars(given, "delays", 0)
         delay = e.settings.delay + late
-        ic = information_coefficient(e.factor, e.market.forward(e.position, horizon, delay))
+        ic = e.rank_ic(horizon, delay)
         row: dict[str, Any] = {"bars_late": late, "rank_ic": series_summary(ic, e.overlap(horizon))}
         try:
             portfolios = e.simulate(delay=delay)

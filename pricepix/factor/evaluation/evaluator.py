@@ -18,6 +18,7 @@ from pricepix.factor.evaluation.inputs import column_values
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.metrics import (
     MINIMUM_HORIZONS,
+    MINIMUM_PAIRS,
     calibration,
     classification,
     classification_by_date,
@@ -33,6 +34,7 @@ from pricepix.factor.evaluation.portfolio import (
 )
 from pricepix.factor.evaluation.rebalancing import period_ends, rebalances, rebalances_per_year
 from pricepix.factor.evaluation.signals import BASELINES
+from pricepix.factor.evaluation.sorted_rows import SortedRows
 from pricepix.factor.training_overlap import TrainingOverlap, training_overlap
 from pricepix.windows.schedule import PERIODS
 
@@ -123,6 +125,25 @@ class Evaluator:
         return returns
 
     @cached_property
+    def sorted_factor(self) -> SortedRows:
+        """The factor's instruments in the order of their values."""
+        return SortedRows.of(self.factor)
+
+    @cached_property
+    def sorted_forward(self) -> SortedRows:
+        """The same of the returns that it is to forecast."""
+        return SortedRows.of(self.forward)
+
+    def rank_ic(self, horizon: int, delay: int) -> Floats:
+        """Return the rank IC with the returns over a horizon, float64 (dates,)."""
+        s = self.settings
+        if (horizon, delay) == (s.horizon, s.delay):
+            returns = self.sorted_forward
+        else:
+            returns = SortedRows.of(self.market.forward(self.position, horizon, delay))
+        return self.sorted_factor.correlations(returns, MINIMUM_PAIRS)
+
+    @cached_property
     def training(self) -> TrainingOverlap:
         """The dates that the model was trained or validated on."""
         cache = self.cache
@@ -185,7 +206,7 @@ class Evaluator:
     def statistics(self) -> tuple[Figures, Figures]:
         """Return information coefficients, classification and calibration, and their series by date."""
         overlap = self.overlap(self.settings.horizon)
-        rank_ic = information_coefficient(self.factor, self.forward, "spearman")
+        rank_ic = self.rank_ic(self.settings.horizon, self.settings.delay)
         linear = information_coefficient(self.factor, self.forward, "pearson")
         figures: Figures = {
             "ic": {"rank": series_summary(rank_ic, overlap), "pearson": series_summary(linear, overlap)},
@@ -431,10 +452,13 @@ class Evaluator:
                 continue
             count = (~np.isnan(shared)).sum(axis=1)
             overlap = self.overlap(s.horizon)
+            by_value = SortedRows.of(shared)
             figures[name] = {
                 "values": int(count.sum()),
-                "rank_correlation": series_summary(information_coefficient(self.factor, shared), overlap),
-                "rank_ic": series_summary(information_coefficient(shared, self.forward), overlap),
+                "rank_correlation": series_summary(
+                    by_value.correlations(self.sorted_factor, MINIMUM_PAIRS), overlap
+                ),
+                "rank_ic": series_summary(by_value.correlations(self.sorted_forward, MINIMUM_PAIRS), overlap),
                 "long_short": None,
             }
             if int(count.max()) >= s.quantiles:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice
 from pricepix.factor.evaluation.holding import Tradable
+from pricepix.factor.evaluation.kernels import DIES, KNOWN, LONGER, forward_spans, frozen, lay_out, on_threads
 from pricepix.windows.labels import label_price
 from pricepix.windows.schedule import PERIOD_END_SHARE, count_by_period, may_end
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["DELISTING", "Market"]
 
 DELISTING: Final = ("hold", "missing")
-
-# The ratio of two levels carries an error of 1e-16 a bar between them.
-_ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -83,25 +81,23 @@ class Market:
         for j, name in enumerate(names):
             own = panel.rows_of(str(name))
             row[code[own], j] = np.arange(own.start, own.stop)
-        there = row >= 0
-        safe = np.where(there, row, 0)
-        close = np.where(there, panel.bars[:, 3][safe], np.nan)
+        close = _on_grid(panel.bars[:, 3], row)
         close[~(close > 0)] = np.nan
-        volume = panel.bars[:, 4][safe]
         bridged, breaks = np.zeros(len(calendar), np.int64), None
         if price == "close":
             level = _carried(close)
         else:
-            step = np.where(there, panel.fields["total_return"][safe], np.nan)
+            step = _on_grid(panel.fields["total_return"], row)
             level, bridged, breaks = _return_levels(
                 close, step, row, panel.fields.get("adjustment_factor", np.empty(0))
             )
-        traded = there & ~np.isnan(close) & ~(volume == 0)
+        traded = ~(np.isnan(close) | (_on_grid(panel.bars[:, 4], row) == 0))
 
         def flag(field: str) -> NDArray[np.bool_]:
             if field not in panel.fields:
                 return np.zeros(row.shape, bool)
-            return np.asarray(panel.fields[field][safe] & there)
+            there = row >= 0
+            return np.asarray(panel.fields[field][np.where(there, row, 0)] & there)
 
         tradable = Tradable(traded & ~flag("up_limit"), traded & ~flag("down_limit"))
         index = np.array([panel.index_of(str(name)) for name in names], np.int32)
@@ -143,8 +139,7 @@ class Market:
         """Market capitalisation at some positions, float64 (positions, instruments), or None."""
         if "market_cap" not in self.panel.fields:
             return None
-        row = self.row[position]
-        return np.where(row >= 0, self.panel.fields["market_cap"][np.where(row >= 0, row, 0)], np.nan)
+return _on_grid(self.panel.fields["market_cap"], self.row[position])
 
     def forward(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.float64]:
         """Forward returns from some positions, float64 (positions, instruments), by the labels' own rule.
@@ -153,16 +148,7 @@ class Market:
         no bar, or not enough after it. Where its rows end before the calendar does, ``delisting="hold"`` takes
         the return to the last level, which then stays in cash until the market's bar `horizon` bars on.
         """
-        span = self._span(position, horizon, delay)
-        held = span.ends | span.dies if self.delisting == "hold" else span.ends.copy()
-        column = np.arange(len(self.code))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = self.level[span.leave, column] / self.level[span.enter, column] - 1.0
-        if self.breaks is not None:
-            held &= self.breaks[span.leave, column] == self.breaks[span.enter, column]
-        # A move and its reversal compound to 1 but for rounding, which is not a rise.
-        value[np.abs(value) < _ROUNDING] = 0.0
-        return np.where(held & span.known & np.isfinite(value), value, np.nan)
+        return self._spans(position, horizon, delay)[0]
 
     def deaths(
         self, position: NDArray[np.int64], horizon: int, delay: int = 0
@@ -171,8 +157,9 @@ class Market:
 
         Both are bool (positions, instruments).
         """
-        span = self._span(position, horizon, delay)
-        return span.dies, span.dies & span.known
+        state = self._spans(position, horizon, delay)[1]
+        dies = (state & DIES) > 0
+        return dies, dies & ((state & KNOWN) > 0)
 
     def longer(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.bool_]:
         """Return where a forward return, in the instrument's own bars, spans more than `horizon` of the market's.
@@ -180,44 +167,49 @@ class Market:
         Some of the instrument's rows are absent there while others trade: a portfolio, which is held for bars of
         the market, sells earlier. bool (positions, instruments).
         """
-        span = self._span(position, horizon, delay)
-        return span.ends & span.known & (span.leave - span.enter > horizon)
+        return np.asarray((self._spans(position, horizon, delay)[1] & LONGER) > 0)
 
-    def _span(self, position: NDArray[np.int64], horizon: int, delay: int) -> _Span:
-        panel = self.panel
-        row = self.row[position]
-        end = panel.offsets[self.code + 1]
-        enter = row + delay
-        entered = (row >= 0) & (enter < end)
-        enter = np.where(entered, enter, end - 1)
-        ends = entered & (enter + horizon < end)
-        bar = panel.time_code[enter]
-        final = len(self.time) - 1
-        dies = entered & ~ends & self.ended & (bar + horizon <= final)
-        leave = np.where(ends, enter + horizon, end - 1)
-        known = self._is_known(enter) & self._is_known(leave)
-        return _Span(bar, panel.time_code[leave], known, ends, dies)
+    def _spans(
+        self, position: NDArray[np.int64], horizon: int, delay: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        """Return forward returns, and their states as bits that `kernels` names, (positions, instruments) each."""
+        shape = (len(position), len(self.code))
+        value, state = np.empty(shape), np.empty(shape, np.uint8)
+        breaks = np.empty((0, 0), np.int32) if self.breaks is None else self.breaks
+        on_threads(
+            forward_spans,
+            len(position),
+            8 * len(self.code),
+            frozen(position, np.int64),
+            frozen(self.row, np.int64),
+            frozen(self.panel.time_code, np.int32),
+            frozen(self._known, np.bool_),
+            frozen(self.panel.offsets[self.code + 1], np.int64),
+            frozen(self.ended, np.bool_),
+            frozen(self.level),
+            frozen(breaks, np.int32),
+            horizon,
+            delay,
+            self.delisting == "hold",
+            value,
+            state,
+        )
+        return value, state
 
-    def _is_known(self, row: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the value at some rows of the panel is known, not only carried over from before."""
-        priced = np.asarray(self.panel.bars[row, 3] > 0)
+    @cached_property
+    def _known(self) -> NDArray[np.bool_]:
+        """bool (rows of the panel,): whether the value there is known, not only carried over from before."""
+        priced = np.asarray(self.panel.bars[:, 3] > 0)
         if self.price == "close":
             return priced
-        return priced | ~np.isnan(self.panel.fields["total_return"][row])
+        return priced | ~np.isnan(self.panel.fields["total_return"])
 
 
-class _Span(NamedTuple):
-    """From entry to exit, as arrays (positions, instruments)."""
-
-    enter: NDArray[np.int64]
-    leave: NDArray[np.int64]
-    """Bars of the calendar."""
-    known: NDArray[np.bool_]
-    """Whether the values at both are known."""
-    ends: NDArray[np.bool_]
-    """Whether the instrument has enough bars of its own."""
-    dies: NDArray[np.bool_]
-    """Whether its rows end first, before those of the market do; it then leaves at its last."""
+def _on_grid(column: NDArray[np.float64], row: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Lay a value a panel row on the grid, float64 (bars, instruments); NaN where there is no bar."""
+    out = np.empty(row.shape)
+    on_threads(lay_out, len(row), 2 * row.shape[1], frozen(column), frozen(row, np.int64), out)
+    return out
 
 
 class _Levels(NamedTuple):

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pricepix._checks import choice
+from pricepix.factor.evaluation.sorted_rows import SortedRows
 
 __all__ = [
     "MINIMUM_HORIZONS",
+    "MINIMUM_PAIRS",
     "MeanTest",
     "auc",
     "calibration",
@@ -39,9 +41,15 @@ Floats = NDArray[np.float64]
 MINIMUM_HORIZONS: Final = 10
 """Horizons that a series must span for a t or a Sharpe ratio to mean anything."""
 
+MINIMUM_PAIRS: Final = 3
+"""Pairs of factor and return that a date's correlation needs."""
+
 # A probability of exactly 0 or 1 that turns out wrong costs ln(1 / _SMALLEST), not infinity, as in
 # scikit-learn.
 _SMALLEST: Final = float(np.finfo(np.float64).eps)
+
+# Dates whose temporary matrices stay in the caches.
+_DATES: Final = 32
 
 
 def rank(values: ArrayLike) -> Floats:
@@ -56,25 +64,11 @@ def rank(values: ArrayLike) -> Floats:
     numpy.ndarray, float64, of the same shape
     """
     given = np.asarray(values, np.float64)
-    x = np.atleast_2d(given)
-    order = np.argsort(x, axis=1, kind="stable")
-    ordered = np.take_along_axis(x, order, 1)
-    n = x.shape[1]
-    position = np.arange(n)
-    opens = np.ones(x.shape, bool)
-    opens[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    closes = np.ones(x.shape, bool)
-    closes[:, :-1] = opens[:, 1:]
-    first = np.maximum.accumulate(np.where(opens, position, 0), axis=1)
-    last = np.minimum.accumulate(np.where(closes, position, n)[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty(x.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2.0 + 1.0, 1)
-    ranks[np.isnan(x)] = np.nan
-    return ranks.reshape(given.shape)
+    return SortedRows.of(np.atleast_2d(given)).ranks().reshape(given.shape)
 
 
 def information_coefficient(
-    factor: ArrayLike, returns: ArrayLike, method: str = "spearman", minimum: int = 3
+    factor: ArrayLike, returns: ArrayLike, method: str = "spearman", minimum: int = MINIMUM_PAIRS
 ) -> Floats:
     """Correlate factor and forward return across the instruments of each date.
 
@@ -94,26 +88,40 @@ def information_coefficient(
     """
     choice(method, "method", ("spearman", "pearson"))
     x, y = _pair(factor, returns)
-    known = ~(np.isnan(x) | np.isnan(y))
-    x, y = np.where(known, x, np.nan), np.where(known, y, np.nan)
     if method == "spearman":
-        x, y = rank(x), rank(y)
+        return SortedRows.of(x).correlations(SortedRows.of(y), max(2, minimum))
+    out = np.empty(len(x))
+    for a in range(0, len(x), _DATES):
+        out[a : a + _DATES] = _pearson(x[a : a + _DATES], y[a : a + _DATES], max(2, minimum))
+    return out
+
+
+def _pearson(x: Floats, y: Floats, minimum: int) -> Floats:
+    known = ~(np.isnan(x) | np.isnan(y))
     count = known.sum(axis=1)
     out = np.full(len(x), np.nan)
-    use = count >= max(2, minimum)
+    use = count >= minimum
     if not use.any():
         return out
     x, y, count, known = x[use], y[use], count[use][:, None], known[use]
-    dx = np.where(known, x - np.nansum(x, axis=1, keepdims=True) / count, 0.0)
-    dy = np.where(known, y - np.nansum(y, axis=1, keepdims=True) / count, 0.0)
+    dx = np.where(known, x - np.where(known, x, 0.0).sum(axis=1, keepdims=True) / count, 0.0)
+    dy = np.where(known, y - np.where(known, y, 0.0).sum(axis=1, keepdims=True) / count, 0.0)
     # Constant rows are recognised by their values: rounding leaves a residue in their deviations.
-    varies = (np.nanmax(x, axis=1) > np.nanmin(x, axis=1)) & (np.nanmax(y, axis=1) > np.nanmin(y, axis=1))
+    varies = _vary(x, known) & _vary(y, known)
     size = np.sqrt((dx * dx).sum(axis=1) * (dy * dy).sum(axis=1))
     good = varies & (size > 0)
     value = np.full(len(x), np.nan)
     value[good] = np.clip((dx * dy).sum(axis=1)[good] / size[good], -1.0, 1.0)
     out[use] = value
     return out
+
+
+def _vary(x: Floats, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return in which rows the known values are not all the same."""
+    return np.asarray(
+        np.where(known, x, -np.inf).max(axis=1, initial=-np.inf)
+        > np.where(known, x, np.inf).min(axis=1, initial=np.inf)
+    )
 
 
 def newey_west_lags(n: int, overlap: int = 1) -> int:
@@ -258,10 +266,9 @@ def auc(score: ArrayLike, up: ArrayLike) -> float:
     s, y = np.asarray(score, np.float64).ravel(), np.asarray(up, bool).ravel()
     n_up = int(np.count_nonzero(y))
     n_down = len(y) - n_up
-    if not n_up or not n_down:
+    if not n_up or not n_down or np.isnan(s).any():
         return float("nan")
-    total = float(rank(s)[y].sum())
-    return (total - n_up * (n_up + 1) / 2.0) / (float(n_up) * n_down)
+    return float(SortedRows.of(s[None]).auc(np.where(y, 1.0, -1.0)[None])[0])
 
 
 def classification(probability: ArrayLike, returns: ArrayLike) -> dict[str, float]:
@@ -277,7 +284,11 @@ def classification(probability: ArrayLike, returns: ArrayLike) -> dict[str, floa
         kept 2.2e-16 away from 0 and 1); ``brier``; ``auc``; ``mcc`` (Matthews, NaN when predictions or
         outcomes are all one class).
     """
-    p, r = _pair(probability, returns)
+    return _classification(*_pair(probability, returns))
+
+
+def _classification(p: Floats, r: Floats, area: float | None = None) -> dict[str, float]:
+    """Do the work of `classification`, where the area under the curve may be known already."""
     known = ~(np.isnan(p) | np.isnan(r))
     p, up = p[known], r[known] > 0
     if p.size and not (p.min() >= 0 and p.max() <= 1):
@@ -301,7 +312,7 @@ def classification(probability: ArrayLike, returns: ArrayLike) -> dict[str, floa
         "accuracy": (tp + tn) / n,
         "log_loss": float(-np.where(up, np.log(clipped), np.log1p(-clipped)).mean()),
         "brier": float(((p - up) ** 2).mean()),
-        "auc": auc(p, up),
+        "auc": auc(p, up) if area is None else area,
         "mcc": float((tp * tn - fp * fn) / size) if size > 0 else float("nan"),
     }
 
@@ -309,7 +320,8 @@ def classification(probability: ArrayLike, returns: ArrayLike) -> dict[str, floa
 def classification_by_date(probability: ArrayLike, returns: ArrayLike) -> dict[str, Floats]:
     """Return every number of `classification` for each date, as arrays (dates,)."""
     p, r = _pair(probability, returns)
-    rows = [classification(p[t], r[t]) for t in range(len(p))]
+    areas = SortedRows.of(p).auc(r)
+    rows = [_classification(p[t], r[t], float(areas[t])) for t in range(len(p))]
     names = rows[0] if rows else classification([[np.nan]], [[np.nan]])
     return {name: np.array([row[name] for row in rows], np.float64) for name in names}
 

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.factor.evaluation.kernels import frozen, on_threads, trend_values, upper_triangle
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.rebalancing import closes_month, month_ends
 
@@ -71,7 +72,8 @@ def trend(
         return out
     averages = _Averages.of(market, lags)
     slopes: dict[tuple[int, int], Floats] = {}
-    for j, (t, ends) in enumerate(zip(at.tolist(), _months_before(market, at, month), strict=True)):
+    used, mean = np.zeros((len(at), len(lags)), bool), np.zeros((len(at), len(lags)))
+    for j, ends in enumerate(_months_before(market, at, month)):
         past: list[Floats] = []
         for pair in itertools.pairwise(ends):
             if pair not in slopes:
@@ -80,9 +82,10 @@ def trend(
                 past.insert(0, slopes[pair])
             if len(past) == memory:
                 break
-        used = (np.array(past) != 0.0).any(axis=0) if past else np.zeros(len(lags), bool)
-        if used.any():
-            out[j] = averages.over_price(t)[:, used] @ np.array(past)[:, used].mean(axis=0)
+        if past:
+            used[j] = (np.array(past) != 0.0).any(axis=0)
+            mean[j] = np.array(past).mean(axis=0)
+    averages.expect(at, used, mean, out)
     return out
 
 
@@ -102,6 +105,22 @@ class _Averages:
         total = np.vstack([np.zeros((1, level.shape[1])), np.cumsum(np.nan_to_num(level), axis=0)])
         return cls(level, total, np.cumsum(~np.isnan(level), axis=0), lags)
 
+    def expect(self, at: Positions, used: NDArray[np.bool_], slope: Floats, out: Floats) -> None:
+        """Fill `out` with averages over price times slopes, both of the lags that are used at each position."""
+        on_threads(
+            trend_values,
+            len(at),
+            4 * len(self.lags) * self.level.shape[1],
+            frozen(at, np.int64),
+            frozen(self.level),
+            frozen(self.total),
+            frozen(self.n_prices, np.int64),
+            frozen(self.lags, np.int64),
+            frozen(used, np.bool_),
+            frozen(slope),
+            out,
+        )
+
     def over_price(self, t: int) -> Floats:
         """Return averages over price at bar t, (instruments, lags); NaN with fewer bars than the lag."""
         columns = np.full((self.level.shape[1], len(self.lags)), np.nan)
@@ -120,9 +139,13 @@ class _Averages:
         good = priced & ~np.isnan(r) & ~np.isnan(x[:, used]).any(axis=1)
         if not used.any() or np.count_nonzero(good) <= np.count_nonzero(used) + 1:
             return np.full(len(self.lags), np.nan)
-        design = np.column_stack([np.ones(int(good.sum())), x[np.ix_(good, used)]])
+        block = np.column_stack([np.ones(int(good.sum())), x[np.ix_(good, used)], r[good]])
+        triangle = np.empty((block.shape[1], block.shape[1]))
+        upper_triangle(block, triangle)
         found = np.zeros(len(self.lags))
-        found[used] = np.linalg.lstsq(design, r[good], rcond=None)[0][1:]
+        # As of the block itself, whose singular values are those of the triangle.
+        smallest = len(block) * np.finfo(np.float64).eps
+        found[used] = np.linalg.lstsq(triangle[:-1, :-1], triangle[:-1, -1], rcond=smallest)[0][1:]
         return found
 
 
