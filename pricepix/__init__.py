@@ -6,4 +6,16 @@ lightning are never imported before something needs them.
 
 import lazy_loader
 
+from pricepix.bars import display as _display
+
+
+def _draw_sample(spec):  # type: ignore[no-untyped-def]
+    """Draw a sample of a spec for its page in a notebook. The drawer stands above ImageSpec, so it is handed down."""
+    from pricepix.images.sample import sample_image
+
+    return sample_image(spec)
+
+
+_display.register_drawer(_draw_sample)
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

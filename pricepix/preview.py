@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
     from pricepix.bars.panel import Panel
 
+    _PlainPath = Path
+else:
+    # Path itself cannot be subclassed before Python 3.12.
+    _PlainPath = type(Path())
+
 _DPI: Final = 100
 _FONT: Final = "DejaVu Sans Mono"
 _TEXT: Final = 11  # pixels
@@ -40,6 +45,18 @@ _RED: Final = "#b5402b"
 _TABLE_BARS: Final = 20
 
 
+class Picture(_PlainPath):
+    """The path of a PNG file: a ``pathlib.Path`` that a notebook shows as the picture."""
+
+    def with_segments(self, *parts: Any) -> Path:
+        """Return what is made of this path, such as its parent, as a plain path."""
+        return Path(*parts)
+
+    def _repr_png_(self) -> bytes | None:
+        # What was moved or deleted since shows as a path.
+        return self.read_bytes() if self.is_file() else None
+
+
 def contact_sheet(
     store: ImageSet | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
@@ -49,7 +66,7 @@ def contact_sheet(
     seed: int | None = 0,
     horizon: int | Sequence[int] | None = None,
     columns: int | None = None,
-) -> Path:
+) -> Picture:
     """Write images of a store as one PNG: a grid with instrument, date and forward returns under each image.
 
     The store's windows are cut into `n` stretches of equal length, in their order of time, and each stretch
@@ -76,8 +93,8 @@ def contact_sheet(
 
     Returns
     -------
-    pathlib.Path
-        The file written.
+    Picture
+        The path of the file written, a ``pathlib.Path``; a notebook shows the picture.
 
     Raises
     ------
@@ -111,7 +128,7 @@ def contact_sheet(
     if horizons:
         title += f"; last bar, and forward return over {', '.join(map(str, horizons))} bars"
     save_figure(image_grid(store.read(chosen), captions, title, columns), target)
-    return target
+    return Picture(target)
 
 
 def enlarge(
@@ -120,7 +137,7 @@ def enlarge(
     time: Any,
     path: str | os.PathLike[str],
     panel: Any = None,
-) -> Path:
+) -> Picture:
     """Write one image enlarged as a PNG, with the bars that it shows beside it.
 
     With a panel the picture has the window's bars drawn to the same scale, level with the image's rows, with
@@ -140,8 +157,8 @@ def enlarge(
 
     Returns
     -------
-    pathlib.Path
-        The file written.
+    Picture
+        The path of the file written, a ``pathlib.Path``; a notebook shows the picture.
 
     Raises
     ------
@@ -186,7 +203,7 @@ def enlarge(
                 "was made from different bars: give the panel that it was made from, or none"
             )
     save_figure(_enlarged(image, caption, window), target)
-    return target
+    return Picture(target)
 
 
 # ---- what to show

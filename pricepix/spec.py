@@ -212,6 +212,19 @@ class ImageSpec:
         _known_fields(changes)
         return replace(self, **changes)
 
+    def _repr_html_(self) -> str:
+        from pricepix.bars import display
+
+        named = [name for name, spec in self.presets().items() if spec == self]
+        about = f"{self.height} rows x {self.width} columns, {self.bars} bars"
+        values: dict[str, Any] = {"preset": ", ".join(named) or None, **self.to_dict()}
+        values |= {"ma": ", ".join(map(str, self.ma)) or "none", "max_missing": "no limit"}
+        if self.max_missing is not None:
+            values["max_missing"] = self.max_missing
+        values |= {"history": f"{self.history} bars before the first", "digest": display.code(self.digest)}
+        parts = display.columns(display.sample_picture(self), display.facts(values), fit_first=True)
+        return display.page("ImageSpec", about, parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of JSON values; ``from_dict`` is its inverse."""
         return {**asdict(self), "ma": list(self.ma)}

@@ -26,7 +26,8 @@ RANK = {
         [
             "_version _checks",
             "location",
-            "bars spec",
+            "bars",
+            "spec",
             "render samples",
             "windows",
             "images",

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from pricepix._checks import nearest, printable
-from pricepix.bars import hashing, ingest, kernels
+from pricepix.bars import display, hashing, ingest, kernels
 from pricepix.bars.calendar import calendar_of
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, requested_columns
 from pricepix.bars.options import ReadOptions
@@ -314,6 +314,24 @@ class Panel:
             f"Panel({len(self):,} rows of {self.n_instruments:,} instruments, {span}, "
             f"{self.tz or 'no time zone'}{fields})"
         )
+
+    def _repr_html_(self) -> str:
+        ends = self.offsets[1:] > self.offsets[:-1]
+        first, last = self.time[self.offsets[:-1][ends]], self.time[self.offsets[1:][ends] - 1]
+        facts: dict[str, Any] = {"rows": len(self), "instruments": self.n_instruments}
+        figure = display.Html("")
+        if len(first):
+            span = self.stamp(int(first.min())), self.stamp(int(last.max()))
+            facts |= {"first": span[0], "last": span[1]}
+            figure = display.coverage(first, last, "Instruments between their first and their last bar", span)
+        facts |= {
+            "time zone": self.tz or "none: wall-clock times",
+            "fields": ", ".join(self.fields) or "none",
+            "memory": f"{sum(a.nbytes for a in (self.bars, self.time, *self.fields.values())) / 1e6:,.1f} MB",
+        }
+        about = f"{len(self):,} rows of {self.n_instruments:,} instruments"
+        parts = display.columns(figure, display.facts(facts))
+        return display.page("Panel", about, parts, *self.report.html_parts())
 
     def stamp(self, ns: int) -> str:
         """Return a time of the panel as ISO text, in the zone of the panel."""

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pricepix._checks import printable
+from pricepix.bars import display
 from pricepix.bars.columns import BAR
 
 #: Kinds of faults, which `on_bad` refuses, drops or keeps.
@@ -60,7 +61,7 @@ class BadRow(NamedTuple):
         return f"{printable(self.instrument, '')} {self.time}: {values}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PanelReport:
     """The findings of the checks on entry.
 
@@ -113,6 +114,36 @@ class PanelReport:
             if self.examples.get(kind) and more > 0:
                 lines.append(f"      and {more:,} more")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{kind} {count:,}" for kind, count in (*self.errors.items(), *self.notes.items()))
+        dropped = f", {self.dropped:,} dropped" if self.dropped else ""
+        size = f"{self.rows:,} rows of {self.instruments:,} instruments"
+        return f"PanelReport({size}: {found or 'nothing found'}{dropped})"
+
+    def _repr_html_(self) -> str:
+        about = f"{self.rows:,} rows of {self.instruments:,} instruments, on_bad={self.on_bad!r}"
+        return display.page("PanelReport", about, *self.html_parts())
+
+    def html_parts(self) -> list[str]:
+        """Return the findings as parts of a page of `pricepix.bars.display`."""
+        found = [
+            (kind, "error" if kind in ERRORS else "note", count, (ERRORS | NOTES)[kind])
+            for kind, count in (*self.errors.items(), *self.notes.items())
+        ]
+        if not found:
+            return [display.notes(self.remarks), display.text("The checks on entry found nothing.")]
+        parts = [display.table(["finding", "", "rows", "what it means"], found, words=(0, 1, 3))]
+        if self.dropped:
+            parts.append(
+                display.notes([f"{self.dropped:,} bars were made missing, or duplicate rows left out"])
+            )
+        named = [(kind, row) for kind, rows in self.examples.items() for row in rows]
+        if named:
+            parts.append(
+                display.details("First rows", display.table(["finding", "row"], named, words=(0, 1)))
+            )
+        return [*parts, display.notes(self.remarks)]
 
     def __str__(self) -> str:
         lines = [f"{self.rows:,} rows of {self.instruments:,} instruments, on_bad={self.on_bad!r}"]

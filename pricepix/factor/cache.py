@@ -21,6 +21,7 @@ from pricepix.factor import exports
 from pricepix.factor.cache_format import FORMAT, FORMAT_VERSION
 from pricepix.factor.cache_objects import CacheObjects, cache_location
 from pricepix.factor.cache_verify import verify_objects
+from pricepix.factor.display import cache_page
 from pricepix.location import Location
 from pricepix.spec import ImageSpec
 from pricepix.store.format import ROOT
@@ -84,6 +85,9 @@ class FactorCache:
             f"FactorCache({self.location}: {days:,} days, {instruments:,} instruments, {intervals} a day, "
             f"{windows:,} windows{valued} of {self.attrs['model']['name']}, shift {self.shift})"
         )
+
+    def _repr_html_(self) -> str:
+        return cache_page(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:

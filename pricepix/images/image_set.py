@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pricepix._checks import nearest, nearest_or_all, optional_module, printable
 from pricepix.bars.times import as_time, period_ends, time_range, to_series
 from pricepix.images.batches import EpochReader, selection_mask
+from pricepix.images.display import image_set_page
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -106,6 +107,9 @@ class ImageSet(ABC):
             f"horizons {self.horizons}", *more,
         ]  # fmt: skip
         return printable(f"{type(self).__name__}({self.location}: {', '.join(parts)})", "")
+
+    def _repr_html_(self) -> str:
+        return image_set_page(self)
 
     @property
     def delay(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, printable
+from pricepix.bars import display
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.bars.progress import progress_bar
@@ -30,7 +31,7 @@ from pricepix.windows.labels import ReturnRule
 DEPTHS: Final = ("metadata", "checksums", "render")
 
 
-@dataclass
+@dataclass(repr=False)
 class VerifyReport:
     """What ``verify`` looked at, and the problems it found: ``print`` it, or exit with ``exit_code``."""
 
@@ -63,13 +64,34 @@ class VerifyReport:
             raise KeyError(name)
         return getattr(self, name)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        found = "sound" if self.ok else f"{len(self.problems):,} problem{'s' * (len(self.problems) > 1)}"
+        return printable(
+            f"VerifyReport({self.location}, {self.depth}: {', '.join(self._looked_at())}; {found})", ""
+        )
+
+    def _looked_at(self) -> list[str]:
         parts = [f"{self.windows:,} windows"]
         if self.depth != "metadata":
             parts.append(f"{self.chunks:,} chunks read")
         if self.depth == "render":
             parts.append(f"{self.rendered:,} images drawn again")
-        head = f"{self.location} ({self.depth}): {', '.join(parts)}"
+        return parts
+
+    def _repr_html_(self) -> str:
+        found = "sound" if self.ok else f"{len(self.problems):,} problem{'s' * (len(self.problems) > 1)}"
+        facts = {"location": self.location, "depth": self.depth, "windows": self.windows}
+        if self.depth != "metadata":
+            facts["chunks read"] = self.chunks
+        if self.depth == "render":
+            facts["images drawn again"] = self.rendered
+        remarks = display.facts({f"note {k}": note for k, note in enumerate(self.notes[:24], 1)})
+        return display.page(
+            "VerifyReport", found, display.notes(self.problems), display.facts(facts), remarks
+        )
+
+    def __str__(self) -> str:
+        head = f"{self.location} ({self.depth}): {', '.join(self._looked_at())}"
         if self.ok:
             return "\n".join([f"{head}; sound", *(f"  {note}" for note in self.notes)])
         lines = "\n".join(f"  {sentence}" for sentence in (*self.problems, *self.notes))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pricepix.train.display import run_page
 from pricepix.train.models import Ensemble, PriceCNN, SeriesCNN
 from pricepix.train.problem import Problem
 from pricepix.train.splits import Fold
@@ -53,6 +54,9 @@ class FitResult:
     out: Path
     config: dict[str, Any]
     folds: list[FoldResult] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return run_page(self)
 
     @property
     def model(self) -> PriceCNN | SeriesCNN | Ensemble:

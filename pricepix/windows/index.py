@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pricepix._checks import fraction, whole_number
+from pricepix.bars import display
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import duration_ns, time_range, to_series
 from pricepix.render.draw import render_rows
@@ -202,6 +203,23 @@ class WindowIndex:
     def __repr__(self) -> str:
         dropped = ", ".join(f"{name} {count:,}" for name, count in self.counts.items()) or "none"
         return f"WindowIndex({len(self):,} of {self.candidates:,} windows; dropped: {dropped})"
+
+    def _repr_html_(self) -> str:
+        counts = dict(sorted(self.counts.items(), key=lambda item: -item[1]))
+        funnel = {
+            "candidates": self.candidates,
+            **{f"- {name}": n for name, n in counts.items()},
+            "windows": len(self),
+        }
+        facts: dict[str, Any] = {"lookback": self.spec.lookback, "image": "{} x {}".format(*self.spec.shape)}
+        if len(self):
+            ends = self.row[[0, -1]]
+            facts |= {"first ends": self.panel.stamp(int(self.panel.time[ends[0]]))}
+            facts |= {"last ends": self.panel.stamp(int(self.panel.time[ends[1]]))}
+        facts |= {name: value for name, value in self.schedule.items() if value is not None}
+        about = f"{len(self):,} of {self.candidates:,} candidate windows"
+        bars = display.bars(funnel, ("candidates", "windows"), of=self.candidates or 1)
+        return display.page("WindowIndex", about, display.columns(bars, display.facts(facts)))
 
     @property
     def candidates(self) -> int:

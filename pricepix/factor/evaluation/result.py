@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 
 from pricepix.factor.cache import FactorCache
+from pricepix.factor.evaluation.display import evaluation_page
+from pricepix.factor.evaluation.formatting import format_number, format_percent
 
 __all__ = ["Evaluation", "format_number", "format_percent"]
 
@@ -40,6 +42,9 @@ class Evaluation:
         )
         return "\n".join([found, *(f"  WARNING: {note}" for note in self.notes)])
 
+    def _repr_html_(self) -> str:
+        return evaluation_page(self)
+
     @property
     def notes(self) -> list[str]:
         """Sentences that qualify the figures: a different panel, dates that the model has seen, deaths, and more."""
@@ -63,16 +68,6 @@ class Evaluation:
                     row = {"weighting": weighting, "portfolio": name, **found["periods"]}
                     rows.append({**row, "monthly_turnover": found["monthly_turnover"]})
         return pl.DataFrame(rows)
-
-
-def format_number(value: float, digits: int) -> str:
-    """Write a number, a dash if it is not known."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
-
-
-def format_percent(value: float, digits: int = 1) -> str:
-    """Write a share as a percentage, a dash if it is not known."""
-    return f"{100 * value:.{digits}f}%" if np.isfinite(value) else "-"
 
 
 def json_value(value: Any) -> Any:

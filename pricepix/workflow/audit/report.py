@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pricepix._checks import printable
+from pricepix.bars import display
 
 __all__ = ["Audit", "Check"]
 
@@ -36,7 +37,7 @@ class Check:
         return "LEAK" if self.problems else "ok" if self.known else "not known"
 
 
-@dataclass
+@dataclass(repr=False)
 class Audit:
     """What an audit compared and what it found. Print it: the table has a row for each check."""
 
@@ -76,14 +77,34 @@ class Audit:
                 return check
         raise KeyError(f"no check {name!r}: this audit has {', '.join(check.name for check in self.checks)}")
 
-    def __str__(self) -> str:
+    def _outcome(self) -> str:
         unknown = sum(check.result == "not known" for check in self.checks)
         found = sum(check.result == "LEAK" for check in self.checks)
-        head = (
-            f"audit: {found} of {len(self.checks)} checks found a leak" if found else "audit: no leak found"
+        head = f"{found} of {len(self.checks)} checks found a leak" if found else "no leak found"
+        return f"{head}; {unknown} of {len(self.checks)} could not tell" if unknown else head
+
+    def __repr__(self) -> str:
+        compared = f"{self.windows:,} windows, {self.labels:,} labels, {self.scores:,} scores compared"
+        return f"Audit({self._outcome()}; {compared})"
+
+    def _repr_html_(self) -> str:
+        counts = {"images drawn again": self.windows, "labels computed again": self.labels}
+        counts |= {"scores computed again": self.scores, "values placed": self.placed}
+        rows = [
+            (check.name, check.result, "; ".join(check.problems) or check.seen, check.dates, check.cannot_see)
+            for check in self.checks
+        ]
+        head = ["check", "result", "what was found", "dates", "what it cannot see"]
+        return display.page(
+            "Audit",
+            self._outcome(),
+            display.notes(self.problems),
+            display.tiles({name: n for name, n in counts.items() if n}),
+            display.table(head, rows, words=range(5)),
         )
-        if unknown:
-            head += f"; {unknown} of {len(self.checks)} could not tell"
+
+    def __str__(self) -> str:
+        head = f"audit: {self._outcome()}"
         rows = [list(_COLUMNS), ["-" * width for width in _COLUMNS.values()]]
         for check in self.checks:
             text = "; ".join(check.problems) if check.problems else check.seen
