@@ -139,7 +139,7 @@ class Market:
         """Market capitalisation at some positions, float64 (positions, instruments), or None."""
         if "market_cap" not in self.panel.fields:
             return None
-return _on_grid(self.panel.fields["market_cap"], self.row[position])
+        return _on_grid(self.panel.fields["market_cap"], self.row[position])
 
     def forward(self, position: NDArray[np.int64], horizon: int, delay: int = 0) -> NDArray[np.float64]:
         """Forward returns from some positions, float64 (positions, instruments), by the labels' own rule.
