@@ -7,7 +7,7 @@ Nothing here checks its arguments. Matrices are C-contiguous (dates, instruments
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,6 +20,7 @@ __all__ = [
     "ENDS",
     "KNOWN",
     "LONGER",
+    "OwnBars",
     "average_ranks",
     "forward_spans",
     "frozen",
@@ -215,16 +216,27 @@ def mann_whitney(first, last, score, order, count, returns, out):
         out[row] = 0.5 * twice / (float(rises) * below) if rises and below else np.nan
 
 
+class OwnBars(NamedTuple):
+    """Where the bars of each instrument lie in a market's calendar."""
+
+    row: NDArray[np.int64]
+    """int64 (bars, instruments): the panel row at each bar of the calendar, -1 without one."""
+    time_code: NDArray[np.int32]
+    """int32 (rows,): the bar of each panel row."""
+    known: NDArray[np.bool_]
+    """bool (rows,): whether the value there is known."""
+    end: NDArray[np.int64]
+    """int64 (instruments,): the row after each instrument's last."""
+    ended: NDArray[np.bool_]
+    """bool (instruments,): whether the market outlives it."""
+
+
 @_jit
 def forward_spans(
     first,
     last,
     position,
-    row,
-    time_code,
-    known,
-    end,
-    ended,
+    bars,
     level,
     breaks,
     horizon,
@@ -235,11 +247,10 @@ def forward_spans(
 ):
     """Return forward returns and their state, over `horizon` of each instrument's own bars.
 
-    `row` is the panel row at each bar of the calendar, `time_code` and `known` are by panel row: its bar, and whether
-    the value there is known. `end` is the row after each instrument's last, `ended` whether the market outlives it.
-    `level` and `breaks`, which may be empty, are by bar and instrument. With `hold`, an instrument whose rows end
-    first has the return to its last level.
+    `bars` are `OwnBars`. `level` and `breaks`, which may be empty, are by bar and instrument. With `hold`, an
+    instrument whose rows end first has the return to its last level.
     """
+    row, time_code, known, end, ended = bars
     final = row.shape[0] - 1
     for t in range(first, last):
         at = position[t]

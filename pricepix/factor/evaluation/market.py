@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice
 from pricepix.factor.evaluation.holding import Tradable
-from pricepix.factor.evaluation.kernels import DIES, KNOWN, LONGER, forward_spans, frozen, lay_out, on_threads
+from pricepix.factor.evaluation.kernels import (
+    DIES,
+    KNOWN,
+    LONGER,
+    OwnBars,
+    forward_spans,
+    frozen,
+    lay_out,
+    on_threads,
+)
 from pricepix.windows.labels import label_price
 from pricepix.windows.schedule import PERIOD_END_SHARE, count_by_period, may_end
 
@@ -181,11 +190,13 @@ class Market:
             len(position),
             8 * len(self.code),
             frozen(position, np.int64),
-            frozen(self.row, np.int64),
-            frozen(self.panel.time_code, np.int32),
-            frozen(self._known, np.bool_),
-            frozen(self.panel.offsets[self.code + 1], np.int64),
-            frozen(self.ended, np.bool_),
+            OwnBars(
+                frozen(self.row, np.int64),
+                frozen(self.panel.time_code, np.int32),
+                frozen(self._known, np.bool_),
+                frozen(self.panel.offsets[self.code + 1], np.int64),
+                frozen(self.ended, np.bool_),
+            ),
             frozen(self.level),
             frozen(breaks, np.int32),
             horizon,
