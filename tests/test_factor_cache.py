@@ -403,8 +403,7 @@ def test_a_lower_precision_scores_nearly_alike_and_is_not_mixed(store, networks,
 
 
 def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, networks, tmp_path):
-    import yaml
-
+    from pricepix.store.sealed_files import write_sealed_yaml
     from pricepix.train.checkpoints import save_model
 
     times = np.unique(store.time)
@@ -415,7 +414,7 @@ def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, netwo
         folds.append({"name": f"{k}", "test": {"images": 9, "first": stamp[a], "last": stamp[b]}})
         (run / f"fold_{k}" / "member_0").mkdir(parents=True)
         save_model(networks[k], run / f"fold_{k}" / "member_0" / "best.ckpt")
-    (run / "config.yaml").write_text(yaml.safe_dump({"folds": folds}))
+    write_sealed_yaml(run / "config.yaml", {"folds": folds, "ensemble": 1})
     cache = score(store, run, tmp_path / "f.zarr", progress=False)
     found = found_values(cache)
     names = store.instruments[store.instrument_index]
@@ -432,7 +431,7 @@ def test_a_walk_forward_run_scores_each_fold_on_its_own_test_period(store, netwo
     assert [stage["last"] for stage in cache.attrs["model"]["seen"]] == [int(times[29]), None]
     score(store, run, tmp_path / "f.zarr", progress=False)  # recognised
     folds[1]["test"]["first"] = stamp[25]
-    (run / "config.yaml").write_text(yaml.safe_dump({"folds": folds}))
+    write_sealed_yaml(run / "config.yaml", {"folds": folds, "ensemble": 1})
     with pytest.raises(ValueError, match=r"the test periods of fold_0 and fold_1 of run .* overlap"):
         score(store, run, tmp_path / "g.zarr", progress=False)
 

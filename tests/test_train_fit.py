@@ -25,6 +25,7 @@ import pricepix as pp  # noqa: E402
 from pricepix import train  # noqa: E402
 from pricepix.store.image_store import ImageStore  # noqa: E402
 from pricepix.train import run  # noqa: E402
+from pricepix.train.checkpoints import write_checkpoint  # noqa: E402
 from pricepix.train.device import Device  # noqa: E402
 from pricepix.train.hyper import HYPER, Hyper  # noqa: E402
 from pricepix.train.loop import Trainer  # noqa: E402
@@ -67,7 +68,10 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "member_0" / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if k not in ("images_per_second", "crc32c")}
+            for row in csv.DictReader(file)
+        ]
 
 
 RESUMED: dict[str, Any] = QUICK | {
@@ -165,7 +169,7 @@ class TestResume:
             raise RuntimeError("killed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "write_json", dying)
+            patch.setattr(run, "write_sealed_json", dying)
             with pytest.raises(RuntimeError, match="killed"):
                 _fit(store, PIXELS, 5, out=tmp_path / "x", **options)
         before = _weights(tmp_path / "x"), _rows(tmp_path / "x")
@@ -183,11 +187,11 @@ class TestResume:
         (tmp_path / "x" / "member_0" / "done.json").unlink()
         last = tmp_path / "x" / "member_0" / "last.ckpt"
         content = torch.load(last, weights_only=True)
-        for training, version in (({"version": 3}, 3), (None, 1)):
+        for training, version in (({"version": 4}, 4), (None, 1)):
             changed = {key: value for key, value in content.items() if key != "training"}
-            torch.save(changed | ({} if training is None else {"training": training}), last)
+            write_checkpoint(changed | ({} if training is None else {"training": training}), last)
             with pytest.raises(
-                ValueError, match=f"training of version {version}; this pricepix resumes version 2"
+                ValueError, match=f"training of version {version}; this pricepix resumes version 3"
             ):
                 _fit(store, SMALL, out=tmp_path / "x", resume=True, **RESUMED)
 
@@ -197,7 +201,7 @@ class TestResume:
         """Runs of earlier releases named their tensors and their header otherwise."""
         best = undisturbed / "member_0" / "best.ckpt"
         content = torch.load(best, weights_only=True)
-        header = {name: content[name] for name in ("format", "version", "kind", "spec", "metadata")}
+        header = {name: content[name] for name in ("format", "kind", "spec", "metadata")} | {"version": 1}
         state = {f"network.{name}": value for name, value in content["state_dict"].items()}
         torch.save({"pricepix": header, "state_dict": state}, earlier := undisturbed / "earlier.ckpt")
         images = store.read(slice(20))
@@ -222,24 +226,36 @@ class TestResume:
             _fit(store, SMALL, out=undisturbed / "none", resume=True, **RESUMED)
 
 
-def test_rows_that_a_kill_cut_off_or_doubled_are_repaired(tmp_path: Path) -> None:
-    from pricepix.train.journal import METRICS, Journal
+def test_rows_after_the_last_checkpoint_come_again(tmp_path: Path) -> None:
+    """Whole, doubled or cut off, they are dropped; those that the checkpoint knows must be there."""
+    from pricepix.train.journal import METRICS, Journal, _encode
 
-    head = "step,epoch,train_loss,train_accuracy,val_loss,val_accuracy,lr,images_per_second\r\n"
-    row = "{},0,0.5,0.5,0.5,0.5,0.001,9\r\n"
-    for left, steps in (
-        (head + row.format(11) + row.format(22) + "3", [11, 22]),
-        (head + row.format(11) + row.format(22) + row.format(2)[:-2], [11, 22]),
-        (head + row.format(11) + row.format(11) + row.format(22) + row.format(33), [11, 22]),
-        (head[:7], []),
-        ("", []),
-    ):
-        (tmp_path / METRICS).write_bytes(left.encode())
+    def row(step: int) -> dict[str, Any]:
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_second")
+        return {"step": step, "epoch": 0} | dict.fromkeys(names, 0.5)
+
+    def resumed(left: bytes, last: int | None) -> bytes:
+        (tmp_path / METRICS).write_bytes(left)
         journal = Journal(tmp_path, 50)
+        journal.load_state_dict({"sums": [0, 0, 0], "last_row": last})
         journal.open(22)
         journal.close()
-        text = (tmp_path / METRICS).read_bytes().decode()
-        assert text == head + "".join(row.format(step) for step in steps)
+        return (tmp_path / METRICS).read_bytes()
+
+    whole, two = _encode([row(11), row(22), row(33)]), _encode([row(11), row(22)])
+    for left in (whole, whole[:-7], two + b"3", two + two.splitlines(keepends=True)[1], two):
+        assert resumed(left, 22) == two
+    for left in (b"", two[:7], whole, two):
+        assert len(resumed(left, None)) in (len(_encode([])), len(two))
+    for left in (b"", two[:7], two[:-3], two.replace(b"0.5", b"0.6", 1), _encode([row(11)])):
+        with pytest.raises(ValueError, match=r"metrics\.csv lacks the row of step 22.* remove it to resume"):
+            resumed(left, 22)
+    (tmp_path / METRICS).unlink()
+    journal = Journal(tmp_path, 50)
+    journal.load_state_dict({"sums": [0, 0, 0], "last_row": 22})
+    with pytest.warns(UserWarning, match="rows up to step 22 are lost"):
+        journal.open(22)
+    journal.close()
 
 
 def test_a_run_killed_at_its_very_start_is_resumed(
@@ -252,7 +268,7 @@ def test_a_run_killed_at_its_very_start_is_resumed(
     assert _same(_weights(tmp_path / "run"), _weights(undisturbed))
     assert not (tmp_path / "run" / "config.yaml.tmp").exists()
     (tmp_path / "run" / "config.yaml").write_text("")
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged: it does not hold the settings of a run"):
+    with pytest.raises(ValueError, match=r"config\.yaml does not end in its checksum.* or start a new run"):
         _fit(store, SMALL, out=tmp_path / "run", resume=True, **RESUMED)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pricepix.train.checkpoints import load_model, save_model  # noqa: E402
+from pricepix.train.checkpoints import load_model, save_model, write_checkpoint  # noqa: E402
 from pricepix.train.models import (  # noqa: E402
     PRESETS,
     SERIES_PRESETS,
@@ -245,9 +245,15 @@ class TestBadInput:
     def test_version_of_the_format(self, tmp_path: Path) -> None:
         save_model(PriceCNN("jkx5"), tmp_path / "m.pt")
         content = torch.load(tmp_path / "m.pt", weights_only=True)
-        torch.save(content | {"version": 99}, tmp_path / "m.pt")
-        with pytest.raises(ValueError, match="format version 99; this pricepix reads version 1"):
+        write_checkpoint(content | {"version": 99}, tmp_path / "m.pt")
+        with pytest.raises(ValueError, match="format version 99; this pricepix reads versions 1 and 2"):
             load_model(tmp_path / "m.pt")
+        # Checkpoints of version 1 have no checksum; one of version 2 that lacks it was changed.
+        torch.save(content, tmp_path / "m.pt")
+        with pytest.raises(ValueError, match=r"m\.pt does not end in its checksum"):
+            load_model(tmp_path / "m.pt")
+        torch.save(content | {"version": 1}, tmp_path / "m.pt")
+        load_model(tmp_path / "m.pt")
 
     def test_weights_of_another_size(self, tmp_path: Path) -> None:
         torch.save(

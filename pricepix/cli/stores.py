@@ -139,13 +139,15 @@ def preview(store: str, path: str, **options: Any) -> None:
 def verify(store: str, panel: str | None, table: dict[str, Any], **options: Any) -> None:
     """Check that STORE is whole and, given its bars, that its images are right. Exit code 1 if not.
 
-    STORE is an image store or a factor cache; what it was is in what is printed.
+    STORE is an image store, a factor cache, a checkpoint, or the folder of a training run or of a pipeline,
+    all of whose products are checked. What it was is in what is printed.
     """
     from pricepix.workflow.verification import verify_location
 
-    kind, report = verify_location(store, (lambda: read_panel(panel, table)) if panel else None, **options)
-    echo(f"{kind} {report}")
-    sys.exit(report.exit_code)
+    found = verify_location(store, (lambda: read_panel(panel, table)) if panel else None, **options)
+    for kind, report in found:
+        echo(f"{kind} {report}")
+    sys.exit(max((report.exit_code for _, report in found), default=0))
 
 
 @main.command()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pricepix._checks import choice, whole_number
 from pricepix.factor.training_overlap import training_summary
 from pricepix.factor.wrapped_networks import wrapped_networks
-from pricepix.location import RUN_YAML_NODES, read_yaml
 from pricepix.spec import ImageSpec
+from pricepix.store.sealed_files import read_sealed_yaml
 
 __all__ = ["Scorer", "ScorerOptions"]
 
@@ -306,8 +306,7 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
         return []
     from pricepix.bars.times import as_time
 
-    config = read_yaml(run / "config.yaml", RUN_YAML_NODES)
-    folds = config.get("folds") if isinstance(config, dict) else None
+    folds = read_sealed_yaml(run / "config.yaml").get("folds")
     found = []
     for fold in folds if isinstance(folds, list) else []:
         test = fold.get("test", {})

@@ -37,12 +37,14 @@ class VerifyReport:
 
     location: str
     depth: str
-    """``metadata``, ``checksums`` or ``render``."""
+    """``metadata``, ``checksums`` or ``render``; ``files`` for a run, whose files carry their own checksums."""
     windows: int
     chunks: int = 0
     """Chunks that were read and compared with their checksums, those of all arrays."""
     rendered: int = 0
     """Images that were drawn again and compared."""
+    files: int = 0
+    """Files of a run that were read and compared with their checksums."""
     problems: list[str] = field(default_factory=list)
     """Sentences; none for a sound store."""
     notes: list[str] = field(default_factory=list)
@@ -60,7 +62,7 @@ class VerifyReport:
 
     def __getitem__(self, name: str) -> Any:
         """Return a part of the report by name, as from a dict."""
-        if name not in ("location", "depth", "windows", "chunks", "rendered", "problems", "notes"):
+        if name not in ("location", "depth", "windows", "chunks", "rendered", "files", "problems", "notes"):
             raise KeyError(name)
         return getattr(self, name)
 
@@ -72,7 +74,9 @@ class VerifyReport:
 
     def _looked_at(self) -> list[str]:
         parts = [f"{self.windows:,} windows"]
-        if self.depth != "metadata":
+        if self.depth == "files":
+            parts = [f"{self.files:,} files read"]
+        elif self.depth != "metadata":
             parts.append(f"{self.chunks:,} chunks read")
         if self.depth == "render":
             parts.append(f"{self.rendered:,} images drawn again")

@@ -14,6 +14,7 @@ from .models import SeriesSpec as SeriesSpec
 from .results import FitResult as FitResult
 from .results import FoldResult as FoldResult
 from .run import fit as fit
+from .run_verify import verify_run as verify_run
 from .series import window_series as window_series
 from .splits import Fold as Fold
 from .splits import RandomSplit as RandomSplit

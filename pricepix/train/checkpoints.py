@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pricepix._checks import printable, short
 from pricepix.location import atomic_file, check_regular
+from pricepix.store.sealed_files import check_archive, seal_archive
 from pricepix.train.models import (
     PRESETS,
     SERIES_PRESETS,
@@ -25,8 +26,10 @@ from pricepix.train.models import (
     SeriesCNN,
     SeriesSpec,
 )
+from pricepix.train.run_folder import missing_member
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""Version 1 was the same without a checksum at the end, and is still read."""
 
 _FORMAT = "pricepix-model"
 
@@ -42,6 +45,7 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint, or replace it at once: a kill in the middle leaves the old one whole."""
     with atomic_file(path) as partial:
         torch.save(content, partial)
+        seal_archive(partial)
 
 
 def describe(model: Network) -> dict[str, Any]:
@@ -77,9 +81,9 @@ def load_model(
     Raises
     ------
     FileNotFoundError
-        If there is no such file, or the folder holds no finished member.
+        If there is no such file, or the folder lacks a member of its run.
     ValueError
-        If the file is not a checkpoint of a known architecture.
+        If the file is damaged, or is not a checkpoint of a known architecture.
     """
     path = Path(path)
     if not path.is_dir():
@@ -88,6 +92,12 @@ def load_model(
     if not found:
         raise FileNotFoundError(
             f"{path} holds no member_*/best.ckpt; give a checkpoint or the folder of a run"
+        )
+    missing = missing_member(path)
+    if missing is not None:
+        raise FileNotFoundError(
+            f"{missing / 'best.ckpt'} is missing, one of the networks that the run averages: resume the run, restore "
+            "the file, or give a single checkpoint"
         )
     models = [_load_one(file, mean_std, first_row) for file in found]
     return models[0] if len(models) == 1 else Ensemble(models)
@@ -142,11 +152,12 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not such a checkpoint, or would take more memory than the file has bytes.
+        If it is damaged, is not such a checkpoint, or would take more memory than the file has bytes.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     check_regular(path)
+    sealed = check_archive(path)
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -158,6 +169,11 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors")
+    if not sealed and content.get("format") == _FORMAT and content.get("version") != 1:
+        raise ValueError(
+            f"{path} does not end in its checksum: it is damaged, or was changed by another program; restore it, or "
+            "write it with pricepix.train.save_model"
+        )
     return content
 
 
@@ -198,10 +214,10 @@ def _load_one(
 
 
 def _load_own(path: Path, header: Mapping[str, Any], state: Any) -> PriceCNN | SeriesCNN:
-    if header.get("version") != CHECKPOINT_VERSION:
+    if header.get("version") not in (1, CHECKPOINT_VERSION):
         raise ValueError(
             f"{path} is a model of format version {short(header.get('version'))}; "
-            f"this pricepix reads version {CHECKPOINT_VERSION}"
+            f"this pricepix reads versions 1 and {CHECKPOINT_VERSION}"
         )
     kinds = {"PriceCNN": CNNSpec, "SeriesCNN": SeriesSpec}
     kind, metadata = header.get("kind"), header.get("metadata")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pricepix._checks import whole_number_or_none
 from pricepix.bars.progress import progress_bar
-from pricepix.location import atomic_file
+from pricepix.location import atomic_file, read_regular
+from pricepix.store.sealed_files import checksum_text, extend_checksum
 
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError as error:
     raise ImportError('training needs tensorboard: pip install "pricepix[train]"') from error
 
-__all__ = ["METRICS", "Journal", "ProgressBar"]
+__all__ = ["METRICS", "Journal", "ProgressBar", "read_rows"]
 
 METRICS = "metrics.csv"
+_METRICS_BYTES = 16 << 20
 _COLUMNS = (
     "step",
     "epoch",
@@ -32,7 +35,10 @@ _COLUMNS = (
     "val_accuracy",
     "lr",
     "images_per_second",
+    # crc32c of the file up to here, so that rows cannot change, be lost in the middle, or come from another file.
+    "crc32c",
 )
+_HEADER = f"{','.join(_COLUMNS)}\r\n".encode()
 
 
 class Journal:
@@ -57,28 +63,56 @@ class Journal:
         self._images, self._since, self._rate = 0, time.monotonic(), math.nan
         # Sums of loss, right answers and images since the last validation.
         self._sums = np.zeros(3)
+        # Step of the last row when the checkpoint was written that training resumes from.
+        self._expected: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training continues from."""
-        return {"sums": self._sums.tolist()}
+        return {"sums": self._sums.tolist(), "last_row": self._last_step()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self._sums = np.array(state["sums"])
+        self._expected = whole_number_or_none(state["last_row"], "last_row", 0)
+
+    def _last_step(self) -> int | None:
+        return int(self._rows[-1]["step"]) if self._rows else None
 
     def open(self, step: int) -> None:
-        """Open both logs at a step, without what they hold of later ones."""
-        self._rows = [row for row in _read_rows(self._path) if int(row["step"]) <= step]
+        """Open both logs at a step, without what they hold of later ones.
+
+        Raises
+        ------
+        ValueError
+            If rows up to that step are damaged or missing.
+        """
+        self._rows = self._rows_until(step)
         self._write_rows()
         self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
         self._since = time.monotonic()
 
+    def _rows_until(self, step: int) -> list[dict[str, Any]]:
+        """Read the rows that the checkpoint at a step knows. Later ones, whole or cut off, come again."""
+        rows, problem = read_rows(self._path) if self._path.exists() else ([], None)
+        rows = [row for row in rows if int(row["step"]) <= step]
+        last, expected = int(rows[-1]["step"]) if rows else None, self._expected
+        if expected is not None and last != expected:
+            if self._path.exists():
+                raise ValueError(
+                    f"{self._path} lacks the row of step {expected}, which the last checkpoint knows: "
+                    f"{problem or 'it is of another time'}. Restore it, or remove it to resume without its rows"
+                )
+            warnings.warn(
+                f"{self._path} is missing: training resumes, but the rows up to step {expected} are lost",
+                UserWarning,
+                stacklevel=2,
+            )
+        return rows
+
     def _write_rows(self) -> None:
         """Write the file anew: a kill leaves the one that was there, never half a row."""
-        with atomic_file(self._path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows)
+        with atomic_file(self._path) as partial:
+            partial.write_bytes(_encode(self._rows))
 
     def close(self) -> None:
         """Close the files."""
@@ -148,17 +182,34 @@ class Journal:
         self._since = time.monotonic()
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.csv``, without any that a kill or a full disk left cut off or doubled."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    found: dict[int, dict[str, Any]] = {}
+def _encode(rows: list[dict[str, Any]]) -> bytes:
+    found, crc = bytearray(_HEADER), extend_checksum(0, _HEADER)
+    for row in rows:
+        values = "".join(f"{row[name]}," for name in _COLUMNS[:-1]).encode()
+        crc = extend_checksum(crc, values)
+        end = f"{checksum_text(crc)}\r\n".encode()
+        crc = extend_checksum(crc, end)
+        found += values + end
+    return bytes(found)
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the rows of a ``metrics.csv`` up to the first that is damaged, and what is wrong with that one."""
+    lines = read_regular(path, _METRICS_BYTES).splitlines(keepends=True)
+    if not lines or lines[0] != _HEADER:
+        return [], "its header is damaged, or of another pricepix"
+    rows: list[dict[str, Any]] = []
+    crc = extend_checksum(0, _HEADER)
     for line in lines[1:]:
-        values = line.rstrip("\r\n").split(",")
-        if line.endswith("\n") and len(values) == len(_COLUMNS) and values[0].isdecimal():
-            found[int(values[0])] = dict(zip(_COLUMNS, values, strict=True))
-    return [found[step] for step in sorted(found)]
+        values, _, end = line.rpartition(b",")
+        crc = extend_checksum(crc, values + b",")
+        cells = [*values.decode("ascii", "replace").split(","), checksum_text(crc)]
+        whole = len(cells) == len(_COLUMNS) and cells[0].isdecimal() and len(cells[0]) < 19
+        if not whole or end != f"{cells[-1]}\r\n".encode():
+            return rows, f"row {len(rows) + 1} is damaged, cut off or edited"
+        crc = extend_checksum(crc, end)
+        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
+    return rows, None
 
 
 class ProgressBar:

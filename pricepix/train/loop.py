@@ -36,8 +36,9 @@ from pricepix.train.validations import Validations
 __all__ = ["Interrupted", "LoopOptions", "Member", "Trainer", "train_member"]
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-TRAINING_VERSION = 2
-"""Of what ``last.ckpt`` holds to resume from. Version 1 was that of lightning's Trainer and had no number."""
+TRAINING_VERSION = 3
+"""Of what ``last.ckpt`` holds to resume from. Version 1 was that of lightning's Trainer and had no number; 2 did not
+know the rows of ``metrics.csv``."""
 
 # Several devices agree on a checkpoint between validations now and then, since it takes a message between them.
 _STEPS_BETWEEN_AGREEMENTS = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ from pricepix._checks import whole_number, whole_number_or_none
 from pricepix._version import __version__
 from pricepix.bars.times import format_time
 from pricepix.images.augment import Augment
-from pricepix.location import write_json
 from pricepix.store.image_store import open_images
 from pricepix.store.pool_reader import DEFAULT_POOL_BYTES
+from pricepix.store.sealed_files import read_sealed_json, write_sealed_json
 from pricepix.train.checkpoints import load_model
 from pricepix.train.device import Device, check_batch_size
 from pricepix.train.hyper import Hyper, is_first_rank
@@ -28,7 +27,7 @@ from pricepix.train.loop import Interrupted, LoopOptions, Member, train_member
 from pricepix.train.models import CNNSpec, PriceCNN, SeriesCNN, SeriesSpec, plain_values
 from pricepix.train.problem import Problem
 from pricepix.train.results import FitResult, FoldResult, Predictor
-from pricepix.train.run_folder import find_run_folder, open_run_folder
+from pricepix.train.run_folder import DONE, SUMMARY, find_run_folder, open_run_folder
 from pricepix.train.splits import Fold, Period, Split, resolve_split
 from pricepix.train.targets import balanced, class_weights
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-SUMMARY, DONE = "summary.json", "done.json"
 _STATISTICS_IMAGES = 1 << 15
 
 
@@ -182,7 +180,7 @@ def fit(
                 ) from None
         if is_first_rank():
             summary = [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]
-            write_json(folder / SUMMARY, {"folds": summary})
+            write_sealed_json(folder / SUMMARY, {"folds": summary})
     return result
 
 
@@ -251,7 +249,7 @@ class _Run:
         for i in range(self.members.count):
             own = folder / f"member_{i}"
             if (own / DONE).exists():
-                reports.append(json.loads((own / DONE).read_text()))
+                reports.append(read_sealed_json(own / DONE, "restore it, or remove it and resume the run"))
                 continue
             seed = self.members.seed_of(i)
             network = _new_network(self.problem, seed, statistics, index)
@@ -269,7 +267,7 @@ class _Run:
             )
             report = train_member(member, self.device, self.options)
             if is_first_rank():
-                write_json(own / DONE, report)
+                write_sealed_json(own / DONE, report)
             reports.append(report)
         # On every rank: what `fit` returns is the same for all, so that a script may use it anywhere.
         trained = load_model(folder)

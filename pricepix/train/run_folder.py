@@ -9,14 +9,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pricepix.location import RUN_YAML_NODES, atomic_file, read_yaml
+from pricepix.store.sealed_files import read_sealed_yaml, write_sealed_yaml
 from pricepix.train.hyper import is_first_rank
 
-__all__ = ["CONFIG", "find_run_folder", "open_run_folder"]
+__all__ = [
+    "CONFIG",
+    "DONE",
+    "SUMMARY",
+    "find_run_folder",
+    "is_run",
+    "missing_member",
+    "open_run_folder",
+    "read_config",
+]
 
-CONFIG = "config.yaml"
+CONFIG, SUMMARY, DONE = "config.yaml", "summary.json", "done.json"
 # Of a resolved configuration, what may differ when a run resumes: where it runs, not what it learns.
 _FREE = ("device", "pricepix", "store_location")
 
@@ -52,7 +59,7 @@ def find_run_folder(
     if resume or (saved.exists() and not is_first_rank()):
         if not saved.exists():
             raise FileNotFoundError(f"{folder} holds no run to resume ({CONFIG} is missing)")
-        _check_same(folder, _read_config(saved), config)
+        _check_same(folder, read_config(folder), config)
     elif folder.exists():
         raise FileExistsError(
             f"{folder} exists and is not empty; resume=True resumes its run, another out starts a new one"
@@ -65,13 +72,28 @@ def _is_blank(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {f"{CONFIG}.tmp"}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    found = read_yaml(path, RUN_YAML_NODES)
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} is damaged: it does not hold the settings of a run; restore it, or start a new run"
-        )
-    return found
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved configuration of the run in a folder; ValueError if it is damaged or was edited."""
+    return read_sealed_yaml(folder / CONFIG, "restore it, or start a new run")
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a run, in any state."""
+    folder = Path(path)
+    return (folder / CONFIG).exists() or any(folder.glob("member_*")) or any(folder.glob("fold_*/member_*"))
+
+
+def missing_member(folder: Path) -> Path | None:
+    """Return the first folder without a ``best.ckpt`` of the networks that a run, or a fold of one, must have.
+
+    None where all are there, and for a folder of members that belongs to no run.
+    """
+    place = folder.parent if folder.name.startswith("fold_") else folder
+    if not (place / CONFIG).exists():
+        return None
+    count = read_config(place).get("ensemble")
+    members = (folder / f"member_{i}" for i in range(count if isinstance(count, int) else 0))
+    return next((own for own in members if not (own / "best.ckpt").exists()), None)
 
 
 def _next_folder(name: str) -> Path:
@@ -111,8 +133,7 @@ def open_run_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         return
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(saved) as partial:
-        partial.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_sealed_yaml(saved, config)
     try:
         yield
     except BaseException:

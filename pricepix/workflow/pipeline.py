@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pricepix.factor.evaluation.report import check_installed
 from pricepix.location import atomic_file
 from pricepix.store.image_store import open_store
+from pricepix.store.sealed_files import read_sealed_json
 from pricepix.train.hyper import is_first_rank
 from pricepix.workflow.config import Config, Train
 from pricepix.workflow.record import Record, digest_of
@@ -226,7 +226,7 @@ def _out_of_sample(config: Config) -> str | None:
 
 
 def _test_accuracy(model: Path) -> str:
-    folds = json.loads((model / "summary.json").read_text())["folds"]
+    folds = read_sealed_json(model / "summary.json")["folds"]
     tests = [fold["test"].get("accuracy") for fold in folds]
     known = [f"{accuracy:.4f}" for accuracy in tests if accuracy is not None]
     return f"test accuracy {', '.join(known)}" if known else f"{len(folds)} folds"

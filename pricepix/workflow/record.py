@@ -7,21 +7,21 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from pricepix.location import write_json
+from pricepix.store.sealed_files import read_sealed_json, write_sealed_json
 
-__all__ = ["Record", "digest_of"]
+__all__ = ["RECORD", "Record", "digest_of"]
 
-_RECORD: Final = "pipeline.json"
+RECORD: Final = "pipeline.json"
 
 
 class Record:
     """Which steps of a run began and finished, and with which digest: the file ``pipeline.json`` of its folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _RECORD
+        self._path = folder / RECORD
         self._steps: dict[str, dict[str, Any]] = {}
         if self._path.exists():
-            self._steps = json.loads(self._path.read_text())["steps"]
+            self._steps = read_sealed_json(self._path, "restore it, or give another `out`")["steps"]
 
     def done(self, step: str, digest: str, product: Path) -> bool:
         """Whether a step finished with this digest and its product is there."""
@@ -50,7 +50,7 @@ class Record:
 
     def _write(self, step: str, digest: str, *, finished: bool) -> None:
         self._steps[step] = {"digest": digest, "finished": finished}
-        write_json(self._path, {"version": 1, "steps": self._steps})
+        write_sealed_json(self._path, {"version": 1, "steps": self._steps})
 
 
 def digest_of(settings: Any, upstream: str) -> str:
