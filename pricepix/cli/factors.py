@@ -19,6 +19,7 @@ from pricepix.cli.options import (
     panel_options,
     precision,
     progress,
+    read_pairs,
     read_panel,
     repeated,
     scalar,
@@ -118,7 +119,13 @@ def train(
 @start
 @end
 @panel
-@click.option("--append", is_flag=True, help="Score what the store has gained since.")
+@click.option("--append", is_flag=True, help="Score what is new or revised in the store since.")
+@choice_option(
+    "--on-revision", "rescore", "keep", "raise", default="rescore",
+    help="With --append: what to do with scores whose images changed, or are gone.",
+)  # fmt: skip
+@repeated("--rename", callback=read_pairs, metavar="OLD=NEW", help="With --append: an instrument's new name")
+@click.option("--known", help="When the scores become known; by default the time of the last bar.")
 @progress
 def score(store: str, model: str, location: str, panel: str | None, **options: Any) -> None:
     """Score every image of STORE with MODEL (a checkpoint or a run) into the factor cache CACHE.

@@ -106,10 +106,14 @@ def append(store: str, table_path: str, table: dict[str, Any], progress: bool, *
 @main.command()
 @store_argument
 def info(store: str) -> None:
-    """Say what is in STORE."""
+    """Say what is in STORE, an image store or a factor cache."""
+    from pricepix.factor.cache import is_factor_cache, open_cache
     from pricepix.store.image_store import open_store
 
-    describe(open_store(store))
+    if is_factor_cache(store):
+        echo(open_cache(store).summary())
+    else:
+        describe(open_store(store))
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from os import PathLike
@@ -15,15 +16,26 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from pricepix._checks import optional_module
-from pricepix.bars.times import as_time, to_series
+from pricepix._checks import optional_module, printable
+from pricepix.bars.times import as_time, format_time, to_series
 from pricepix.factor import exports
-from pricepix.factor.cache_format import FORMAT, FORMAT_VERSION
+from pricepix.factor.cache_format import (
+    CHECKSUM_KEY,
+    DIGESTS,
+    FORMAT,
+    FORMAT_VERSION,
+    SOURCE_CHUNKS,
+    CacheContent,
+    checksum_table,
+    object_checksum,
+)
+from pricepix.factor.cache_journal import Journal
 from pricepix.factor.cache_objects import CacheObjects, cache_location
 from pricepix.factor.cache_verify import verify_objects
 from pricepix.factor.display import cache_page
 from pricepix.location import Location
 from pricepix.spec import ImageSpec
+from pricepix.store.chunks import seal
 from pricepix.store.format import ROOT
 from pricepix.windows.labels import NO_TIME
 
@@ -88,6 +100,49 @@ class FactorCache:
 
     def _repr_html_(self) -> str:
         return cache_page(self)
+
+    def summary(self) -> str:
+        """Return what the cache holds and when it was scored, a line each."""
+        commits, tz = self.journal().commits, self.tz
+        days = [str(day) for day in self.days[[0, -1]]] if len(self.days) else []
+        model = self.attrs["model"]
+        lines = [
+            repr(self),
+            f"model     {model['name']}, {self.attrs['values']}, digest {model['digest'] or 'unknown'}",
+            f"images    {self.attrs['store']}, spec {self.attrs['spec_digest']}",
+            f"days      {' to '.join(days) or 'none'}",
+        ]
+        if len(commits["known"]):
+            first, last = (format_time(int(commits["known"][k]), tz) for k in (0, -1))
+            lines.append(
+                f"scored    {len(commits['known']):,} times, first known {first}, last {last}: "
+                f"{commits['added'].sum():,} values added, {commits['revised'].sum():,} revised, "
+                f"{commits['removed'].sum():,} removed"
+            )
+        if self.attrs.get("kept"):
+            lines.append(f"kept      {self.attrs['kept']:,} values of images that changed since")
+        return printable("\n".join(lines), "\n")
+
+    def values(self, name: str) -> zarr.Array[Any]:
+        """Return an array of values by its name: ``factor``, ``spread`` or ``scored/image``."""
+        found: Any = self._members.get(name)
+        return self.group[name] if found is None else found  # type: ignore[return-value]
+
+    @property
+    def source_chunks(self) -> NDArray[np.int64]:
+        """int64 (chunk,): checksums of the store's image chunks when it was scored last; none where it had none."""
+        return np.asarray(self.group[SOURCE_CHUNKS][:])  # type: ignore[index]
+
+    def labels(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return the forward returns by which a panel's bars are recognised, and what they are; see `panel_check`."""
+        if "labels" not in self.group:
+            return {}, {}
+        labels: Any = self.group["labels"]
+        return {name: np.asarray(array[:]) for name, array in labels.arrays()}, dict(labels.attrs)
+
+    def journal(self, *, whole: bool = True) -> Journal:
+        """Return the cache's journal; if not the whole, with the latest changes only."""
+        return Journal.read(self.group, whole=whole)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -204,6 +259,32 @@ class FactorCache:
         xr = optional_module("xarray", "xarray", "to_xarray")
         return xr.open_zarr(self.group.store, consolidated=False)
 
+    def as_of(self, when: Any) -> FactorCache:
+        """Return the factor as it was known at a time, as a cache in memory.
+
+        A score that was revised since has the value that it had then; one that was not known is NaN, however old its
+        bar is. ``scored_at`` lists when the cache changed.
+
+        Parameters
+        ----------
+        when : str, date or datetime
+            In the zone of the market; a day, month or year stands for its end, for the evening.
+
+        Raises
+        ------
+        ValueError
+            If nothing was known then: the cache was first scored later.
+        """
+        return _as_known(self, as_time(when, self.tz, end=True))
+
+    @property
+    def scored_at(self) -> pl.DataFrame:
+        """A row a scoring that changed the cache: when it became known, and what it added, revised and removed."""
+        commits = self.journal().commits
+        columns = {name: values for name, values in commits.items() if name not in ("known", "last_day")}
+        last_day = commits["last_day"].astype("datetime64[D]")
+        return pl.DataFrame({"known": to_series(commits["known"], self.tz), "last_day": last_day, **columns})
+
     def verify(self, *, progress: bool = False) -> VerifyReport:
         """Read every object of the cache and compare it with the checksums.
 
@@ -298,3 +379,64 @@ def long_table(cache: FactorCache) -> pl.DataFrame:
         spread_time, spread = cache.matrix("spread")
         columns["spread"] = spread[np.searchsorted(spread_time, time)[bar], code]
     return pl.DataFrame(columns)
+
+
+def _as_known(cache: FactorCache, known: int) -> FactorCache:
+    """Return a cache in memory with the values that were known at a time, nanoseconds."""
+    journal = cache.journal()
+    commit = journal.commit_at(known)
+    if commit < 0:
+        first = journal.commits["known"][:1].tolist()
+        begin = f"its first scores became known {format_time(first[0], cache.tz)}" if first else "it is empty"
+        raise ValueError(f"cache {cache.location} knew nothing by {format_time(known, cache.tz)}: {begin}")
+    days = cache.days.astype(np.int64)
+    kept = int(np.searchsorted(days, journal.commits["last_day"][commit], side="right"))
+    values = {"factor": np.asarray(cache.factor[:kept])}
+    if cache.spread is not None:
+        values["spread"] = np.asarray(cache.spread[:kept])
+    undone = journal.undone(commit)
+    flat = cache.time[:kept].reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    at = order[np.minimum(np.searchsorted(flat[order], undone["time"]), max(len(order) - 1, 0))]
+    found = flat[at] == undone["time"]
+    day, interval = np.divmod(at[found], max(len(cache.intervals), 1))
+    for name, array in values.items():
+        array[day, undone["instrument"][found], interval] = undone[name][found]
+    names = cache.instruments.tolist()
+    for number, old, new in reversed(cache.attrs.get("renamed", [])):
+        if number > commit:
+            names[names.index(new)] = old
+    attributes = {name: value for name, value in cache.attrs.items() if name not in (*DIGESTS, "renamed")}
+    attributes |= {
+        "as_of": format_time(known, cache.tz),
+        "windows": int(journal.commits["windows"][commit]),
+        "without_value": int(journal.commits["without_value"][commit]),
+    }
+    content = CacheContent(
+        days[:kept], cache.time[:kept], names, cache.intervals, "spread" in values, int(cache.factor.chunks[1]),
+        *cache.labels(),
+    )  # fmt: skip
+    return _in_memory(content, attributes, values)
+
+
+def _in_memory(
+    content: CacheContent, attributes: dict[str, Any], values: Mapping[str, NDArray[np.float32]]
+) -> FactorCache:
+    """Return a cache in memory that holds these values, (day, instrument, interval)."""
+    location = cache_location(None)
+    objects: dict[str, bytes] = {}
+    layouts, axes = content.layouts(), content.encode_axes()
+    for layout in layouts:
+        stored = zip(layout.object_keys(), axes.get(layout.name, ()), strict=False)
+        objects |= {key: part for key, part in stored if part is not None}
+    for name, array in values.items():
+        layout = content.values_layout(name)
+        for day, block in enumerate(array):
+            for group, part in enumerate(content.encode_day(block)):
+                if part is not None:
+                    objects[layout.key(day, group, 0)] = part
+    table = checksum_table(layouts, {key: object_checksum(part) for key, part in objects.items()})
+    objects |= {CHECKSUM_KEY: seal(table)} | content.metadata(attributes, table)
+    for key, part in objects.items():
+        location.put(key, part)
+    return open_cache(location)

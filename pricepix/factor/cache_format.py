@@ -3,6 +3,10 @@
 A cache is a Zarr v3 group, written as stores are: ``zarr.json`` comes last, holds the metadata of all arrays, and
 carries a digest of them all. The array ``integrity/checksums`` has the crc32c of every chunk, or -1 where a chunk has
 no value and no object, so that a chunk that was lost is told from one that never was.
+
+The group ``scored`` says what the values were scored from: ``scored/image`` has the digest of the image behind each
+value, 0 where none was scored, and ``scored/chunks`` the checksums of the store's image chunks, by which a later
+scoring finds what changed. The group ``journal`` has what every scoring replaced: see ``cache_journal``.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from pricepix.factor.cache_journal import Journal
 from pricepix.store.chunks import ZSTD_LEVEL, checksum, seal
 from pricepix.store.format import ROOT, TIME_ATTRIBUTES, dump, encode_strings, metadata_digest
 from pricepix.windows.labels import NO_TIME
@@ -30,16 +35,23 @@ __all__ = [
     "DIGESTS",
     "FORMAT",
     "FORMAT_VERSION",
+    "IMAGES",
+    "SOURCE_CHUNKS",
     "ArrayLayout",
     "CacheContent",
     "array_layouts",
     "checksum_table",
+    "fill_of",
     "object_checksum",
     "table_digest",
 ]
 
 FORMAT: Final = "pricepix-factor"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+IMAGES: Final = "scored/image"
+"""uint64 (day, instrument, interval): the digest of the image that each value was scored from, 0 for none."""
+SOURCE_CHUNKS: Final = "scored/chunks"
+"""int64 (chunk,): the checksums of the store's image chunks when it was scored last; empty if it has none."""
 CHECKSUMS: Final = "integrity/checksums"
 CHECKSUM_KEY: Final = f"{CHECKSUMS}/c/0"
 DIGESTS: Final = ("metadata_digest", "checksums_digest")
@@ -113,6 +125,10 @@ class CacheContent:
     labels: dict[str, NDArray[Any]]
     """Forward returns by which a panel's bars are recognised; empty where there are none."""
     label_attributes: dict[str, Any]
+    source_chunks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Checksums of the store's image chunks, as `SOURCE_CHUNKS`."""
+    journal: Journal = field(default_factory=Journal)
+    """What every scoring replaced."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,8 +137,8 @@ class CacheContent:
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """Arrays of values."""
-        return ("factor", "spread") if self.spread else ("factor",)
+        """Arrays along day, instrument and interval."""
+        return ("factor", "spread", IMAGES) if self.spread else ("factor", IMAGES)
 
     def layouts(self) -> list[ArrayLayout]:
         """Return the layout of every array with checksums, in their order."""
@@ -135,29 +151,40 @@ class CacheContent:
         ]
         for name, values in self.labels.items():
             found.append(ArrayLayout(f"labels/{name}", values.shape, (max(1, len(values)),)))
+        count = len(self.source_chunks)
+        found.append(ArrayLayout(SOURCE_CHUNKS, (count,), (max(1, count),)))
+        found += [ArrayLayout(name, (length,), (size,)) for name, length, size in self.journal.shapes()]
         return sorted(found)
 
     def values_layout(self, name: str) -> ArrayLayout:
         """Layout of an array of values."""
         return ArrayLayout(name, self.shape, (1, self.block, len(self.intervals)))
 
-    def encode_day(self, values: NDArray[np.float32]) -> list[bytes | None]:
+    def value_dtype(self, name: str) -> np.dtype[Any]:
+        """Element type of an array of values."""
+        return np.dtype(np.uint64 if name == IMAGES else np.float32)
+
+    def encode_day(self, values: NDArray[Any]) -> list[bytes | None]:
         """Return the stored chunks of a day, (instruments, intervals); None for one without a value."""
         found: list[bytes | None] = []
+        fill = fill_of(values.dtype)
         for first in range(0, len(values), self.block):
             part = values[first : first + self.block]
-            if np.isnan(part).all():
+            if (np.isnan(part) if fill else part == 0).all():
                 found.append(None)
                 continue
-            whole = np.full((self.block, values.shape[1]), np.nan, np.float32)
+            whole = np.full((self.block, values.shape[1]), fill, values.dtype)
             whole[: len(part)] = part
             found.append(seal(whole))
         return found
 
-    def encode_axes(self) -> dict[str, list[bytes]]:
-        """Return the stored chunks, in order, of all arrays but those of values, by name."""
+    def encode_axes(self) -> dict[str, list[bytes | None]]:
+        """Return the stored chunks, in order, of all arrays but those of values, by name.
+
+        None stands for a chunk of the journal that is stored already.
+        """
         names = [*self.instruments, *[""] * (-len(self.instruments) % self.block)]
-        found = {
+        found: dict[str, list[bytes | None]] = {
             "day": [_padded(self.days[a : a + DAYS], 0) for a in range(0, len(self.days), DAYS)],
             "time": [_padded(self.time[a : a + DAYS], NO_TIME) for a in range(0, len(self.days), DAYS)],
             "instrument": [
@@ -168,7 +195,8 @@ class CacheContent:
         }
         for name, values in self.labels.items():
             found[f"labels/{name}"] = [seal(values)] if len(values) else []
-        return found
+        found[SOURCE_CHUNKS] = [seal(self.source_chunks)] if len(self.source_chunks) else []
+        return found | self.journal.encode()
 
     def metadata(self, attributes: Mapping[str, Any], table: NDArray[np.int64]) -> dict[str, bytes]:
         """Return the Zarr metadata by key; the group's, ``zarr.json``, hold those of all arrays and their digest."""
@@ -189,10 +217,20 @@ class CacheContent:
 
         if self.labels:
             group.create_group("labels", attributes=self.label_attributes)
+        group.create_group("scored")
+        group.create_group("journal")
+        journal = self.journal.dtypes()
         for layout in self.layouts():
             name = layout.name
-            if name in self.value_names:
+            if name == IMAGES:
+                create(layout, np.uint64, 0, _AXES)
+            elif name in self.value_names:
                 create(layout, np.float32, np.nan, _AXES, coordinates="time")
+            elif name == SOURCE_CHUNKS:
+                create(layout, np.int64, 0, ("chunk",))
+            elif name in journal:
+                dtype, fill, axis = journal[name]
+                create(layout, dtype, fill, (axis,))
             elif name.startswith("labels/"):
                 create(layout, self.labels[name.removeprefix("labels/")].dtype, 0, ("label",))
             elif name == "day":
@@ -216,6 +254,11 @@ class CacheContent:
         root["attributes"]["metadata_digest"] = metadata_digest(root)
         found[ROOT] = dump(root)
         return found
+
+
+def fill_of(dtype: np.dtype[Any]) -> float:
+    """What a value of a day is where there is none: NaN, or 0 for digests of images."""
+    return np.nan if dtype.kind == "f" else 0
 
 
 def _consolidated(members: dict[str, Any]) -> dict[str, Any]:

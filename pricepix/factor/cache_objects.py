@@ -36,7 +36,7 @@ __all__ = ["DONE", "PLAN", "CacheObjects", "cache_location", "read_root"]
 PLAN: Final = f"{BUILD}/scoring.json"
 """What a scoring that is under way, or was stopped, is of."""
 DONE: Final = f"{BUILD}/done"
-"""Folder of an object for every stretch of days that it has written; its name ends in the windows done."""
+"""Folder of an object for every stretch of days that it has written; its name has the windows and days done."""
 
 _REQUIRED: Final = ("store_digest", "model", "spec", "spec_digest", "shift", "windows")
 # Schemes that `Location` knows; zarr opens all others, through fsspec.
@@ -287,7 +287,7 @@ def _absence(location: Location) -> Exception:
     if path is not None and path.exists() and not path.is_dir():
         return ValueError(f"{name} is a file; a factor cache is a folder (a Zarr v3 group)")
     if location.get(PLAN) is not None:
-        windows = max((int(Path(key).stem) for key in location.list(DONE)), default=0)
+        windows = max((int(Path(key).name.partition("-")[0]) for key in location.list(DONE)), default=0)
         return ValueError(
             f"cache {name} is not finished ({windows:,} windows are scored): call pricepix.factor.score with the "
             "same images and model again, which resumes it"

@@ -8,42 +8,68 @@ done is recorded below ``_build`` stretch by stretch, from which a stopped scori
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.factor.cache import FactorCache
+from pricepix.factor.cache_changes import (
+    Changes,
+    Part,
+    block_digests,
+    find_changes,
+    revision_error,
+    source_chunks,
+    source_form,
+)
+from pricepix.factor.cache_days import COUNTS, BaseDays, Cells, DayBuffer, Scored
 from pricepix.factor.cache_format import (
     CHECKSUM_KEY,
     DIGESTS,
     FORMAT,
+    IMAGES,
     CacheContent,
     checksum_table,
+    fill_of,
     object_checksum,
 )
+from pricepix.factor.cache_journal import CHANGES, Commit, Journal
 from pricepix.factor.cache_objects import DONE, PLAN, CacheObjects, read_root
-from pricepix.factor.calendar import interval_names
+from pricepix.factor.cache_plan import Plan, Progress
+from pricepix.factor.calendar import interval_names, interval_times
 from pricepix.factor.panel_check import panel_labels, read_labels
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.factor.scorer import Scorer
 from pricepix.location import BUILD, Folder, Location
-from pricepix.store.chunks import seal
+from pricepix.store.chunks import seal, unseal
 from pricepix.store.commit import STAGE, commit, finish_pending, staged
 from pricepix.store.format import ROOT, dump
 from pricepix.store.lock import KEY as LOCK
 from pricepix.store.lock import WriteLock
+from pricepix.windows.labels import NO_TIME
 
-__all__ = ["CacheWriter", "Request", "Scored", "check_location", "prepare_cache"]
+__all__ = ["CacheWriter", "Request", "check_location", "prepare_cache"]
 
 # An image store whose build has only begun is not ours.
 _STORE_PLAN: Final = f"{BUILD}/plan.json"
 # Folders of a cache's own objects. Whatever else somebody puts beside them stays.
 _OWN: Final = tuple(
     f"{name}/"
-    for name in ("factor", "spread", "day", "time", "instrument", "interval", "labels", "integrity")
+    for name in (
+        "factor",
+        "spread",
+        "scored",
+        "day",
+        "time",
+        "instrument",
+        "interval",
+        "labels",
+        "journal",
+        "integrity",
+    )
 )
 # Attributes in which a cache agrees with the call that resumes it, and what messages call them.
 _SAME: Final = {
@@ -56,14 +82,9 @@ _SAME: Final = {
     "start": "start",
 }
 # Attributes that an append takes from the call.
-_RENEWED: Final = ("store_digest", "panel_digest", "panel_shape", "store", "versions")
-
-# Attributes that tell how far a cache is scored.
-_FACTS: Final = ("windows", "scored_through", "scored_digest", "without_value")
+_RENEWED: Final = ("store_digest", "panel_digest", "panel_shape", "store", "versions", "model")
 
 Times = NDArray[np.int64]
-Scored = tuple[int, NDArray[np.float32], NDArray[np.float32] | None]
-"""First window, values, spread."""
 
 
 def check_location(location: Location) -> None:
@@ -95,11 +116,13 @@ class Request:
     scorer: Scorer
     spread: bool
     append: bool
-
-    @property
-    def intervals(self) -> list[str]:
-        """Times of day."""
-        return interval_names(self.placement.interval)
+    on_revision: str
+    rename: Mapping[str, str]
+    """New names of instruments of the cache, by old name."""
+    known: int
+    """Nanoseconds: when the values become known."""
+    by_windows: bool
+    """Whether the calendar is the times of the store's windows."""
 
 
 def prepare_cache(location: Location, lock: WriteLock, request: Request) -> CacheWriter | None:
@@ -111,69 +134,81 @@ def prepare_cache(location: Location, lock: WriteLock, request: Request) -> Cach
     if root is not None and "pending" in root["attributes"]:
         finish_pending(location)
     base = None if root is None else FactorCache(CacheObjects.open(location, finish=False))
-    placement, windows = request.placement, request.windows
     if base is not None:
-        _check_same(location.name, request, base.attrs, base.intervals, base.spread is not None)
+        check_same(location.name, request, base.attrs, base.spread is not None)
         if not _continues(base, request):
             location.delete_all(BUILD, keep=LOCK)
             return None
-    plan = _Plan.read(location, base)
+        request = _over_base(base, request)
+    plan = Plan.read(location, base)
     if plan is not None and base is None:
-        _check_same(location.name, request, plan.attributes, plan.intervals, plan.spread)
-        if not np.array_equal(placement.day[: len(plan.days)], plan.days):
-            raise _other_days(location.name, np.array(plan.days), placement)
-    if plan is None or not plan.fits(placement, windows):
+        check_same(location.name, request, plan.attributes, plan.spread)
+    progress: Progress | None = None
+    checksums: dict[str, int] = {}
+    if plan is not None and _is_resumable(plan, request):
+        progress, checksums = plan.progress(location, request.placement, request.windows)
+    if progress is None:
         plan = None
         _remove_unfinished(location, base)
-    return CacheWriter(location, lock, request, base, plan)
+    return CacheWriter(location, lock, request, base, plan, progress, checksums)
+
+
+def _is_resumable(plan: Plan, request: Request) -> bool:
+    placement = request.placement
+    return (
+        plan.on_revision == request.on_revision
+        and plan.first == placement.skipped
+        and plan.intervals == interval_names(placement.interval)
+    )
+
+
+def _over_base(base: FactorCache, request: Request) -> Request:
+    """Return the request over the days and times of day of the cache as well."""
+    unknown = sorted(set(request.rename) - set(base.instruments.tolist()))
+    if unknown:
+        raise ValueError(f"rename: cache {base.location} has no instrument {unknown[0]!r}")
+    placement = request.placement
+    before = np.sort(base.time[base.time != NO_TIME])
+    if placement.shift and request.by_windows and len(np.setdiff1d(before, placement.calendar)):
+        raise ValueError(
+            f"cache {base.location} has bars that are no times of {request.windows.label}'s windows, and its values "
+            f"are moved by {placement.shift} bars: give panel= as when it was made"
+        )
+    days, interval = base.days.astype(np.int64), interval_times(base.intervals)
+    return replace(request, placement=placement.over(days, interval, base.time))
 
 
 def _continues(base: FactorCache, request: Request) -> bool:
-    """Whether there is anything to add to a cache; ValueError if the images do not continue those of the cache."""
+    """Whether there is anything to score for a cache; ValueError if it may not be changed."""
     attrs, placement, windows = request.attrs, request.placement, request.windows
     grown = base.attrs["store_digest"] != attrs["store_digest"]
     if grown and not request.append:
         raise ValueError(
             f"cache {base.location} holds the scores of other images (digest {base.attrs['store_digest']}, those of "
-            f"{windows.label} have {attrs['store_digest']}): pass append=True if these begin with those, which is "
-            "checked, or give another location"
+            f"{windows.label} have {attrs['store_digest']}): pass append=True if these are the same market's, later "
+            "or revised, or give another location"
         )
-    done = int(base.attrs["windows"])
-    if windows.digest(done) != base.attrs["scored_digest"]:
-        raise ValueError(
-            f"the windows of {windows.label} do not begin with those that cache {base.location} was scored from: "
-            "history was changed or removed; score to a new location"
-        )
-    if done >= placement.windows and not grown:
-        return False
-    days = base.days.astype(np.int64)
-    if not np.array_equal(placement.day[: len(days)], days):
-        raise _other_days(base.location, days, placement)
-    return True
+    pending = base.attrs["kept"] > 0 and request.on_revision != "keep"
+    return grown or pending or bool(request.rename) or placement.windows > int(base.attrs["windows"])
 
 
-def _other_days(name: str, days: Times, placement: Placement) -> ValueError:
-    first, other = (str(day[:1].astype("datetime64[D]")[0]) for day in (days, placement.day))
-    return ValueError(
-        f"cache {name} has different days ({len(days)} from {first}) than this calendar ({len(placement.day)} from "
-        f"{other}): give panel= as when it was made"
-    )
-
-
-def _check_same(
-    name: str, request: Request, before: dict[str, Any], before_intervals: list[str], before_spread: bool
-) -> None:
+def check_same(name: str, request: Request, before: dict[str, Any], before_spread: bool) -> None:
     """Raise ValueError if a cache was scored in any other way than this call would score it."""
-    scorer, spread, intervals, model = request.scorer, request.spread, request.intervals, before["model"]
+    scorer, spread, model = request.scorer, request.spread, before["model"]
     if scorer.digest is None:
         raise ValueError(
-            f"cache {name} exists, and it cannot be known whether {scorer.name} is the model that it holds: "
-            "name it by model_id= (the same as then), or give another location"
+            f"cache {name} exists, and it cannot be known whether {scorer.name} is the model that it holds"
+            f"{scorer.why_unknown}: name it by model_id= (the same as then), or give another location"
         )
-    if model["digest"] != scorer.digest:
+    if model["digest"] != scorer.digest and not scorer.continues(model, before.get("scored_through")):
+        hint = (
+            "; if it is the same function, and only what it counts or caches differs, name it by model_id="
+            if not scorer.members
+            else ""
+        )
         raise ValueError(
             f"cache {name} holds the scores of {model['name']} (digest {model['digest']}), not of {scorer.name} "
-            f"(digest {scorer.digest}): a cache never mixes models; give another location"
+            f"(digest {scorer.digest}): a cache never mixes models; give another location{hint}"
         )
     for key, what in _SAME.items():
         if before.get(key) != request.attrs[key]:
@@ -183,55 +218,6 @@ def _check_same(
     if before_spread != spread:
         has = "holds" if before_spread else "does not hold"
         raise ValueError(f"cache {name} {has} the members' spread: pass spread={not spread}")
-    if before_intervals != intervals:
-        raise ValueError(
-            f"cache {name} has the times of day {', '.join(before_intervals[:5])}, ... ({len(before_intervals)}), "
-            f"this calendar {', '.join(intervals[:5])}, ... ({len(intervals)}): score to a new location, or give "
-            "panel= as when it was made"
-        )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a scoring that was stopped is of, and how far it came."""
-
-    after: int
-    """Windows before the first that it scores."""
-    attributes: dict[str, Any]
-    days: list[int]
-    instruments: list[str]
-    intervals: list[str]
-    block: int
-    spread: bool
-    facts: dict[str, Any]
-    """The attributes named in `_FACTS`, as they stand after the days done."""
-    checksums: dict[str, int]
-    """Of the values of these days."""
-
-    @staticmethod
-    def read(location: Location, base: FactorCache | None) -> _Plan | None:
-        """Read the plan of a stopped scoring; None if there is none of this state of the cache with days done."""
-        content = location.get(PLAN)
-        if content is None:
-            return None
-        plan = json.loads(bytes(content))
-        if plan.pop("base") != (None if base is None else base.attrs["metadata_digest"]):
-            return None
-        facts: dict[str, Any] = {}
-        checksums: dict[str, int] = {}
-        after = plan["after"]
-        for key in sorted(location.list(DONE)):
-            done = json.loads(bytes(location.get(key) or b"{}"))
-            if done.get("after") != after:
-                break
-            facts, after = done["facts"], done["facts"]["windows"]
-            checksums |= done["checksums"]
-        return _Plan(**plan, facts=facts, checksums=checksums) if facts else None
-
-    def fits(self, placement: Placement, windows: StoreWindows) -> bool:
-        """Whether the images still begin with those that are scored, on the same days."""
-        days = np.array_equal(placement.day[: len(self.days)], self.days)
-        return days and windows.digest(self.facts["windows"]) == self.facts["scored_digest"]
 
 
 def _remove_unfinished(location: Location, base: FactorCache | None) -> None:
@@ -254,80 +240,144 @@ class CacheWriter:
         lock: WriteLock,
         request: Request,
         base: FactorCache | None,
-        plan: _Plan | None,
+        plan: Plan | None,
+        progress: Progress | None,
+        checksums: dict[str, int],
     ) -> None:
-        self.location, self.lock, self.base = location, lock, base
+        self.location, self.lock, self.base, self.request = location, lock, base, request
         self.placement, self.windows, self.scorer = request.placement, request.windows, request.scorer
-        attrs = {**request.attrs, "skipped": request.placement.skipped}
+        whole = base is not None and (bool(request.rename) or base.attrs["kept"] > 0)
+        self.changes: Changes = find_changes(base, self.placement, self.windows, whole=whole)
+        attrs = {**request.attrs, "skipped": self.placement.skipped}
         if base is not None:
             attrs = {**base.attrs, **{name: attrs[name] for name in _RENEWED}}
         self.attrs = attrs
-        self.first = max(int(attrs["windows"]), self.placement.skipped) if plan is None else plan.after
-        """Window at which a scoring that is not stopped begins."""
-        self.done = self.first if plan is None else int(plan.facts["windows"])
-        """Windows that need not be scored again."""
-        self.facts = {name: attrs[name] for name in _FACTS} if plan is None else plan.facts
-        self.checksums: dict[str, int] = {} if plan is None else plan.checksums
-        self.content = self._content(plan, request.spread)
-        place_of = {name: i for i, name in enumerate(self.content.instruments)}
-        self.place = np.array([place_of[name] for name in self.windows.names], np.int64)
-        """int64 (instruments of the store,): their places along the cache's axis."""
+        before = 0 if base is None else int(base.attrs["without_value"])
+        fresh = Progress(self.placement.skipped, 0, "", dict.fromkeys(COUNTS, 0) | {"without_value": before})
+        self.progress = self._recorded = fresh if progress is None else progress
+        self.checksums: dict[str, int] = checksums
+        self.content = self._content(plan)
+        self.days = BaseDays(base, self.content)
+        self.cells = Cells(self.windows, self.placement, self.content.instruments)
         self._key = str if base is None else staged
-        self._put_plan()
+        if plan is None:
+            plan = self._plan(attrs)
+        plan.write(location)
 
-    def _content(self, plan: _Plan | None, spread: bool) -> CacheContent:
+    @property
+    def done(self) -> int:
+        """Windows that need not be scored again."""
+        return self.progress.windows
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is left to look at."""
+        return [part for part in self.changes.parts if part.last > self.done]
+
+    def _plan(self, attrs: dict[str, Any]) -> Plan:
+        content, base = self.content, self.base
+        return Plan(
+            base=None if base is None else base.attrs["metadata_digest"],
+            attributes=attrs,
+            days=content.days.tolist(),
+            instruments=content.instruments,
+            intervals=content.intervals,
+            block=content.block,
+            spread=content.spread,
+            on_revision=self.request.on_revision,
+            first=self.placement.skipped,
+            source=Plan.source_of(self.windows),
+        )
+
+    def _content(self, plan: Plan | None) -> CacheContent:
         base, placement, windows = self.base, self.placement, self.windows
-        time = placement.time
         known, block = windows.names, max(len(windows.names), 1)
         if base is not None:
-            known, block = base.instruments.tolist(), int(base.factor.chunks[1])
-            # The cache's last day may have gained bars since.
-            time = time.copy()
-            kept = max(0, base.shape[0] - 1)
-            time[:kept] = base.time[:kept]
+            rename = self.request.rename
+            known = [rename.get(name, name) for name in base.instruments.tolist()]
+            block = int(base.factor.chunks[1])
             labels, label_attributes = read_labels(base)
         else:
             labels, label_attributes = panel_labels(windows.store, self.scorer.horizon)
         if plan is not None:
             known, block = plan.instruments, plan.block
+        if len(set(known)) < len(known):
+            raise ValueError(f"rename gives two instruments of cache {self.location.name} the same name")
         names = set(known)
         return CacheContent(
             days=placement.day,
-            time=time,
+            time=placement.time,
             instruments=[*known, *(name for name in windows.names if name not in names)],
             intervals=interval_names(placement.interval),
-            spread=spread,
+            spread=self.request.spread,
             block=block,
             labels=labels,
             label_attributes=label_attributes,
+            source_chunks=source_chunks(windows.store),
+            journal=Journal() if base is None else base.journal(whole=False),
         )
 
-    def _put_plan(self) -> None:
-        content, base = self.content, self.base
-        plan = {
-            "base": None if base is None else base.attrs["metadata_digest"],
-            "after": self.first,
-            "attributes": self.attrs,
-            "days": content.days.tolist(),
-            "instruments": content.instruments,
-            "intervals": content.intervals,
-            "block": content.block,
-            "spread": content.spread,
-        }
-        self.location.put(PLAN, dump(plan))
-
-    def stored_days(self, name: str, first: int, last: int) -> NDArray[np.float32]:
-        """Return what the cache has of days `first` to below `last`, NaN where it has nothing."""
-        _, instruments, intervals = self.content.shape
-        found = np.full((last - first, instruments, intervals), np.nan, np.float32)
-        if self.base is not None and first < self.base.shape[0]:
-            array = self.base.factor if name == "factor" else self.base.spread
-            assert array is not None
-            old = np.asarray(array[first:last])
-            found[: len(old), : old.shape[1]] = old
+    def scored_before(self, part: Part) -> NDArray[np.uint64]:
+        """Return the digests of the images that the cache has values of, for the windows of a part; 0 for none."""
+        found = np.zeros(part.last - part.first, np.uint64)
+        if self.base is None:
+            return found
+        day, row, interval = self.cells.of(np.arange(part.first, part.last))
+        for k in np.unique(day).tolist():
+            own = day == k
+            found[own] = self.days.read(IMAGES, k)[row[own], interval[own]]
         return found
 
-    def put_day(self, name: str, day: int, values: NDArray[np.float32]) -> dict[str, int]:
+    def write(self, results: Iterable[Scored], update: Callable[[int], Any]) -> None:
+        """Place scores on their days, and write each day once the last window that goes there has been scored.
+
+        Parameters
+        ----------
+        results : iterable of Scored
+            In order. Scores of windows that are done are passed over: a resumed scoring gives the model the same
+            batches as one that was not stopped.
+        update : callable
+            Takes the number of new windows of each result.
+        """
+        placement, windows = self.placement, self.windows
+        on_revision = self.request.on_revision
+        buffer = DayBuffer(self.days, self.cells, self.changes.removed_from, on_revision, self.put_day)
+        for scored in results:
+            if len(scored.revised) and on_revision == "raise":
+                assert self.base is not None
+                raise revision_error(self.base, windows, scored.revised)
+            if on_revision == "keep":
+                buffer.kept = np.append(buffer.kept, scored.revised[scored.revised >= self.done])
+            fresh = scored.window >= self.done
+            if self.scorer.kind == "probability":
+                _check_probabilities(scored.values[fresh & ~np.isnan(scored.values)], self.scorer.name)
+            buffer.put(scored, fresh)
+            # Days before that of the next window are closed.
+            code = int(np.searchsorted(windows.end, scored.part.last, side="right"))
+            if code < len(placement.to_day):
+                self._close(buffer, int(placement.to_day[code]))
+            update(scored.part.last - scored.part.first)
+        self._close(buffer, len(placement.day))
+
+    def _close(self, buffer: DayBuffer, open_day: int) -> None:
+        """Write the days before `open_day` that changed, and record it."""
+        checksums = buffer.write(self.progress.day, open_day)
+        self.lock.check()
+        code = int(np.searchsorted(self.placement.to_day, open_day))
+        written = int(np.append(self.placement.skipped, self.windows.end)[code]) if code else 0
+        written = max(written, self.placement.skipped)
+        counts = {name: self.progress.counts[name] + buffer.counts[name] for name in COUNTS}
+        closed = int(np.searchsorted(buffer.kept, written))
+        counts["kept"] += closed
+        buffer.kept = buffer.kept[closed:]
+        buffer.reset()
+        self.progress = Progress(written, open_day, self.windows.digest(written), counts)
+        self.checksums |= checksums
+        if checksums:
+            Plan.record(self.location, self._recorded, self.progress, checksums)
+            self._recorded = self.progress
+
+    def put_day(self, name: str, day: int, values: NDArray[Any]) -> dict[str, int]:
         """Write a day of values, (instruments, intervals); return the checksums of its objects."""
         layout, checksums = self.content.values_layout(name), {}
         for group, stored in enumerate(self.content.encode_day(values)):
@@ -337,85 +387,35 @@ class CacheWriter:
                 self.location.put(self._key(key), stored)
         return checksums
 
-    def write(self, results: Iterable[Scored], update: Callable[[int], Any]) -> None:
-        """Place scores on their days, and write each day once the last window that goes there has been scored.
-
-        Parameters
-        ----------
-        results : iterable of Scored
-            Scores in order. Those of windows that are done are passed over: a resumed scoring gives the model the
-            same batches as one that was not stopped.
-        update : callable
-            Takes the number of new windows of each result.
-        """
-        placement, windows = self.placement, self.windows
-        buffer = _DayBuffer(self)
-        blank = np.empty(0, np.int64)
-        for first, values, spread in results:
-            passed = min(max(self.done - first, 0), len(values))
-            a, b = first + passed, first + len(values)
-            if a == b:
-                continue
-            values, spread = values[passed:], None if spread is None else spread[passed:]
-            missing = np.isnan(values)
-            blank = np.append(blank, a + np.flatnonzero(missing))
-            if self.scorer.kind == "probability":
-                _check_probabilities(values[~missing], self.scorer.name)
-            code = np.searchsorted(windows.time, windows.column("time", a, b))
-            row = self.place[windows.column("instrument_index", a, b)]
-            buffer.put(placement.to_day[code], row, placement.to_interval[code], (values, spread))
-            # Days before that of the next window are closed.
-            next_code = int(np.searchsorted(windows.end, b, side="right"))
-            is_last = next_code >= len(placement.to_day)
-            open_day = len(placement.day) if is_last else int(placement.to_day[next_code])
-            checksums = buffer.write(open_day)
-            if checksums:
-                last = int(np.searchsorted(placement.to_day, open_day)) - 1
-                written = int(windows.end[last])
-                closed = int(np.searchsorted(blank, written))
-                self._record(written, int(windows.time[last]), closed, checksums)
-                blank = blank[closed:]
-            update(len(values))
-
-    def _record(self, written: int, through: int, blank: int, checksums: dict[str, int]) -> None:
-        """Record that windows up to `written` are done, `blank` more of them without a value."""
-        self.lock.check()
-        before, self.done = self.done, written
-        self.checksums |= checksums
-        self.facts = {
-            "windows": written,
-            "scored_through": through,
-            "scored_digest": self.windows.digest(written),
-            "without_value": self.facts["without_value"] + blank,
-        }
-        record = {"after": before, "facts": self.facts, "checksums": checksums}
-        self.location.put(f"{DONE}/{written:015d}", dump(record))
-
-    def finish(self) -> None:
-        """Write everything else, and make it all the cache at once."""
+    def finish(self) -> dict[str, int]:
+        """Write everything else, and make it all the cache at once; return what was counted."""
         base, content = self.base, self.content
         before = {} if base is None else base.objects.checksums
+        facts = self._facts()
+        counts = {name: self.progress.counts[name] for name in COUNTS}
+        self._write_journal(facts, counts)
         checksums = {**before, **self.checksums}
         objects: dict[str, bytes] = {}
         layouts = content.layouts()
         axes = content.encode_axes()
         for layout in layouts:
             for key, stored in zip(layout.object_keys(), axes.get(layout.name, ()), strict=False):
+                if stored is None:
+                    continue
                 checksums[key] = object_checksum(stored)
                 if before.get(key) != checksums[key]:
                     objects[key] = stored
         table = checksum_table(layouts, checksums)
         attributes = {name: value for name, value in self.attrs.items() if name not in DIGESTS}
-        metadata = content.metadata(
-            {**attributes, **self.facts, "unplaced": self.placement.unplaced, "complete": True}, table
-        )
+        metadata = content.metadata({**attributes, **facts, "complete": True}, table)
         root = json.loads(metadata.pop(ROOT))
         objects |= {key: stored for key, stored in metadata.items() if not self._is_kept(key, stored)}
         objects[CHECKSUM_KEY] = seal(table)
         self.lock.check()
         for key, stored in objects.items():
             self.location.put(self._key(key), stored)
-        values = {key for key, value in checksums.items() if value >= 0}
+        keys = (key for layout in layouts for key in layout.object_keys())
+        values = {key for key in keys if checksums.get(key, -1) >= 0}
         whole = values | metadata.keys() | {ROOT, CHECKSUM_KEY}
         if base is None:
             self._remove_others(whole, "")
@@ -425,6 +425,84 @@ class CacheWriter:
             written = {key for key, value in self.checksums.items() if value >= 0}
             self._remove_others({staged(key) for key in written | objects.keys()}, STAGE)
             commit(self.location, root, sorted(base.objects.object_keys() - whole))
+        return counts
+
+    def _facts(self) -> dict[str, Any]:
+        """Return the attributes that tell how far the cache is scored."""
+        placement, windows = self.placement, self.windows
+        done = placement.windows
+        code = int(np.searchsorted(windows.end, done, side="left"))
+        blocks = block_digests(windows, done)
+        return {
+            "windows": done,
+            "skipped": placement.skipped,
+            "unplaced": placement.unplaced,
+            "scored_through": int(windows.time[code]) if done else None,
+            "scored_blocks": blocks,
+            "scored_digest": windows.digest(done),
+            "source_form": source_form(windows.store),
+            "kept": self.progress.counts["kept"],
+            "without_value": self.progress.counts["without_value"],
+        }
+
+    def _write_journal(self, facts: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        """Note when the values became known, and what stood in the cells that changed."""
+        journal, found = self.content.journal, dict.fromkeys(CHANGES, np.empty(0))
+        if self.base is not None:
+            found = self._replaced()
+        known = max([self.request.known, *journal.commits["known"][-1:].tolist()])
+        last_day = int(self.content.days[-1])
+        commit = Commit(known, last_day, facts["windows"], counts["added"], counts["revised"],
+                        counts["removed"], counts["without_value"])  # fmt: skip
+        journal.add(commit, {name: values for name, values in found.items() if name != "commit"})
+        if self.request.rename:
+            renamed = [[len(journal) - 1, old, new] for old, new in self.request.rename.items()]
+            self.attrs["renamed"] = [*self.attrs.get("renamed", []), *renamed]
+
+    def _replaced(self) -> dict[str, NDArray[Any]]:
+        """Return what stood in the cells that changed, up to the last day that the cache had, as `CHANGES`."""
+        assert self.base is not None
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in CHANGES if name != "commit"}
+        end = int(np.searchsorted(self.content.days, self.base.days[-1].astype(np.int64), side="right"))
+        prefix = self.content.values_layout("factor").key(0, 0, 0).partition("/0/")[0]
+        written = {int(key.split("/")[2]) for key in self.checksums if key.startswith(prefix)}
+        for day in sorted(day for day in written if day < end):
+            before = {name: self.days.read(name, day) for name in self.content.value_names}
+            changed = np.zeros(before["factor"].shape, bool)
+            for name, values in before.items():
+                changed |= self._written(name, day).view(f"u{values.itemsize}") != values.view(
+                    f"u{values.itemsize}"
+                )
+            row, interval = np.nonzero(changed)
+            parts["time"].append(self.content.time[day, interval])
+            parts["instrument"].append(row)
+            parts["factor"].append(before["factor"][row, interval])
+            parts["spread"].append(
+                before.get("spread", np.full_like(before["factor"], np.nan))[row, interval]
+            )
+        return {
+            name: np.concatenate([np.empty(0, CHANGES[name]), *values]).astype(CHANGES[name])
+            for name, values in parts.items()
+        }
+
+    def _written(self, name: str, day: int) -> NDArray[Any]:
+        """Return a day that this scoring wrote."""
+        layout = self.content.values_layout(name)
+        _, instruments, intervals = self.content.shape
+        dtype = self.content.value_dtype(name)
+        found = np.full((instruments, intervals), fill_of(dtype), dtype)
+        for group in range(layout.grid[1]):
+            key = layout.key(day, group, 0)
+            if self.checksums.get(key, -1) < 0:
+                continue
+            stored = self.location.get(self._key(key))
+            if stored is None or int.from_bytes(memoryview(stored)[-4:], "little") != self.checksums[key]:
+                raise ValueError(f"{key} of cache {self.location.name} was changed while it was being scored")
+            whole = np.frombuffer(unseal(stored), dtype).reshape(-1, intervals)
+            first = group * self.content.block
+            part = found[first : first + self.content.block]
+            part[:] = whole[: len(part)]
+        return found
 
     def _is_kept(self, key: str, stored: bytes) -> bool:
         """Whether the metadata of an array or a group are those that the cache has."""
@@ -447,39 +525,3 @@ def _check_probabilities(values: NDArray[np.float32], name: str) -> None:
             f"{name} gave scores from {values.min():.4g} to {values.max():.4g}, which are not probabilities: pass "
             "values='score' if they are only to be ranked"
         )
-
-
-class _DayBuffer:
-    """Days that are being filled, (day, instrument, interval) from day `first` on, for each array of values."""
-
-    def __init__(self, writer: CacheWriter) -> None:
-        self.writer = writer
-        self.first = 0
-        self.blocks: dict[str, NDArray[np.float32]] = {}
-
-    def put(self, day: Times, row: Times, interval: Times, values: Iterable[Any]) -> None:
-        if not self.blocks:
-            self.first = int(day[0])
-        for name, own in zip(self.writer.content.value_names, values, strict=False):
-            block = self.blocks.get(name)
-            end, needed = self.first + (0 if block is None else len(block)), int(day[-1]) + 1
-            if block is None or needed > end:
-                # What a cache already has of these days (an appended day's earlier bars) stays.
-                stored = self.writer.stored_days(name, end, needed)
-                block = self.blocks[name] = stored if block is None else np.concatenate([block, stored])
-            block[day - self.first, row, interval] = own
-
-    def write(self, open_day: int) -> dict[str, int]:
-        """Write the days before `open_day`; return the checksums of their objects, none if there are no days."""
-        checksums: dict[str, int] = {}
-        closed = min(open_day - self.first, len(self.blocks["factor"]))
-        if closed <= 0:
-            return checksums
-        for name, block in self.blocks.items():
-            for i in range(closed):
-                checksums |= self.writer.put_day(name, self.first + i, block[i])
-        self.first += closed
-        self.blocks = {name: block[closed:] for name, block in self.blocks.items()}
-        if not len(self.blocks["factor"]):
-            self.blocks = {}
-        return checksums

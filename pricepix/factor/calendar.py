@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from pricepix.bars.times import DAY_NS, format_times, to_series
 
-__all__ = ["Calendar", "day_and_interval", "interval_names", "list_times"]
+__all__ = ["Calendar", "day_and_interval", "interval_names", "interval_times", "list_times"]
 
 Times = NDArray[np.int64]
 
@@ -49,6 +50,17 @@ def interval_names(interval: Times) -> list[str]:
         text += f":{s % 60:02d}" if seconds or fraction else ""
         names.append(text + (f".{rest:09d}" if fraction else ""))
     return names
+
+
+def interval_times(names: Sequence[str]) -> Times:
+    """Read times of day as `interval_names` writes them, nanoseconds."""
+    found = []
+    for name in names:
+        clock, _, fraction = name.partition(".")
+        parts = [int(part) for part in clock.split(":")]
+        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+        found.append(seconds * 1_000_000_000 + int(fraction or 0))
+    return np.array(found, np.int64)
 
 
 def list_times(time: Times, tz: str | None, limit: int = 5) -> str:

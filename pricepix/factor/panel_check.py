@@ -100,10 +100,7 @@ def panel_labels(images: ImageSet, horizon: int | None) -> tuple[dict[str, NDArr
 
 def read_labels(cache: FactorCache) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the labels that a cache keeps, as `panel_labels` made them."""
-    if _GROUP not in cache.group:
-        return {}, {}
-    labels: Any = cache.group[_GROUP]
-    return {name: np.asarray(labels[name][:]) for name in ("time", "instrument", "value")}, dict(labels.attrs)
+    return cache.labels()
 
 
 def panel_mismatch(cache: FactorCache, panel: Panel, price: str) -> str | None:

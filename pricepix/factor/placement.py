@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pricepix.windows.labels import NO_TIME
 __all__ = ["Placement", "StoreWindows"]
 
 Times = NDArray[np.int64]
+_LIMITS: Final = np.iinfo(np.int64)
 
 
 @dataclass
@@ -98,6 +99,12 @@ class Placement:
     """Windows up to the last one to score whose place the calendar reaches."""
     unplaced: int
     """Windows to score whose place the calendar does not reach yet."""
+    calendar: Times
+    """int64 (bars,): the calendar, in whose bars values are moved."""
+    shift: int
+    first: int
+    last: int
+    """First and last time of the images to score, nanoseconds, both included."""
 
     @classmethod
     def of(
@@ -126,8 +133,10 @@ class Placement:
                 f"two bars of {label} have the same day and time of day in {store.tz}, where clocks are set back: "
                 "read the panel with tz='UTC'"
             )
-        a = 0 if first is None else int(np.searchsorted(windows.time, first))
-        b = len(windows.time) if last is None else int(np.searchsorted(windows.time, last, side="right"))
+        first = _LIMITS.min if first is None else first
+        last = _LIMITS.max if last is None else last
+        a = int(np.searchsorted(windows.time, first))
+        b = int(np.searchsorted(windows.time, last, side="right"))
         if a >= b:
             raise ValueError(
                 f"no image of {label} lies in the time to score: its windows run from "
@@ -146,7 +155,49 @@ class Placement:
             skipped=int(ends[min(a, len(target))]),
             windows=placed,
             unplaced=int(ends[b]) - placed,
+            calendar=calendar,
+            shift=shift,
+            first=first,
+            last=last,
         )
+
+    def over(self, days: Times, interval: Times, time: Times) -> Placement:
+        """Return the same placement over axes that have these days, times of day and bars, too.
+
+        Parameters
+        ----------
+        days : numpy.ndarray, int64 (days,)
+        interval : numpy.ndarray, int64 (intervals,)
+        time : numpy.ndarray, int64 (days, intervals)
+        """
+        day, all_interval = np.union1d(days, self.day), np.union1d(interval, self.interval)
+        whole = np.full((len(day), len(all_interval)), NO_TIME, np.int64)
+        whole[np.ix_(np.searchsorted(day, days), np.searchsorted(all_interval, interval))] = time
+        at = np.ix_(np.searchsorted(day, self.day), np.searchsorted(all_interval, self.interval))
+        whole[at] = np.where(self.time == NO_TIME, whole[at], self.time)
+        return replace(
+            self,
+            day=day,
+            interval=all_interval,
+            time=whole,
+            to_day=np.searchsorted(day, self.day)[self.to_day],
+            to_interval=np.searchsorted(all_interval, self.interval)[self.to_interval],
+        )
+
+    def windows_of_day(self, windows: StoreWindows, day: int) -> tuple[int, int]:
+        """Return the first window that goes to a day, and one past the last."""
+        a, b = np.searchsorted(self.to_day, [day, day + 1])
+        ends = np.append(0, windows.end)
+        return int(ends[a]), int(ends[b])
+
+    def in_scope(self, time: Times) -> NDArray[np.bool_]:
+        """Whether values at some bars belong to images that are to be scored, by the images' times."""
+        at = np.searchsorted(self.calendar, time)
+        known = at < len(self.calendar)
+        known[known] &= self.calendar[at[known]] == time[known]
+        image = np.array(time)
+        image[known] = self.calendar[np.maximum(at[known] - self.shift, 0)]
+        return (time != NO_TIME) & (image >= self.first) & (image <= self.last)
 
 
 def _calendar(windows: StoreWindows, shift: int, panel: Calendar | None) -> Times:

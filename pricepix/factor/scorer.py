@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, whole_number
+from pricepix.factor.function_identity import identify
 from pricepix.factor.training_overlap import training_summary
 from pricepix.factor.wrapped_networks import wrapped_networks
 from pricepix.spec import ImageSpec
@@ -100,7 +101,12 @@ class Scorer:
         self._device, self.batch = device, int(batch)
         if model_id is not None and self.members:
             raise ValueError("model_id names a function; a network is named by its weights: leave it out")
-        self.digest = self._networks_digest() if self.members else _callable_digest(self._model, model_id)
+        self.why_unknown = ""
+        """Why a function cannot be identified, as an end of a sentence; empty if it can."""
+        if self.members:
+            self.digest: str | None = self._networks_digest()
+        else:
+            self.digest, self.why_unknown = identify(self._model, model_id)
         """32 hexadecimal digits that identify the model; None for a function that cannot be identified."""
         self.name = self._name(model_id)
         self.kind = values or ("probability" if self.is_probability else "score")
@@ -253,16 +259,8 @@ class Scorer:
         return out
 
     def _networks_digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
         walk = len(self.stages) > 1 or self.stages[0].first != _LIMITS.min
-        for stage, member in ((s, m) for s in self.stages for m in s.members):
-            if walk:
-                digest.update(repr((stage.first, stage.last)).encode())
-            digest.update(json.dumps(member.spec.to_dict(), sort_keys=True).encode())
-            for name, value in sorted(member.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
-        return digest.hexdigest()
+        return _digest_of(self.stages, periods=walk)
 
     def _name(self, model_id: str | None) -> str:
         if self.members:
@@ -280,7 +278,39 @@ class Scorer:
             "source": str(self._path) if self._path else None,
             "metadata": self.metadata,
             "seen": self._training(),
+            "stages": self._stage_digests(),
         }
+
+    def continues(self, model: Mapping[str, Any], through: int | None) -> bool:
+        """Whether this walk-forward run scores all images up to a time as a cache's model did.
+
+        A run that is trained again every year gains a fold a year, for the images that came since.
+
+        Parameters
+        ----------
+        model : mapping
+            What the cache records of its model.
+        through : int or None
+            Time of the last image that it scored, nanoseconds.
+        """
+        before = model.get("stages") or []
+        if not before or through is None or not self.stages:
+            return False
+        now = self._stage_digests()
+        if len(now) < len(before) or any(stage["first"] <= through for stage in now[len(before) :]):
+            return False
+        return all(
+            old["first"] == new["first"]
+            and old["digest"] == new["digest"]
+            and min(old["last"], through) == min(new["last"], through)
+            for old, new in zip(before, now, strict=False)
+        )
+
+    def _stage_digests(self) -> list[dict[str, Any]]:
+        """Return the period and the digest of the networks of each stage."""
+        return [
+            {"first": stage.first, "last": stage.last, "digest": _digest_of([stage])} for stage in self.stages
+        ]
 
     def _training(self) -> list[dict[str, Any]]:
         """Return what the networks of each stage, or those within a function, were trained and validated on."""
@@ -294,6 +324,19 @@ class Scorer:
                 training_summary((member.metadata for member in stage.members), self._tz, first, last)
             )
         return found
+
+
+def _digest_of(stages: list[Stage], periods: bool = False) -> str:
+    """Return the digest of networks and, with `periods`, of the periods that they score."""
+    digest = hashlib.blake2b(digest_size=16)
+    for stage, member in ((s, m) for s in stages for m in s.members):
+        if periods:
+            digest.update(repr((stage.first, stage.last)).encode())
+        digest.update(json.dumps(member.spec.to_dict(), sort_keys=True).encode())
+        for name, value in sorted(member.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
@@ -343,14 +386,3 @@ def _is_module(model: Any) -> bool:
 def _qualified(function: Callable[..., Any]) -> str:
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _callable_digest(function: Any, model_id: str | None) -> str | None:
-    """Identify a function by `model_id`, or by its code if it has no state besides."""
-    text: Any = model_id
-    if model_id is None:
-        code = getattr(function, "__code__", None)
-        if code is None or function.__closure__ or function.__defaults__ or function.__kwdefaults__:
-            return None
-        text = (_qualified(function), code.co_code, [c for c in code.co_consts if not hasattr(c, "co_code")])
-    return hashlib.blake2b(repr(text).encode(), digest_size=16).hexdigest()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import platform
+import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar, Unpack
@@ -15,14 +16,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pricepix._checks import bars, nearest
+from pricepix._checks import bars, choice, nearest, printable
 from pricepix._version import __version__
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
+from pricepix.factor.cache_changes import ON_REVISION, Part
+from pricepix.factor.cache_days import Scored, score_part
 from pricepix.factor.cache_format import FORMAT, FORMAT_VERSION
-from pricepix.factor.cache_objects import cache_location
-from pricepix.factor.cache_writer import CacheWriter, Request, Scored, check_location, prepare_cache
+from pricepix.factor.cache_objects import cache_location, read_root
+from pricepix.factor.cache_writer import CacheWriter, Request, check_location, prepare_cache
 from pricepix.factor.calendar import Calendar
 from pricepix.factor.panel_check import shape_digest
 from pricepix.factor.placement import Placement, StoreWindows
@@ -36,6 +39,7 @@ __all__ = ["score"]
 
 # Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
 _AHEAD: Final = 2
+_LOG: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,6 +54,9 @@ def score(
     start: Any = None,
     end: Any = None,
     append: bool = False,
+    on_revision: str = "rescore",
+    rename: Mapping[str, str] | None = None,
+    known: Any = None,
     panel: Calendar | None = None,
     progress: bool = True,
     client: Any = None,
@@ -80,10 +87,20 @@ def score(
         Keep the standard deviation (n - 1) over the members of an ensemble beside the mean.
     start, end : str, date or datetime, optional
         First and last time of the images that are scored, both included; all by default. The others' values
-        are NaN. A cache that was scored to an end can be continued to a later one.
+        are NaN. A cache that was scored to an end can be continued to a later one; one that was scored from a start
+        is continued with the same by `append`.
     append : bool
-        Add the windows that the store has gained since the cache was made. Days before are not touched, apart
-        from those of the last `shift` bars.
+        Bring a cache up to the store as it is now: score the windows that came since, and those whose images were
+        revised. Images are compared by their pixels; what did not change is neither scored nor written.
+    on_revision : {"rescore", "keep", "raise"}
+        What to do with values whose image changed since they were scored, or whose window is gone from the store
+        (a correction, a split, an instrument that was removed): score them again and take out what is gone, with a
+        note in the cache's journal of what stood there; leave them; or refuse. The cache's attribute ``kept`` counts
+        the values that were left.
+    rename : mapping of str to str, optional
+        New names of instruments of the cache, by the old ones: their values stay.
+    known : str, date or datetime, optional
+        When the values become known, for ``FactorCache.as_of``; by default the time of the calendar's last bar.
     panel : Panel or MarketCalendar, optional
         Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
         times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars.
@@ -120,7 +137,8 @@ def score(
     ------
     ValueError
         A model for other images; a location that holds the scores of another model, store, shift or calendar;
-        or scores that are not probabilities. All but the last are raised before anything is scored.
+        images that were revised, with ``on_revision="raise"``; or scores that are not probabilities. The cache stays
+        as it was.
     FileExistsError
         A location that holds something else.
     TypeError
@@ -137,9 +155,8 @@ def score(
     store = open_images(store)
     # Values never move back in time.
     shift = bars(shift, "shift", 0)
+    choice(on_revision, "on_revision", ON_REVISION)
     scorer = Scorer(model, tz=store.tz, **options)
-    first = None if start is None else as_time(start, store.tz)
-    last = None if end is None else as_time(end, store.tz, end=True)
     label = f"{store.kind} {store.location}"
     scorer.check(store.spec, label)
     if spread and len(scorer.members) < 2:
@@ -149,22 +166,32 @@ def score(
             f"workers cannot open {label}, which lives in this process: give a store at a location that all of them "
             "reach, or leave client out"
         )
+    place = cache_location(location)
+    check_location(place)
+    scored = (read_root(place) or {}).get("attributes", {})
+    first = None if start is None else as_time(start, store.tz)
+    if append and start is None and scored.get("start") is not None:
+        first = as_time(scored["start"], store.tz)
+    last = None if end is None else as_time(end, store.tz, end=True)
+    if last is not None and scored.get("scored_through") is not None:
+        # What was scored once is kept up to date.
+        last = max(last, int(scored["scored_through"]))
     windows = StoreWindows(store)
     placement = Placement.of(windows, shift, panel, first, last)
     attrs = _attributes(store, scorer, shift)
     attrs["start"] = None if first is None else format_time(first, store.tz)
-    request = Request(attrs, placement, windows, scorer, spread, append)
-    place = cache_location(location)
-    check_location(place)
+    moment = int(placement.calendar[-1]) if known is None else as_time(known, store.tz, end=True)
+    request = Request(attrs, placement, windows, scorer, spread, append, on_revision, dict(rename or {}), moment,
+                      panel is None)  # fmt: skip
     with WriteLock(place, "cache") as lock:
         writer = prepare_cache(place, lock, request)
+        counts = None
         if writer is not None:
             with _with_resume_hint(place.name, writer):
-                _write(writer, client, progress)
-    if writer is None:
-        return open_cache(place)
+                counts = _write(writer, client, progress)
     cache = open_cache(place)
-    if 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs.get("without_value"):
+    _tell(cache, counts, progress)
+    if counts and 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs["without_value"]:
         warnings.warn(
             f"{scorer.name} gave no value for any image of {label}: the factor in {cache.location} is empty",
             stacklevel=2,
@@ -172,16 +199,30 @@ def score(
     return cache
 
 
-def _write(writer: CacheWriter, client: Any, progress: bool) -> None:
-    """Score what is left, and make it the cache."""
-    placement = writer.placement
+def _tell(cache: FactorCache, counts: dict[str, int] | None, progress: bool) -> None:
+    """Say what was scored, or that nothing was: in the log and, with a progress bar, on the terminal."""
+    windows, model = cache.attrs["windows"] - cache.attrs["skipped"], cache.attrs["model"]["name"]
+    if counts is None:
+        text = f"{cache.location}: nothing to do: {windows:,} windows were scored before by {model}"
+    else:
+        found = [
+            f"{counts[name]:,} {name}" for name in ("added", "revised", "removed", "kept") if counts[name]
+        ]
+        text = f"{cache.location}: {', '.join(found) or 'no change'} of {windows:,} windows, by {model}"
+    text = printable(text, "")
+    _LOG.info(text, extra={"counts": counts or {}, "windows": windows})
+    if progress and counts is None:
+        print(text, file=sys.stderr)
+
+
+def _write(writer: CacheWriter, client: Any, progress: bool) -> dict[str, int]:
+    """Score what is left, and make it the cache; return what was counted."""
     score_windows = _score_here if client is None else partial(_score_on_workers, client)
-    results = score_windows(writer.windows, writer.scorer, writer.first, writer.done, placement.windows)
-    with progress_bar(
-        placement.windows - placement.skipped, "score", "img", progress, done=writer.done - placement.skipped
-    ) as bar:
-        writer.write(results, bar.update)
-    writer.finish()
+    whole = sum(part.last - part.first for part in writer.changes.parts)
+    left = sum(part.last - part.first for part in writer.parts)
+    with progress_bar(whole, "score", "img", progress, done=whole - left) as bar:
+        writer.write(score_windows(writer), bar.update)
+    return writer.finish()
 
 
 @contextmanager
@@ -224,11 +265,6 @@ def _attributes(store: ImageSet, scorer: Scorer, shift: int) -> dict[str, Any]:
         "precision": scorer.precision,
         "tz": store.tz,
         "versions": versions,
-        "windows": 0,
-        "scored_through": None,
-        "scored_digest": hashlib.blake2b(digest_size=16).hexdigest(),
-        "without_value": 0,
-        "unplaced": 0,
     }
 
 
@@ -246,52 +282,50 @@ def _in_order(jobs: Iterable[T], submit: Callable[[T], Any], ahead: int) -> Iter
         yield waiting.popleft().result()
 
 
-def _chunks(store: ImageSet, first: int, done: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each chunk that holds windows from `done` to below `last`, with its own first and last of them.
-
-    The first of a chunk are those from `first` on, even if some are done: the model gets the same batches as without
-    a stop, and so gives the same bits.
-    """
-    size = store.chunk
-    for chunk in range(done // size, -(-last // size) if last > done else 0):
-        yield chunk, max(first, chunk * size), min(last, (chunk + 1) * size)
-
-
-def _score_here(windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int) -> Iterator[Scored]:
+def _score_here(writer: CacheWriter) -> Iterator[Scored]:
     """Score in this process; another thread reads and decodes chunks."""
-    store = windows.store
-    parts = list(_chunks(store, first, done, last))
-    read = map_ordered(lambda part: store.read_chunk(part[0]), parts, 1, _AHEAD + 1, "pricepix-score")
+    store, windows = writer.windows.store, writer.windows
+    keep = writer.request.on_revision == "keep"
+    parts = writer.parts
+    read = map_ordered(lambda part: store.read_chunk(part.chunk), parts, 1, _AHEAD + 1, "pricepix-score")
     with closing(read) as blocks:
-        for (chunk, a, b), block in zip(parts, blocks, strict=True):
-            start = chunk * store.chunk
-            yield (a, *scorer(block[a - start : b - start], windows.column("time", a, b)))
+        for part, block in zip(parts, blocks, strict=True):
+            start = part.chunk * store.chunk
+            own = block[part.first - start : part.last - start]
+            time = windows.column("time", part.first, part.last)
+            yield score_part(writer.scorer, part, own, time, writer.scored_before(part), keep)
 
 
-def _score_on_workers(
-    client: Any, windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int
-) -> Iterator[Scored]:
+def _score_on_workers(client: Any, writer: CacheWriter) -> Iterator[Scored]:
     """Score on the workers of a dask cluster, one chunk a task."""
-    store = windows.store
-    parts = list(_chunks(store, first, done, last))
+    store, windows, parts = writer.windows.store, writer.windows, writer.parts
+    keep = writer.request.on_revision == "keep"
     if not parts:
         return
-    model = client.scatter(scorer, broadcast=True)
+    model = client.scatter(writer.scorer, broadcast=True)
 
-    def submit(part: tuple[int, int, int]) -> Any:
-        chunk, a, b = part
-        args = (model, store.location, store.digest, chunk, a, windows.column("time", a, b))
+    def submit(part: Part) -> Any:
+        time = windows.column("time", part.first, part.last)
+        before = writer.scored_before(part)
+        args = (model, store.location, store.digest, part, time, before, keep)
         return client.submit(_score_chunk, *args, pure=False)
 
     yield from _in_order(parts, submit, 2 * max(1, sum(client.nthreads().values())))
 
 
 def _score_chunk(
-    scorer: Scorer, location: str, digest: str, chunk: int, a: int, time: NDArray[np.int64]
+    scorer: Scorer,
+    location: str,
+    digest: str,
+    part: Part,
+    time: NDArray[np.int64],
+    before: NDArray[np.uint64],
+    keep: bool,
 ) -> Scored:
-    """Score the windows of a chunk from window a on, which have these times, on a worker."""
+    """Score a part of a store, whose windows have these times, on a worker."""
     store = open_store(location)
     if store.digest != digest:
         raise ValueError(f"the worker finds another store at {location}: all workers must see the same files")
-    first = a - chunk * store.chunk
-    return (a, *scorer(store.read_chunk(chunk)[first : first + len(time)], time))
+    first = part.first - part.chunk * store.chunk
+    block = store.read_chunk(part.chunk)[first : first + len(time)]
+    return score_part(scorer, part, block, time, before, keep)
