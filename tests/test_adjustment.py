@@ -261,8 +261,6 @@ def market(folder: Path, histories: list[History], until: int, dtype: type = np.
 def test_market_caches_count_from_each_stocks_first_bar(tmp_path):
     histories = list(MARKET.values())
     # A stock that is listed later.
-    for name in ("open", "high", "low", "close", "volume"):
-        getattr(histories[2], name).flags.writeable = True
     late = History(120, 9, {20: Fraction(2), 70: Fraction(3, 2)})
     for name in ("open", "high", "low", "close", "volume"):
         getattr(late, name)[:25] = np.nan
