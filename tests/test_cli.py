@@ -51,11 +51,14 @@ def test_build_store_does_what_render_universe_does(table: Path, tmp_path: Path)
 
 def test_build_store_takes_the_ends_of_periods_and_of_instruments(table: Path, tmp_path: Path) -> None:
     said = build(
-        table, tmp_path / "a.zarr", "--every", "month", "--complete", "--period-share", 0.8, "--delisting", "hold",
+        table, tmp_path / "a.zarr", "--every", "month", "--complete", "--asof", "2020-01-31",
+        "--period-share", 0.8, "--delisting", "hold",
         "--gaps", "missing", "--horizon", 5,
     )  # fmt: skip
     attrs = pp.open_store(tmp_path / "a.zarr").attrs
-    assert attrs["schedule"]["periods"] == {"share": 0.8, "exchange": None, "complete": True}
+    assert attrs["schedule"]["periods"] == {
+        "share": 0.8, "exchange": None, "complete": True, "asof": "2020-01-31",
+    }  # fmt: skip
     assert attrs["delisting"] == "hold"
     assert "held in cash to the horizon: 5 bars 0" in said
     missing = build(table, tmp_path / "b.zarr", "--delisting", "missing")
@@ -155,6 +158,7 @@ def test_errors_are_one_message_and_no_traceback(
 
 def test_options_are_keyword_arguments_of_the_functions() -> None:
     pytest.importorskip("torch")
+    from pricepix.bars.vendors.by_name import read_bars
     from pricepix.build import import_jkx
     from pricepix.factor import evaluate, score, write_report
     from pricepix.factor.scorer import Scorer
@@ -163,16 +167,16 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.workflow.templates import init_config
 
     commands = {
-        "audit": (pp.audit, pp.Panel.from_table),
+        "audit": (pp.audit, pp.Panel.from_table, read_bars),
         "import-jkx": (import_jkx,),
         "init-config": (init_config,),
-        "build-store": (pp.render_universe, pp.Panel.from_table, pp.ImageSpec, Periods),
-        "append": (pp.append, pp.Panel.from_table),
+        "build-store": (pp.render_universe, pp.Panel.from_table, read_bars, pp.ImageSpec, Periods),
+        "append": (pp.append, pp.Panel.from_table, read_bars),
         "preview": (pp.contact_sheet,),
-        "verify": (pp.ImageStore.verify, pp.Panel.from_table),
-        "train": (fit, pp.Panel.from_table),
+        "verify": (pp.ImageStore.verify, pp.Panel.from_table, read_bars),
+        "train": (fit, pp.Panel.from_table, read_bars),
         "score": (score, Scorer),
-        "evaluate": (evaluate, write_report, pp.Panel.from_table),
+        "evaluate": (evaluate, write_report, pp.Panel.from_table, read_bars),
         "warm-up": (pp.warm_up,),
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel
+from pricepix.windows.schedule import Periods, find_schedule
 
 DAY = 86400 * 10**9
 SPEC = ImageSpec(4, 16)
@@ -188,7 +189,7 @@ def test_one_stray_row_does_not_move_the_calendar_of_all():
     assert pairs(index) == pairs(plain)
     assert len(index) == 150
     assert panel.report.notes["thin_time"] == 1
-    assert index.schedule["periods"] == {"share": 0.5, "exchange": None, "complete": False}
+    assert index.schedule["periods"] == {"share": 0.5, "exchange": None, "complete": False, "asof": None}
     # With a share of none, the one row is the month's end, and the others are counted as absent there.
     moved = WindowIndex.from_panel(panel, SPEC, "month", periods={"share": 0.02})
     assert moved.counts["absent_at_end"] == 49
@@ -251,6 +252,42 @@ def test_holiday_at_the_end_of_a_week_is_known_to_the_exchange():
         last_week(until, exchange="XXXX")
 
 
+@pytest.mark.parametrize(
+    ("asof", "is_over"),
+    [
+        ("2020-04-09", False),  # Friday may come
+        ("2020-04-10 12:00", False),
+        ("2020-04-10", True),
+        (dt.date(2020, 4, 12), True),
+        (np.datetime64("2020-04-13T09:30"), True),
+        (dt.datetime(2020, 5, 1), True),
+        ("2020-01-01", False),
+    ],
+)
+def test_a_week_is_over_as_of_a_time_after_its_last_trading_day(asof, is_over):
+    """Good Friday again, and nothing but the time at which the data were drawn."""
+    panel = read(trading_days("AB", dt.date(2020, 1, 1), dt.date(2020, 4, 9)))
+    index = WindowIndex.from_panel(panel, SPEC, "week", periods={"asof": asof})
+    assert index.time.max() == panel.as_time(dt.date(2020, 4, 9) if is_over else dt.date(2020, 4, 3))
+    assert index.counts.get("period_open", 0) == (0 if is_over else 2)
+    again = Periods.of(json.loads(json.dumps(index.schedule["periods"])))
+    assert find_schedule(panel, "week", again).open_period == (-1 if is_over else 14)
+
+
+def test_a_day_is_over_as_of_its_midnight():
+    """A half day, whose last bar is earlier than those of other days, in the market's zone."""
+    times = [
+        dt.datetime(2020, 3, day, hour)
+        for day in (2, 3, 4, 5)
+        for hour in range(10, 17)
+        if (day, hour) < (5, 13)
+    ]
+    panel = read(table("A", pl.Series(times)), tz="America/New_York")
+    for asof, days in (("2020-03-05 15:00", 3), ("2020-03-05", 4), ("2020-03-06 04:59:59+00:00", 3),
+                       ("2020-03-06 05:00+00:00", 4)):  # fmt: skip
+        assert len(WindowIndex.from_panel(panel, SPEC, "day", periods={"asof": asof})) == days
+
+
 def test_a_day_is_over_at_its_usual_last_bar():
     times = [
         dt.datetime(2020, 3, day, hour)
@@ -275,6 +312,8 @@ def test_weekly_bars_are_the_weeks():
         ({"share": 0}, "share=0: give a number above 0 and at most 1"),
         ({"complete": "yes"}, "complete='yes': give True or False"),
         ({"exchange": 5}, "exchange=5: give the name of a calendar"),
+        ({"asof": True}, "asof=True: give the time"),
+        ({"asof": "soon"}, "'soon' is not a time"),
         ({"shares": 1}, "give Periods"),
         ("week", "give Periods"),
     ],

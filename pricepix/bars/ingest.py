@@ -16,6 +16,7 @@ import numpy as np
 
 from pricepix._checks import nearest
 from pricepix.bars import arrays, kernels, tables, values
+from pricepix.bars.adjustment import factors_from_first
 from pricepix.bars.calendar import Gaps, fill_gaps, find_gaps
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, PRICES
 from pricepix.bars.options import ReadOptions
@@ -387,6 +388,12 @@ def _repair(raw: RawBars, duplicates: np.ndarray, report: PanelReport, options: 
         bars, time = bars[keep], time[keep]
         fields = {name: column[keep] for name, column in fields.items()}
         offsets = offsets - np.searchsorted(duplicates, offsets)
+    if options.anchor == "first":
+        relative = factors_from_first(bars, fields["adjustment_factor"], offsets)
+        fields = {**fields, "adjustment_factor": relative}
+        report = replace(
+            report, remarks=(*report.remarks, "prices are adjusted from each instrument's first bar on")
+        )
     drop = bool(report.errors) and options.on_bad == "drop_bar"
     if drop or options.adjust is not None or "midpoint_price" in report.counts:
         factor = fields["adjustment_factor"] if options.adjust is not None else np.empty(0)

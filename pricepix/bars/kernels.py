@@ -379,6 +379,120 @@ def repair(bars, midpoint, drop, factor, adjust):
     return dropped
 
 
+# A step is the quotient of two factors, each rounded several times: a few 1e-16 of it, with room for vendors who
+# multiply their factors again at every split.
+_STEP_ERROR = 1e-13
+# Numerator times denominator up to which a fraction near a step is what was meant: 50 to 1, 9,999 to 10,000.
+_LARGEST_FRACTION = 1e8
+
+
+@njit(cache=True, nogil=True)
+def step_ratio(x):
+    """Return a factor's step freed from rounding: quotients that stand for one ratio give one number.
+
+    A fraction of small whole numbers, as every split is, is that fraction. Any other ratio is rounded to 9 digits;
+    two quotients of one such ratio fall on different sides of a half about once in a million. Those of small
+    fractions never do: two fractions p/q with p q <= 1e8 differ by at least 1e-8 of their size.
+    """
+    if not (x > 1e-100 and x < 1e100):
+        return x
+    y = x if x >= 1.0 else 1.0 / x
+    # The convergents of its continued fraction: those that are nearer than all with smaller denominators.
+    before, p, before_q, q = 1.0, np.floor(y), 0.0, 1.0
+    rest = y - p
+    while p * q <= _LARGEST_FRACTION:
+        if abs(p / q - y) <= _STEP_ERROR * y:
+            return p / q if x >= 1.0 else q / p
+        if rest <= 0.0:
+            break
+        rest = 1.0 / rest
+        whole = np.floor(rest)
+        before, p = p, whole * p + before
+        before_q, q = q, whole * q + before_q
+        rest -= whole
+    scale = 10.0 ** (8.0 - np.floor(np.log10(x)))
+    return np.rint(x * scale) / scale
+
+
+@njit(cache=True, nogil=True)
+def is_factor(value):
+    """Whether an adjustment factor can be applied."""
+    return value > 0.0 and value < np.inf
+
+
+@njit(cache=True, nogil=True)
+def factors_from_first(bars, factor, offsets, out):
+    """Write each row's factor relative to that of the instrument's first bar with a price and a factor."""
+    for i in range(offsets.size - 1):
+        last = np.nan
+        level = 1.0
+        for r in range(offsets[i], offsets[i + 1]):
+            f = factor[r]
+            if not is_factor(f):
+                out[r] = np.nan
+                continue
+            if np.isnan(last):
+                priced = False
+                for k in range(4):
+                    priced |= not np.isnan(bars[r, k])
+                if priced:
+                    last = f
+            elif f != last:
+                level *= step_ratio(f / last)
+                last = f
+            out[r] = level
+
+
+@njit(cache=True, nogil=True)
+def count_steps(factor, first, last):
+    """Count the changes of factors (days, stocks) from each stock's first day on; `last` is the factor before."""
+    count = 0
+    for d in range(factor.shape[0]):
+        for s in range(factor.shape[1]):
+            f = factor[d, s]
+            if d >= first[s] and is_factor(f):
+                count += not np.isnan(last[s]) and f != last[s]
+                last[s] = f
+    return count
+
+
+@njit(cache=True, nogil=True)
+def find_steps(factor, first, last, level, day, stock, to):
+    """Write the changes that `count_steps` counts: day, stock, and the factor relative to the first from then on."""
+    n = 0
+    for d in range(factor.shape[0]):
+        for s in range(factor.shape[1]):
+            f = factor[d, s]
+            if d < first[s] or not is_factor(f):
+                continue
+            if not np.isnan(last[s]) and f != last[s]:
+                level[s] *= step_ratio(f / last[s])
+                day[n] = d
+                stock[n] = s
+                to[n] = level[s]
+                n += 1
+            last[s] = f
+
+
+@njit(cache=True, nogil=True)
+def spread_steps(day, stock, level, first_day, first_stock, factor, out):
+    """Write the factors of days and stocks from those on, given all steps before their end; see `find_steps`.
+
+    A `factor` that cannot be applied stands as it is.
+    """
+    days, width = out.shape
+    current = np.ones(width)
+    k = 0
+    for d in range(days):
+        while k < day.size and day[k] <= first_day + d:
+            s = stock[k] - first_stock
+            if s >= 0 and s < width:
+                current[s] = level[k]
+            k += 1
+        for s in range(width):
+            out[d, s] = current[s] if is_factor(factor[d, s]) else factor[d, s]
+
+
 @njit(cache=True, nogil=True)
 def times_outside(time, offsets, begin, calendar, out):
     """Write the times that `calendar` lacks into `out`, instrument by instrument from `begin` on.

@@ -16,6 +16,7 @@ from pricepix._checks import choice, nearest
 from pricepix.bars import arrays
 from pricepix.bars import kernels as panel_kernels
 from pricepix.bars import market_kernels as kernels
+from pricepix.bars.adjustment import FactorSteps
 from pricepix.bars.ingest import RawBars, check_and_repair
 from pricepix.bars.market_files import (
     DAILY,
@@ -27,7 +28,7 @@ from pricepix.bars.market_files import (
     read_name,
     read_names,
 )
-from pricepix.bars.options import ReadOptions
+from pricepix.bars.options import ANCHORS, ReadOptions
 from pricepix.bars.panel import Panel
 from pricepix.bars.sessions import Session, clock_text
 from pricepix.bars.times import TimeOptions, time_range
@@ -55,6 +56,7 @@ class _Reading(NamedTuple):
     """How the files of a cache are read; see `MarketCache.panel`."""
 
     adjust: bool
+    anchor: str
     no_trade: NoTrade
     filtered: bool
     decimals: int | None
@@ -288,7 +290,9 @@ class MarketCache:
         first = np.clip(first, 0, bars)
         return first, np.maximum(np.clip(stop, 0, bars), first)
 
-    def check_reading(self, *, adjust: bool, no_trade: str, decimals: int | None, on_bad: str) -> None:
+    def check_reading(
+        self, *, adjust: bool, no_trade: str, decimals: int | None, on_bad: str, anchor: str = "given"
+    ) -> None:
         """Raise an error for arguments of `panel` that are out of range or that the cache cannot serve."""
         choice(on_bad, "on_bad", ("raise", "drop_bar", "keep"))
         choice(no_trade, "no_trade", ("missing", "keep"))
@@ -296,6 +300,9 @@ class MarketCache:
             raise ValueError(f"decimals={decimals!r}: give 0 to 10 decimals, or None for none")
         if adjust and "ADJ_FACTOR" not in self._shapes:
             raise ValueError(f"adjust=True needs ADJ_FACTOR, which {self.folder} lacks: pass adjust=False")
+        choice(anchor, "anchor", ANCHORS)
+        if anchor != "given" and not adjust:
+            raise ValueError(f"anchor={anchor!r} is for adjusted prices: pass adjust=True, or leave it out")
 
     def panel(
         self,
@@ -303,6 +310,7 @@ class MarketCache:
         stocks: slice | Sequence[str] | str | None = None,
         *,
         adjust: bool = True,
+        anchor: Literal["given", "first"] = "given",
         no_trade: NoTrade = "missing",
         filtered: bool = True,
         decimals: int | None = None,
@@ -320,6 +328,9 @@ class MarketCache:
             What to read: see `day_range` and `stock_range`.
         adjust : bool
             Multiply prices by the day's ADJ_FACTOR and divide volume by it.
+        anchor : {"given", "first"}
+            At which bar adjusted prices are the quoted ones: where the factor is 1, or each stock's first bar with a
+            price in the whole cache, whatever `days` are read. See ``Panel.from_table``.
         no_trade : {"missing", "keep"}
             How to treat bars of volume 0, in which nothing was traded whatever their prices: ``missing``
             makes them missing, volume too. A bar whose prices are 0 is missing in any case.
@@ -344,7 +355,7 @@ class MarketCache:
             Days or stocks that are not there, a factor that is missing, zero or infinite where there is a
             price, or bars with faults.
         """
-        self.check_reading(adjust=adjust, no_trade=no_trade, decimals=decimals, on_bad=on_bad)
+        self.check_reading(adjust=adjust, no_trade=no_trade, decimals=decimals, on_bad=on_bad, anchor=anchor)
         day, stock = self.day_range(days), self.stock_range(stocks)
         per_day, n_days, width = self.intervals, day.stop - day.start, stock.stop - stock.start
         names = self.instruments[stock]
@@ -362,7 +373,7 @@ class MarketCache:
         fields = {name: np.empty(rows, np.bool_) for name, key in daily.items() if key in self._shapes}
         fields["eligible"] = np.empty(rows, np.bool_)
         counts = np.zeros(panel_kernels.N_BAR_KINDS, np.int64)
-        reading = _Reading(adjust, no_trade, filtered, decimals)
+        reading = _Reading(adjust, anchor, no_trade, filtered, decimals)
         step = max(8, _BLOCK_BYTES // (8 * n_days * per_day))
         for a in range(0, width, step):
             part = slice(stock.start + a, min(stock.start + a + step, stock.stop))
@@ -414,7 +425,10 @@ class MarketCache:
             if name in out.fields:
                 kernels.at_limit(c, floats(key), LIMIT_TOLERANCE, *rows, out.fields[name])
         if reading.adjust:
-            bad = kernels.adjust(o, h, lo, c, v, has_volume, floats("ADJ_FACTOR"))
+            factor = floats("ADJ_FACTOR")
+            if reading.anchor == "first":
+                factor = self._factor_steps(reading.no_trade).levels(factor, day, stock)
+            bad = kernels.adjust(o, h, lo, c, v, has_volume, factor)
             if bad >= 0:
                 d, s = divmod(int(bad), stock.stop - stock.start)
                 value = self.array("ADJ_FACTOR")[day.start + d, stock.start + s]
@@ -424,6 +438,17 @@ class MarketCache:
                     "pass adjust=False"
                 )
         panel_kernels.fill_bars(o, h, lo, c, v, has_volume, *rows, False, out.bars, out.counts)
+
+    def _factor_steps(self, no_trade: NoTrade) -> FactorSteps:
+        """Return when each stock's factor changes in the whole cache, from its first bar with a price on."""
+        if no_trade not in self._steps:
+            first = self.spans(no_trade)[0] // self.intervals
+            self._steps[no_trade] = FactorSteps.of(self.array("ADJ_FACTOR"), first)
+        return self._steps[no_trade]
+
+    @cached_property
+    def _steps(self) -> dict[str, FactorSteps]:
+        return {}
 
     def calendar(
         self,

@@ -145,6 +145,7 @@ class Panel:
         on_bad: Literal["raise", "drop_bar", "keep"] = "raise",
         negative_prices: Literal["error", "midpoint"] = "error",
         adjust: Literal["multiply", "divide"] | None = None,
+        anchor: Literal["given", "first"] = "given",
         gaps: Literal["keep", "missing"] = "keep",
         progress: bool = True,
     ) -> Panel:
@@ -191,6 +192,12 @@ class Panel:
         adjust : {"divide", "multiply"}, optional
             Divide prices by the adjustment factor and multiply volume with it (CRSP's CFACPR), or the other
             way round (A-share factors). Total returns are not touched.
+        anchor : {"given", "first"}
+            At which bar adjusted prices are the quoted ones. "given": where the factor is 1, mostly the last bar, so
+            that every later split changes all earlier prices. "first": each instrument's first bar with a price,
+            so that later splits and dividends change no earlier price, volume, image or label, and stores can be
+            appended to. Factors then count from the first bar in the field ``adjustment_factor``, too. The history
+            must always begin at the same bar, and factors must be float64.
         gaps : {"keep", "missing"}
             How to treat holes: times between an instrument's first and last row at which it has no row, though at
             least half of the instruments then alive have a price. "keep": its bars stand side by side.
@@ -226,6 +233,7 @@ class Panel:
             name=name,
             null_values=(null_values,) if isinstance(null_values, str) else tuple(null_values),
             gaps=gaps,
+            anchor=anchor,
         )
         return cls(*ingest.read_table(source, options))
 
@@ -247,6 +255,7 @@ class Panel:
         on_bad: Literal["raise", "drop_bar", "keep"] = "raise",
         negative_prices: Literal["error", "midpoint"] = "error",
         adjust: Literal["multiply", "divide"] | None = None,
+        anchor: Literal["given", "first"] = "given",
         progress: bool = True,
         **fields: Any,
     ) -> Panel:
@@ -273,7 +282,7 @@ class Panel:
             are numbered by days since 1970 (and intervals by minutes), which the report notes.
         intervals : sequence, optional
             Times of day along the third axis: "09:35", `datetime.time`, `datetime.timedelta` or timedelta64.
-        tz, time_format, time_unit, on_bad, negative_prices, adjust, progress
+        tz, time_format, time_unit, on_bad, negative_prices, adjust, anchor, progress
             As in `from_table`.
         **fields : array
             total_return, adjustment_factor, market_cap, up_limit, down_limit, eligible, of the shape of the
@@ -290,7 +299,7 @@ class Panel:
             Shapes that do not match, times that cannot be read, or bars with faults.
         """
         options = ReadOptions(
-            on_bad, negative_prices, adjust, TimeOptions(tz, time_format, time_unit), progress
+            on_bad, negative_prices, adjust, TimeOptions(tz, time_format, time_unit), progress, anchor=anchor
         )
         prices = {"open": open, "high": high, "low": low, "close": close, "volume": volume}
         return cls(*ingest.read_arrays(prices, fields, instruments, time, intervals, options))

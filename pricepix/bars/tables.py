@@ -103,6 +103,39 @@ def read(source: Any, options: ReadOptions) -> list[Part]:
     )
 
 
+def scan_table(source: Any) -> tuple[pl.LazyFrame, str]:
+    """Return a table of any accepted kind with all its columns, and what to call it; text files as text.
+
+    Files must have the same columns in the same order.
+    """
+    if isinstance(source, str | Path | list | tuple):
+        paths = [p for s in ([source] if isinstance(source, str | Path) else source) for p in _expand(s)]
+        if not paths:
+            raise ValueError("the list of paths is empty: there is nothing to read")
+        _check_files(paths)
+        origin = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
+        headers = {(_kind(path), *_header(path)) for path in paths}
+        if len(headers) > 1:
+            raise ValueError(
+                f"{origin}: the files differ in format or columns; give those of one shape at a time"
+            )
+        ((kind, separator, _),) = headers
+        if kind == "csv":
+            return pl.scan_csv(paths, separator=separator, infer_schema=False, glob=False), origin
+        scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
+        return scan(paths, glob=False, **_hive(paths)), origin
+    root = type(source).__module__.partition(".")[0]
+    origin = f"the {root} {type(source).__name__}"
+    if isinstance(source, pl.LazyFrame | pl.DataFrame):
+        return source.lazy(), origin
+    if root == "pandas":
+        source = {str(name): pandas_column(source[name], str(name), origin, []) for name in source.columns}
+    try:
+        return pl.DataFrame(source).lazy(), origin
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{origin} cannot be read as a table: {error}; expected {ACCEPTED}") from error
+
+
 def _read_frame(
     frame: pl.DataFrame, options: ReadOptions, origin: str, found: Sequence[str] | None = None
 ) -> Part:
@@ -227,7 +260,8 @@ def _kind(path: str) -> str | None:
     return SUFFIXES.get(Path(name).suffix)
 
 
-def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
+def _check_files(paths: list[str]) -> None:
+    """Raise an error for what is no table's file, or is not there."""
     for path in paths:
         if _kind(path) is None:
             raise ValueError(
@@ -240,6 +274,10 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
             base, _, name = path.partition("?")[0].rpartition("/")
             if Location.of(base).get_range(name, 0, 1) is None:
                 raise FileNotFoundError(f"{path}: there is no such object")
+
+
+def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
+    _check_files(paths)
     groups: dict[tuple, list[str]] = {}
     for path in paths:
         key = (_kind(path), *_header(path))

@@ -58,9 +58,10 @@ def append(
     mask : numpy.ndarray, bool (rows,), optional
         As in ``render_universe``; required exactly if the store was built with one.
     on_revision : {"raise", "rebuild"}
-        What to do if bars that the store was made from have changed (a split, a correction, an instrument
-        that is gone): refuse and name the instruments, or draw again every chunk that holds one of their
-        windows.
+        What to do if bars that the store was made from have changed (a correction, an instrument that is gone,
+        or a split where prices are adjusted to the last bar): refuse and name the instruments, or draw again
+        every chunk that holds one of their windows. Prices read with ``anchor="first"`` do not change by later
+        splits and dividends: of such a panel only what came since is drawn.
     workers : int, optional
         Threads; all cores by default.
     storage_options : mapping, optional

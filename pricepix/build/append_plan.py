@@ -149,8 +149,9 @@ def _revision(old: ImageStore, panel: Panel, overlap: _Overlap) -> ValueError:
             parts.append(f"bars of {printable(', '.join(names[:_SHOWN]), '')}{more} {what}")
     return ValueError(
         f"the history that store {old.location} was made from was revised: {'; '.join(parts)}. If that is "
-        "right (a split, a correction), append with on_revision='rebuild', which draws their windows again; "
-        "the panel must hold the whole history, not only its end"
+        "right (a split, a correction), append with on_revision='rebuild', which draws their windows again "
+        "(splits revise no prices that are read with anchor='first'); the panel must hold the whole history, not only "
+        "its end"
     )
 
 

@@ -52,7 +52,7 @@ class MarketReading:
 
     Parameters
     ----------
-    days, stocks, adjust, no_trade, filtered, decimals, on_bad
+    days, stocks, adjust, no_trade, filtered, decimals, on_bad, anchor
         As in ``MarketCache.panel``.
     """
 
@@ -63,11 +63,13 @@ class MarketReading:
     filtered: bool = True
     decimals: int | None = None
     on_bad: str = "raise"
+    anchor: str = "given"
 
     def how(self) -> dict[str, Any]:
         """Return the arguments of ``MarketCache.panel`` other than days and stocks."""
         return {
             "adjust": self.adjust,
+            "anchor": self.anchor,
             "no_trade": self.no_trade,
             "decimals": self.decimals,
             "on_bad": self.on_bad,

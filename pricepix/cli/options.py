@@ -37,6 +37,15 @@ def settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     return {name: _read_scalar(text) for name, text in read_pairs(ctx, param, values).items()}
 
 
+def vendor_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Read repeated NAME=VALUE options whose values are text, none, or whole numbers with commas between."""
+    found: dict[str, Any] = {}
+    for name, text in read_pairs(ctx, param, values).items():
+        parts = [_read_scalar(part) for part in text.split(",") if part.strip()]
+        found[name] = parts if all(isinstance(part, int) for part in parts) else _read_scalar(text)
+    return found
+
+
 def augmentations(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Any] | None:
@@ -101,6 +110,11 @@ def _with(options: Iterable[Callable[[Command], Command]], command: Command) -> 
 def panel_options(command: Command) -> Command:
     """Add the options of ``Panel.from_table`` and gather them into the argument `table`."""
     options: dict[str, Any] = {
+        "vendor": choice_option("--vendor", "crsp", "compustat", "csmar",
+                                help="TABLE is this vendor's daily file, as it is delivered."),
+        "vendor_options": click.option("--vendor-option", "vendor_options", multiple=True, callback=vendor_settings,
+                                       metavar="NAME=VALUE",
+                                       help="How to read it, e.g. missing_delisting_returns=shumway; may be repeated."),
         "columns": click.option("--column", "columns", multiple=True, callback=read_pairs, metavar="NAME=COLUMN",
                                 help="Which column of the table is open, high, low, close, volume, ..."),
         "instrument": click.option("--instrument-column", "instrument", help="Column of the instrument."),
@@ -114,6 +128,8 @@ def panel_options(command: Command) -> Command:
         "negative_prices": choice_option("--negative-prices", "error", "midpoint",
                                    help="midpoint: take negative prices as CRSP means them."),
         "adjust": choice_option("--adjust", "multiply", "divide", help="Apply the adjustment factor to the prices."),
+        "anchor": choice_option("--anchor", "given", "first",
+                                help="first: count factors from each first bar, so that later splits change nothing."),
         "gaps": choice_option("--gaps", "keep", "missing",
                               help="missing: put a missing bar where an instrument lacks one."),
     }  # fmt: skip
@@ -169,9 +185,9 @@ def spec_options(command: Command) -> Command:
 
 def read_panel(source: str, table: Mapping[str, Any], progress: bool = True, *, report: bool = False) -> Any:
     """Read a table of bars; print what was found in it if asked to."""
-    from pricepix.bars.panel import Panel
+    from pricepix.bars.vendors.by_name import read_bars
 
-    found = Panel.from_table(source, progress=progress, **table)
+    found = read_bars(source, progress=progress, **table)
     if report:
         echo(str(found.report), err=True)
     return found

@@ -51,6 +51,7 @@ from pricepix.cli.options import (
 @delisting
 @click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
 @click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
+@click.option("--asof", help="TABLE holds all bars until then: a week whose other days are over is over.")
 @click.option("--period-share", "share", type=float, default=0.5, help="Share with a bar at a period's end.")
 @choice_option("--layout", "uint8", "bits", default="uint8", help=layout_help)
 @mode
@@ -66,6 +67,7 @@ def build_store(
     scheduler: str | None,
     exchange: str | None,
     complete: bool,
+    asof: str | None,
     share: float,
     progress: bool,
     **options: Any,
@@ -78,7 +80,7 @@ def build_store(
     from pricepix.build.universe import render_universe
 
     panel = read_panel(table_path, table, progress, report=True)
-    periods = {"share": share, "exchange": exchange, "complete": complete}
+    periods = {"share": share, "exchange": exchange, "complete": complete, "asof": asof}
     with client_of(scheduler) as client:
         store = render_universe(panel, client=client, periods=periods, progress=progress, **options)
     describe(store)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice, fraction, optional_module, whole_number
 from pricepix.bars.panel import Panel
-from pricepix.bars.times import DAY_NS, to_series
+from pricepix.bars.times import DAY_NS, as_time, to_series
 from pricepix.windows import kernels
 
 SCHEDULES: Final = ("bar", "day", "week", "month", "quarter")
@@ -48,6 +48,10 @@ class Periods:
         its most frequent one. A holiday at the end of a period then delays its end until the next one begins.
     complete : bool
         Whether the panel's last period is over whatever the calendar says, as in a data set that is finished.
+    asof : str, date, datetime or int, optional
+        The time up to which the panel holds all bars that there were, in its zone; a date means the end of that
+        day. Days from the last bar on that are over by then had none, so that a period is over whose remaining
+        days they were, such as a week before Good Friday. A time before the last bar says nothing.
 
     Notes
     -----
@@ -59,6 +63,7 @@ class Periods:
     share: float = PERIOD_END_SHARE
     exchange: str | None = None
     complete: bool = False
+    asof: str | int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", fraction(self.share, "share"))
@@ -66,6 +71,12 @@ class Periods:
             raise TypeError(f"complete={self.complete!r}: give True or False")
         if self.exchange is not None and not isinstance(self.exchange, str):
             raise TypeError(f"exchange={self.exchange!r}: give the name of a calendar, such as 'XNYS'")
+        if isinstance(self.asof, bool | np.bool_):
+            raise TypeError(f"asof={self.asof!r}: give the time up to which all bars are there")
+        if self.asof is not None:
+            # As stores keep it.
+            kept = int(self.asof) if hasattr(self.asof, "__index__") else str(self.asof)
+            object.__setattr__(self, "asof", kept)
 
     @classmethod
     def of(cls, periods: Periods | Mapping[str, Any] | None) -> Periods:
@@ -76,8 +87,8 @@ class Periods:
             return cls(**(periods or {}))  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
-                f"periods={periods!r}: give Periods(share=..., exchange=..., complete=...), or a mapping of these "
-                f"({error})"
+                f"periods={periods!r}: give Periods(share=..., exchange=..., complete=..., asof=...), or a mapping of "
+                f"these ({error})"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -233,26 +244,33 @@ def last_period_is_over(
     period = number_periods(calendar, tz, every)
     if periods.complete or (period[-1] >= 2 and len(period) == period[-1] + 1):
         return True
-    wall = to_series(calendar, tz).dt.replace_time_zone(None).to_physical().to_numpy()
+    wall = _wall_clock(calendar, tz)
     day = wall // DAY_NS
     today = int(day[-1])
+    # Days before this one are known in full.
+    known = today
+    if periods.asof is not None:
+        asof = as_time(periods.asof, tz, end=True)
+        known = max(today, int(_wall_clock(np.array([asof + 1]), tz)[0] // DAY_NS))
+    ahead = np.arange(known, known + _DAYS_AHEAD)
+    ahead = ahead[_same_period(ahead, today, every)]
     if every == "day":
-        last_day = today
+        pass
     elif periods.exchange is not None:
-        sessions = _sessions(periods.exchange, today)
-        inside = sessions[_same_period(sessions, today, every)]
-        last_day = int(inside[-1]) if len(inside) else today
+        ahead = np.intersect1d(ahead, _sessions(periods.exchange, today))
     else:
-        ahead = np.arange(today, today + _DAYS_AHEAD)
-        ahead = ahead[_same_period(ahead, today, every)]
-        # Days from now on suffice: if none of them is traded on, the last one has been.
         ahead = ahead[np.isin((ahead + 3) % 7, _weekdays(day[shared]))]
-        last_day = int(ahead[-1]) if len(ahead) else today - 1
-    if today != last_day:
-        return today > last_day
+    if not len(ahead) or ahead[-1] != today:
+        return not len(ahead)
+    # The period's last trading day is the one of the last bar: is that day over?
     ends = np.append(day[1:] != day[:-1], True)
     clock, count = np.unique((wall % DAY_NS)[ends], return_counts=True)
     return bool(wall[-1] % DAY_NS >= clock[count.argmax()])
+
+
+def _wall_clock(time: NDArray[np.int64], tz: str | None) -> NDArray[np.int64]:
+    """Return times by the clock on the wall, in nanoseconds since 1970."""
+    return np.asarray(to_series(time, tz).dt.replace_time_zone(None).to_physical().to_numpy())
 
 
 def _same_period(days: NDArray[np.int64], today: int, every: str) -> NDArray[np.bool_]:

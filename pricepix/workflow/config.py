@@ -32,12 +32,15 @@ class Section(BaseModel):
 class Data(Section):
     """Where the bars come from: a table, a market cache, or a sample of the package.
 
-    See ``Panel.from_table``, ``pricepix.bars.MarketCache`` and ``pricepix.samples``. For a market cache
+    See ``Panel.from_table``, ``pricepix.bars.MarketCache`` and ``pricepix.samples``. With `vendor` the table is one of
+    CRSP, Compustat or CSMAR, read by ``read_crsp`` and the like with `vendor_options`. For a market cache
     `adjust` is ``multiply`` or null, and the keys files, session, days, no_trade, filtered and decimals are
     those of ``MarketCache`` and its method ``panel``.
     """
 
     source: str | list[str] | None = None
+    vendor: Literal["crsp", "compustat", "csmar"] | None = None
+    vendor_options: dict[str, Any] = Field(default_factory=dict)
     market_cache: str | None = None
     files: dict[str, str | None] | None = None
     session: str | None = None
@@ -58,6 +61,7 @@ class Data(Section):
     on_bad: Literal["raise", "drop_bar", "keep"] = "raise"
     negative_prices: Literal["error", "midpoint"] = "error"
     adjust: Literal["multiply", "divide"] | None = None
+    anchor: Literal["given", "first"] = "given"
     gaps: Literal["keep", "missing"] = "keep"
 
     @model_validator(mode="after")
@@ -68,19 +72,27 @@ class Data(Section):
                 "or simulate)"
             )
         changed = {name for name, value in self.arguments().items() if value != _default(type(self), name)}
+        if self.vendor is not None and self.source is None:
+            raise ValueError("vendor says how a table is read: give source, too")
+        if self.vendor_options and self.vendor is None:
+            raise ValueError("vendor_options belong to vendor: crsp, compustat or csmar")
         own = {"files", "session", "days", "no_trade", "filtered", "decimals"} & changed
         if own and self.market_cache is None:
             raise ValueError(f"{', '.join(sorted(own))} belong to market_cache")
         if self.market_cache is not None:
-            shared = {"market_cache", "adjust", "on_bad", *own}
+            shared = {"market_cache", "adjust", "anchor", "on_bad", *own}
             # A saved file spells out the defaults of everything.
-            if other := sorted(changed - shared - {"simulate"}):
+            if other := sorted(changed - shared - {"simulate", "vendor_options"}):
                 raise ValueError(f"{', '.join(other)} are for tables, not for a market_cache")
             if self.adjust == "divide":
                 raise ValueError("prices of a market_cache are multiplied by their factor: adjust: multiply")
         if self.simulate and self.sample != "simulate":
             raise ValueError("the key simulate belongs to sample: simulate")
         return self
+
+    def default(self, name: str) -> Any:
+        """Return what a key is if it is not given."""
+        return _default(type(self), name)
 
 
 class Image(Section):
@@ -281,9 +293,12 @@ class Config(Section):
             source = [anchored(name) for name in source]
         elif source is not None:
             source = anchored(source)
-        data = self.data.model_copy(
-            update={"source": source, **({"market_cache": anchored(cache)} if cache else {})}
-        )
+        changed: dict[str, Any] = {"source": source}
+        if cache:
+            changed["market_cache"] = anchored(cache)
+        if isinstance(delistings := self.data.vendor_options.get("delistings"), str):
+            changed["vendor_options"] = {**self.data.vendor_options, "delistings": anchored(delistings)}
+        data = self.data.model_copy(update=changed)
         store = self.store.model_copy(update={"path": anchored(path)} if path else {})
         return self.model_copy(update={"out": anchored(self.out), "data": data, "store": store})
 

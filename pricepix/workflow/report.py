@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pricepix.bars.panel import Panel
+from pricepix.bars.vendors.by_name import read_bars
 from pricepix.factor import DifferentPanelWarning, evaluate, write_report
 from pricepix.store.image_store import open_images
 
@@ -22,13 +23,13 @@ __all__ = ["evaluation_bars", "report_on"]
 def evaluation_bars(source: str, *, progress: bool = True, **reading: Any) -> Panel:
     """Read the bars to evaluate a factor on: a table, or a store that ``import_jkx`` made.
 
-    The store's monthly returns are the bars then; options of ``Panel.from_table`` make the source a table.
+    The store's monthly returns are the bars then; options of ``read_bars`` make the source a table.
     """
     if Path(f"{source}.labels").is_dir() and not reading:
         from pricepix.build import jkx_panel
 
         return jkx_panel(source)
-    return Panel.from_table(source, progress=progress, **reading)
+    return read_bars(source, progress=progress, **reading)
 
 
 def report_on(

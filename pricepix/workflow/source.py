@@ -11,6 +11,7 @@ import numpy as np
 from pricepix import samples
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import DAY_NS, as_time
+from pricepix.bars.vendors.by_name import read_bars
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.spec import ImageSpec
 from pricepix.workflow.config import Config, Store
@@ -54,7 +55,10 @@ class TableSource:
         if data.sample is not None:
             table = samples.stocks() if data.sample == "stocks" else samples.simulate(**data.simulate)
         reading = data.arguments("source", "sample", "simulate")
-        self._panel = Panel.from_table(table, progress=progress, **reading)
+        if data.vendor is not None:
+            # A saved file spells out the defaults of everything, where the vendor has some of its own.
+            reading = {name: value for name, value in reading.items() if value != data.default(name)}
+        self._panel = read_bars(table, progress=progress, **reading)
         self.name = repr(self._panel)
 
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
@@ -91,6 +95,7 @@ class MarketSource:
         self._reading: dict[str, Any] = {
             **{name: given[name] for name in ("no_trade", "filtered", "decimals") if name in given},
             "adjust": data.adjust is not None,
+            "anchor": data.anchor,
             "on_bad": data.on_bad,
         }
         self._learns_series = config.train is not None and config.train.model.startswith(

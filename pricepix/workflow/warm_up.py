@@ -301,7 +301,7 @@ def _market(**options: Any) -> Any:
 def _panel() -> Panel:
     from pricepix.bars.panel import Panel
 
-    return Panel.from_table(_market(), adjust="multiply", progress=False)
+    return Panel.from_table(_market(), adjust="multiply", anchor="first", progress=False)
 
 
 def _compile_bars(*_: str) -> None:
@@ -431,6 +431,7 @@ def _compile_market_caches(*_: str) -> None:
         cache = simulate_market(Path(folder) / "cache", 3, 20, every="30min", st_share=0.5)
         cache.panel()
         cache.panel(no_trade="keep", filtered=False, adjust=False)
+        cache.panel(anchor="first")
         build_market_store(cache, "it9", Path(folder) / "store", (1, 5), progress=False)
 
 

@@ -47,9 +47,13 @@ def evaluation_notes(
     notes += _holes(figures["data"])
     unapplied = evaluator.market.panel.report.counts.get("unapplied_factor", 0)
     if unapplied and "adjustment factor" not in (mismatch or ""):
+        means = (
+            "prices, and images of them, jump at splits; returns here are total returns, which need no factor"
+            if evaluator.market.price == "total_return"
+            else "prices jump where a split has none"
+        )
         notes.append(
-            f"{unapplied:,} rows of the panel have an adjustment factor that was not applied (adjust=None): prices "
-            "jump where a split has none"
+            f"{unapplied:,} rows of the panel have an adjustment factor that was not applied (adjust=None): {means}"
         )
     return notes
 
