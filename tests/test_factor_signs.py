@@ -97,7 +97,7 @@ def test_deaths_are_a_loss_in_every_figure(tmp_path):
     assert all(point["rank_ic"]["mean"] < 0 for point in result.figures["decay"])
     assert figures["sorts"] < -0.01  # by hand: 2% of a decile within 20 bars, each -90%
     assert f"rank IC {figures['rank IC']:.4f}" in repr(result)
-    assert result.figures["data"]["died_within_horizon"] > 1000
+    assert result.figures["data"]["died_within_horizon"] > 400
 
     # And so it is in what networks learn.
     rows = np.arange(len(panel))

@@ -76,6 +76,44 @@ def test_days(bars: pl.DataFrame, tmp_path: Path, layout: str, shard: int | None
     check(bars, (60, 61, 90, 119), tmp_path, layout=layout, shard=shard)
 
 
+def test_the_week_of_a_holiday_comes_as_of_its_end(tmp_path: Path) -> None:
+    """Good Friday, 10 April 2020: that evening the week of Thursday is appended, and no bar is new."""
+    days = pl.date_range(pl.date(2020, 1, 1), pl.date(2020, 4, 24), eager=True)
+    days = days.filter((days.dt.weekday() < 6) & (days != pl.Series(["2020-04-10"]).str.to_date()))
+    rng = np.random.default_rng(1)
+    frames = []
+    for name in "ABC":
+        close = 50 * np.exp(np.cumsum(rng.normal(0, 0.02, len(days))))
+        prices = {"open": close, "high": close * 1.01, "low": close * 0.99, "close": close, "volume": close}
+        frames.append(pl.DataFrame({"time": days, **prices}).with_columns(instrument=pl.lit(name)))
+    bars = pl.concat(frames)
+
+    def until(day: str) -> pp.Panel:
+        return pp.Panel.from_table(bars.filter(pl.col("time") <= pl.lit(day).str.to_date()), progress=False)
+
+    options: dict[str, Any] = {"every": "week", "horizons": (1, 5), "chunk": 8, "progress": False}
+    pp.render_universe(until("2020-04-08"), "jkx5", tmp_path / "grown", **options)
+    thursday = until("2020-04-09")
+    store = pp.append(tmp_path / "grown", thursday, progress=False)
+    assert store.attrs["drop_counts"]["period_open"] == 3
+    for asof, panel in (
+        ("2020-04-10", thursday),
+        ("2020-04-10", thursday),
+        ("2020-04-24", until("2020-04-24")),
+    ):
+        store = pp.append(tmp_path / "grown", panel, asof=asof, progress=False)
+        pp.render_universe(
+            panel, "jkx5", tmp_path / "scratch", periods={"asof": asof}, mode="overwrite", **options
+        )
+        assert_same(tmp_path / "grown", tmp_path / "scratch")
+        assert "period_open" not in store.attrs["drop_counts"]
+    with pytest.raises(ValueError, match=r"asof='2020-04-20' lies before that of store .*, 2020-04-24"):
+        pp.append(tmp_path / "grown", until("2020-04-24"), asof="2020-04-20", progress=False)
+    pp.render_universe(thursday, "jkx5", tmp_path / "bars", horizons=(1,), progress=False)
+    with pytest.raises(ValueError, match="asof='2020-04-10' is for weeks, months and quarters"):
+        pp.append(tmp_path / "bars", thursday, asof="2020-04-10", progress=False)
+
+
 @pytest.mark.parametrize("every", ["week", "month", "quarter", "day", 3])
 def test_schedules(bars: pl.DataFrame, tmp_path: Path, every: str | int) -> None:
     cuts = (66, 67, 90, 119) if every == "quarter" else (61, 62, 64, 90, 119)

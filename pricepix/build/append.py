@@ -38,6 +38,7 @@ def append(
     *,
     mask: NDArray[np.bool_] | None = None,
     on_revision: str = "raise",
+    asof: Any = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -45,7 +46,7 @@ def append(
     """Add to a store the windows of bars that came since, and fill in the forward returns that became known.
 
     Afterwards the store is, byte for byte, the one that ``render_universe`` would build from `panel` with the
-    arguments the store was built with. Only the chunks (or shards) that change are written. A process that
+    arguments the store was built with (and `asof`). Only the chunks (or shards) that change are written. A process that
     dies midway leaves the store as it was before or as it is after, never between; readers may have it open
     meanwhile.
 
@@ -62,6 +63,9 @@ def append(
         or a split where prices are adjusted to the last bar): refuse and name the instruments, or draw again
         every chunk that holds one of their windows. Prices read with ``anchor="first"`` do not change by later
         splits and dividends: of such a panel only what came since is drawn.
+    asof : str, date, datetime or int, optional
+        The time up to which the panel holds all bars, as in ``Periods``, instead of the one that the store was built
+        with: the windows of a week before a holiday then come at once. A date means the end of that day.
     workers : int, optional
         Threads; all cores by default.
     storage_options : mapping, optional
@@ -99,7 +103,7 @@ def append(
     with WriteLock(where) as lock:
         finish_pending(where)
         old = open_store(where)
-        change = plan_change(old, panel, mask, on_revision)
+        change = plan_change(old, panel, mask, on_revision, asof)
         if change is not None:
             _write(old, panel, change, threads, progress, lock)
     return open_store(where)

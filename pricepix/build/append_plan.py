@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pricepix._checks import printable
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
+from pricepix.bars.times import as_time
 from pricepix.images.chunking import INDEX_CHUNK
 from pricepix.store.image_store import ImageStore
 from pricepix.windows.index import DROP_REASONS, NoCandidatesError, WindowIndex
@@ -60,9 +61,11 @@ class _Overlap(NamedTuple):
 
 
 def plan_change(
-    old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None, on_revision: str
+    old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None, on_revision: str, asof: Any = None
 ) -> Change | None:
     """Find out what changes; None if nothing does.
+
+    `asof` takes the place of the one that the store's periods have.
 
     Raises
     ------
@@ -70,7 +73,9 @@ def plan_change(
         If the panel cannot continue the store.
     """
     _check_same_kind(old, panel, mask)
-    if panel.digest == old.attrs["panel_digest"] and mask is None:
+    schedule = _schedule_asof(old, asof)
+    same_periods = schedule.get("periods") == old.attrs["schedule"].get("periods")
+    if panel.digest == old.attrs["panel_digest"] and mask is None and same_periods:
         return None
     overlap = _overlap(old, panel)
     clean = not overlap.removed and not len(overlap.revised)
@@ -81,12 +86,32 @@ def plan_change(
             f"the panel's instruments are in a different order than those of store {old.location}: give them "
             "in the same order, or build the store anew"
         )
-    schedule = dict(old.attrs["schedule"])
     if mask is not None:
         _check_mask(old, panel, mask, overlap)
         schedule["mask"] = _mask_digest(mask)
     change = _continued(old, panel, mask, schedule, overlap) if clean else None
     return change or _compared(old, panel, mask, schedule, overlap)
+
+
+def _schedule_asof(old: ImageStore, asof: Any) -> dict[str, Any]:
+    """Return the store's schedule, as of a later time if one is given."""
+    schedule = dict(old.attrs["schedule"])
+    if asof is None:
+        return schedule
+    periods = schedule.get("periods")
+    if periods is None:
+        raise ValueError(
+            f"asof={asof!r} is for weeks, months and quarters, but store {old.location} has windows at "
+            f"every={schedule['every']!r}: leave asof out"
+        )
+    changed = Periods.of({**periods, "asof": asof})
+    before = periods.get("asof")
+    later = as_time(changed.asof, old.tz, end=True)
+    if before is not None and later < as_time(before, old.tz, end=True):
+        raise ValueError(
+            f"asof={asof!r} lies before that of store {old.location}, {before}: periods that were over would not be"
+        )
+    return {**schedule, "periods": changed.to_dict()}
 
 
 def _check_same_kind(old: ImageStore, panel: Panel, mask: NDArray[np.bool_] | None) -> None:
@@ -184,7 +209,7 @@ def _continued(
     last_old = int(panel.time[ends[had] - 1].max())
     if has_new.any() and int(panel.time[ends[has_new]].min()) <= last_old:
         return None
-    begin = _first_open(panel, schedule, last_old)
+    begin = _first_open(panel, schedule, last_old, old.attrs["schedule"].get("periods"))
     if begin is None:
         return None
     new = _later_windows(old, panel, mask, schedule, begin)
@@ -218,7 +243,9 @@ def _continued(
     return Change(attributes, windows, base, len(old), total, chunks, labels_from, overlap.codes)
 
 
-def _first_open(panel: Panel, schedule: Mapping[str, Any], last_old: int) -> int | None:
+def _first_open(
+    panel: Panel, schedule: Mapping[str, Any], last_old: int, old_periods: Mapping[str, Any] | None
+) -> int | None:
     """Return the time from which on windows may be new, given that the store's last bar is at `last_old`.
 
     That is the next bar or, in a schedule of periods, the beginning of the first period that was not over. None
@@ -229,7 +256,7 @@ def _first_open(panel: Panel, schedule: Mapping[str, Any], last_old: int) -> int
     old_times = int(np.searchsorted(panel.calendar, last_old)) + 1
     if not len(now.period):
         return last_old + 1
-    before = find_schedule(panel, every, periods, times=old_times)
+    before = find_schedule(panel, every, Periods.of(old_periods), times=old_times)
     settled = before.open_period if before.open_period >= 0 else len(before.last_end)
     if (before.last_end[:settled] != now.last_end[:settled]).any():
         return None

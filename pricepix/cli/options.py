@@ -99,6 +99,9 @@ device: Final = click.option("--device", help="cpu, cuda or cuda:1.")
 precision: Final = click.option("--precision", default="32-true", help="e.g. bf16-mixed.")
 start: Final = click.option("--start", help="First time of the images.")
 end: Final = click.option("--end", help="Last time of the images (inclusive).")
+asof: Final = click.option(
+    "--asof", help="TABLE holds all bars until then: a week whose other days are over is over."
+)
 panel: Final = click.option("--panel", metavar="TABLE", help="The bars that STORE was made from.")
 
 

@@ -9,6 +9,7 @@ import click
 
 from pricepix.cli.group import echo, main
 from pricepix.cli.options import (
+    asof,
     choice_option,
     delisting,
     describe,
@@ -51,7 +52,7 @@ from pricepix.cli.options import (
 @delisting
 @click.option("--exchange", help="Calendar that tells when a week or month is over, e.g. XNYS.")
 @click.option("--complete", is_flag=True, help="The last week, month or quarter of TABLE is over.")
-@click.option("--asof", help="TABLE holds all bars until then: a week whose other days are over is over.")
+@asof
 @click.option("--period-share", "share", type=float, default=0.5, help="Share with a bar at a period's end.")
 @choice_option("--layout", "uint8", "bits", default="uint8", help=layout_help)
 @mode
@@ -92,6 +93,7 @@ def build_store(
 @choice_option(
     "--on-revision", "raise", "rebuild", default="raise", help="rebuild: draw revised instruments again."
 )
+@asof
 @workers
 @progress
 @panel_options
