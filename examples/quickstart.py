@@ -1,6 +1,6 @@
-"""Real daily bars of five stocks to images, a store, a check and a contact sheet.
+"""Daily bars of twelve stocks, a sample that comes with pricepix, to images, a store, a check and a contact sheet.
 
-    pip install ".[sample]"
+    pip install ".[report]"
     python examples/quickstart.py [FOLDER]
 
 Writes us20.zarr and us20.png into FOLDER, quickstart/ by default.
@@ -16,8 +16,8 @@ import pricepix as pp
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
-    # The factor turns prices as traded into prices adjusted for splits and dividends.
-    bars = pp.samples.stocks(adjustment_factor=True)
+    # The factor turns prices as traded into prices adjusted for splits.
+    bars = pp.samples.bundled()
     panel = pp.Panel.from_table(bars, adjust="multiply", progress=False)
     print(panel)
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     print("\nA window is named by its last bar; returns that are not known yet are missing:")
     print(store.index.drop("exit_time_5", "exit_time_20", "exit_time_60").tail(5))
 
-    instrument, day = "AAPL", "2008-10-10"
+    instrument, day = "OAK", "2022-10-14"
     print(f"\n{instrument}, the 20 days to {day}:")
     for row in store.image(instrument, day):
         print("".join("#" if pixel else "." for pixel in row))

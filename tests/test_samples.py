@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 import pricepix as pp
 from pricepix.samples.ashare import simulate_arrays
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +299,19 @@ def test_missing_package() -> None:
     code = "import sys; sys.modules['bokeh_sampledata'] = None; import pricepix; pricepix.samples.stocks()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1].endswith('bokeh-sampledata: pip install "pricepix[sample]"')
+
+
+def test_the_bundled_table_is_what_its_recipe_makes() -> None:
+    from pricepix.samples import make_bundled
+
+    # Logarithms may differ in the last digit between machines.
+    assert_frame_equal(pp.samples.bundled(), make_bundled.make(), check_exact=False, rel_tol=1e-12)
+
+
+def test_the_bundled_table_needs_nothing_else_and_is_small() -> None:
+    from pricepix.samples.make_bundled import NAMES
+
+    panel = pp.Panel.from_table(pp.samples.bundled(), adjust="multiply", progress=False)
+    assert panel.instruments.tolist() == list(NAMES)
+    assert panel.report.ok
+    assert (ROOT / "pricepix" / "samples" / "bundled.parquet").stat().st_size < 300_000

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pricepix._checks import nearest
+from pricepix.bars.vendors import akshare
 
 PRICES = ("open", "high", "low", "close")
 BAR = (*PRICES, "volume")
@@ -22,6 +23,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "time": (
         "time", "date", "datetime", "timestamp", "ts", "tradedate", "tradingdate", "tradetime", "dlycaldt", "opentime",
+        "tsevent", "windowstart",
     ),
     "open": ("open", "o", "openprc", "openprice", "pxopen", "dlyopen"),
     "high": ("high", "h", "askhi", "highprice", "pxhigh", "dlyhigh"),
@@ -35,6 +37,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "down_limit": ("downlimit", "dnlimit", "limitdown"),
     "eligible": ("eligible", "mask"),
 }  # fmt: skip
+for _name, _spellings in akshare.NAMES.items():
+    SYNONYMS[_name] += _spellings
 
 #: Adjusted prices are not the prices that stand beside them: taken only when named.
 LOOKALIKES: dict[str, tuple[str, ...]] = {

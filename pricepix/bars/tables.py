@@ -9,26 +9,29 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from pricepix._checks import printable
+from pricepix._checks import printable, short
+from pricepix.bars import vendor_files
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
+from pricepix.bars.vendors import binance, by_symbol, polygon, qlib, yfinance
 from pricepix.location import Location, check_regular
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
-    ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc",
+    ".feather": "ipc", ".arrow": "ipc", ".ipc": "ipc", ".zip": "zip",
 }  # fmt: skip
 ACCEPTED = (
     "a pandas, polars or pyarrow table, a DuckDB relation, anything with __arrow_c_stream__, a mapping of columns, "
-    "or the path of CSV, Parquet or Feather files (one path, a glob, a folder or a list of paths)"
+    "a frame for each symbol, ccxt's rows, or the path of CSV, Parquet or Feather files (one path, a glob, a folder or "
+    "a list of paths)"
 )
 _PATH = "__pricepix_path__"
 _MAX_HEADER = 1 << 20
@@ -66,7 +69,22 @@ class Part:
 def read(source: Any, options: ReadOptions) -> list[Part]:
     """Open a source of any accepted kind."""
     if isinstance(source, str | Path):
+        if "://" not in str(source) and qlib.is_folder(source):
+            return [_read_frame(qlib.read_folder(source), options, f"the Qlib folder {source}")]
         return _read_files(_expand(source), options)
+    if by_symbol.is_ohlcv_rows(source):
+        what = f"the {type(source).__name__} of rows"
+        return [_read_frame(by_symbol.read_ohlcv_rows(source, what), options, what)]
+    if by_symbol.is_by_symbol(source):
+        # A table that names its instruments itself keeps them.
+        return [
+            _read_any_frame(table, replace(options, name=symbol), f"the table of {short(symbol)}")
+            for symbol, table in by_symbol.read_by_symbol(source)
+        ]
+    if polygon.is_answer(source):
+        return [
+            _read_frame(polygon.read_answer(source), options, f"the answer for {short(source['ticker'])}")
+        ]
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("the list of paths is empty: there is nothing to read")
@@ -136,6 +154,12 @@ def scan_table(source: Any) -> tuple[pl.LazyFrame, str]:
         raise ValueError(f"{origin} cannot be read as a table: {error}; expected {ACCEPTED}") from error
 
 
+def _read_any_frame(frame: Any, options: ReadOptions, origin: str) -> Part:
+    if isinstance(frame, pl.DataFrame):
+        return _read_frame(frame, options, origin)
+    return _read_pandas(frame, options, origin)
+
+
 def _read_frame(
     frame: pl.DataFrame, options: ReadOptions, origin: str, found: Sequence[str] | None = None
 ) -> Part:
@@ -145,12 +169,17 @@ def _read_frame(
     return part
 
 
-def _read_pandas(source: Any, options: ReadOptions) -> Part:
+def _read_pandas(source: Any, options: ReadOptions, origin: str = "the pandas DataFrame") -> Part:
     import pandas as pd
 
     if not isinstance(source, pd.DataFrame):
         raise TypeError(f"cannot read bars from a pandas {type(source).__name__}; expected {ACCEPTED}")
-    origin = "the pandas DataFrame"
+    if yfinance.is_wide(source):
+        long, empty = yfinance.long_frame(source)
+        part = _read_pandas(long, options, origin)
+        if empty:
+            part.remarks.append(f"{empty:,} rows of {origin} without any value of their ticker were left out")
+        return part
     if source.columns.nlevels > 1:
         raise ValueError(
             f"{origin} has {source.columns.nlevels} levels of columns, such as {source.columns[0]!r}; bring it "
@@ -269,6 +298,8 @@ def _check_files(paths: list[str]) -> None:
             )
         if "://" not in path:
             check_regular(path)
+        elif _kind(path) == "zip":
+            raise ValueError(f"{path}: zips are read from this machine alone: download it first")
         elif not path.startswith("file://"):
             # Polars waits for ever for a server that never answers.
             base, _, name = path.partition("?")[0].rpartition("/")
@@ -286,9 +317,28 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
     parts = []
     for (kind, separator, schema), group in groups.items():
         origin = group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more files"
+        # Whoever names columns, or what times count, means those of the file.
+        plain = bool(options.columns) or options.times.time_unit is not None
+        vendor = None if plain or kind != "csv" else vendor_files.reader_of([n for n, _ in schema])
         with reworded(origin):
-            parts.append(_read_group(kind, separator, dict(schema), group, origin, options))
+            if kind == "zip" or vendor is not None:
+                parts += _read_vendor(group, vendor, separator, origin, options)
+            else:
+                parts.append(_read_group(kind, separator, dict(schema), group, origin, options))
     return parts
+
+
+def _read_vendor(
+    paths: list[str], vendor: vendor_files.Reader | None, separator: str, origin: str, options: ReadOptions
+) -> list[Part]:
+    """Read files of one vendor; those whose times have one unit become one part."""
+    frames: dict[tuple, list[pl.DataFrame]] = {}
+    for path in paths:
+        frame = (
+            vendor_files.read_zip(path) if vendor is None else vendor_files.read_csv(path, vendor, separator)
+        )
+        frames.setdefault(tuple(frame.schema.items()), []).append(frame)
+    return [_read_frame(pl.concat(alike), options, origin) for alike in frames.values()]
 
 
 @contextmanager
@@ -320,6 +370,8 @@ def _hive(paths: Sequence[str]) -> dict[str, Any]:
 def _header(path: str) -> tuple[str, tuple]:
     """Return the separator and the (name, dtype) pairs of a file, reading no row."""
     kind = _kind(path)
+    if kind == "zip":
+        return "", ()
     try:
         if kind == "parquet":
             return "", tuple(pl.scan_parquet(path, **_hive([path])).collect_schema().items())
@@ -355,6 +407,8 @@ def _header(path: str) -> tuple[str, tuple]:
         names = next(csv.reader([line], delimiter=separator))
     except csv.Error as error:
         raise ValueError(f"{path}: its first line is not the header of a table: {error}") from error
+    if binance.is_headless(names):
+        return "", tuple((n, pl.String()) for n in binance.NAMES)
     if len(set(names)) < len(names):
         duplicate = next(n for n in names if names.count(n) > 1)
         raise ValueError(f"{path}: more than one column is named {duplicate!r}")

@@ -146,6 +146,10 @@ def read_column(key: Any, where: str, options: TimeOptions) -> Times:
     tz = None
     text = None
     if options.time_unit is not None:
+        if series.dtype == pl.String:
+            # A CSV file has its counts as text.
+            counted = series.str.strip_chars().cast(pl.Int64, strict=False)
+            series = series if counted.null_count() else counted
         if not series.dtype.is_integer():
             raise ValueError(
                 f"time_unit={options.time_unit!r} is for counts since 1970, but {where} is {series.dtype}"

@@ -50,23 +50,17 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     -------
     pathlib.Path
         The last thing made: the report on the factor, or, without torch, the folder.
-
-    Raises
-    ------
-    ImportError
-        If the sample data are not installed; the message is the line that installs them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Fails before minutes are spent on compiling.
-    bars = samples.stocks()
     echo("compiling the kernels, once; later runs load them:")
     echo(str(warm_up(PRESETS, ("bars", "column bits", "stores"), echo=lambda line: echo(f"  {line}"))))
-    panel = Panel.from_table(bars, progress=False)
-    echo(f"\nreal bars: {panel!r}")
+    panel, what = _bars()
+    echo(f"\n{what}: {panel!r}")
     sheets = [_render(panel, preset, folder, echo) for preset in PRESETS]
-    last_day = panel.time[panel.rows_of("AAPL").stop - 1]
-    enlarged = enlarge(folder / "jkx20.zarr", "AAPL", int(last_day), folder / "AAPL.png", panel)
+    name = "AAPL" if "AAPL" in panel.instruments else str(panel.instruments[-1])
+    last_day = panel.time[panel.rows_of(name).stop - 1]
+    enlarged = enlarge(folder / "jkx20.zarr", name, int(last_day), folder / f"{name}.png", panel)
     pictures = [
         (sheets[PRESETS.index("jkx20")], "images of all stocks"),
         (enlarged, "one image beside its bars"),
@@ -83,6 +77,15 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
     report = run(config, echo=lambda line: echo(f"  {line}"), progress=False)
     _say_what_to_open([*pictures, (report, "what the trained network is worth")], echo)
     return report
+
+
+def _bars() -> tuple[Panel, str]:
+    """Return real bars where their package is installed, else those that come with pricepix; and what they are."""
+    try:
+        return Panel.from_table(samples.stocks(), progress=False), "real bars"
+    except ImportError:
+        panel = Panel.from_table(samples.bundled(), adjust="multiply", progress=False)
+        return panel, "bars of made-up stocks (real ones: pip install 'pricepix[sample]')"
 
 
 def _render(panel: Panel, preset: str, folder: Path, echo: Callable[[str], Any]) -> Path:

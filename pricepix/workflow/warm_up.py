@@ -128,7 +128,7 @@ def warm_up(
         choice(name, "part", PARTS)
     usual = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = usual if workers is None else whole_number(workers, "workers", 1, otherwise="None for all cores")
-    cache = _cache_folder()
+    cache = cache_folder()
     if cache is None:
         return WarmUp(None, (), 0.0)
     began = perf_counter()
@@ -259,7 +259,7 @@ def _numba() -> Any:
     return numba.config
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """Where compiled code is kept: the folder that holds it for all modules; None without a compiler."""
     if _numba().DISABLE_JIT:
         return None
