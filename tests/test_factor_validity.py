@@ -61,6 +61,32 @@ def test_names_without_total_returns_are_not_tradable_and_are_told(tmp_path):
     assert not [n for n in alone.notes if "no total return" in n]
 
 
+def test_values_before_an_instruments_first_total_return_are_left_out_as_their_labels_are(tmp_path):
+    """A third of the names brings returns from bar 100 on only."""
+    frame, value = signal_market(30, 260)
+    names = frame["instrument"].unique().sort().to_list()
+    place = pl.int_range(pl.len()).over("instrument", order_by="time")
+    late = pl.col("instrument").is_in(names[::3]) & (place < 100)
+    panel = pp.Panel.from_table(
+        frame.with_columns(total_return=pl.when(late).then(None).otherwise("total_return")), progress=False
+    )
+    found = evaluate(cache_of(panel, with_noise(value), tmp_path / "f.zarr"), panel, horizon=5, **OPTIONS)
+    data = found.figures["data"]
+    # The first known return, at bar 100, is measured from bar 99.
+    assert (data["values_without_level"], data["instruments_without_level"]) == (990, 0)
+    assert [
+        n
+        for n in found.notes
+        if n.startswith("12.7% of the factor's values come before their instrument's first")
+    ]
+    label = pp.forward_returns(panel, np.arange(len(panel)), 5).value
+    grid = np.full(value.shape, np.nan)
+    grid[panel.time_code, np.repeat(np.arange(30), np.diff(panel.offsets))] = label
+    forward = Market.of(panel, panel.instruments).forward(np.arange(len(value)), 5)
+    np.testing.assert_array_equal(np.isnan(grid), np.isnan(forward))
+    np.testing.assert_allclose(grid, forward, rtol=1e-5, atol=1e-7)
+
+
 def test_a_missing_return_beside_a_known_price_is_bridged_and_counted(tmp_path):
     """CRSP: 10.2, a gap, 5.0 with RET "C". Not 0%."""
     rng = np.random.default_rng(1)

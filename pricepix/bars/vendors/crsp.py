@@ -70,6 +70,9 @@ def read_crsp(
     CRSP's delisting date, it gets a row of its own on the market's next day. So the forward return of the very last
     image holds it, too. One on the last day of the table waits for the next day's data.
 
+    *Large files.* The table is read four times: for its delistings, its days, the rows around them, and the bars. Give
+    Parquet, of which only the columns are read that are needed.
+
     *Missing values.* A price of 0 is missing; a negative one is the midpoint of bid and ask of a day without trades
     (``negative_prices="midpoint"``). Returns given as letters, or as numbers below -1, are missing.
     """
