@@ -25,8 +25,8 @@ TRAINING = Training(
 )
 
 
-def small_panel(bars: int = 200, **changes: Any) -> pp.Panel:
-    table = samples.simulate(14, bars, seed=6, list_late=0, delist_rate=0.0, split_rate=0.0, **changes)
+def small_panel(bars: int = 200, seed: int = 6, **changes: Any) -> pp.Panel:
+    table = samples.simulate(14, bars, seed=seed, list_late=0, delist_rate=0.0, split_rate=0.0, **changes)
     return pp.Panel.from_table(table.with_columns(market_cap=table["close"] * 1e6), progress=False)
 
 

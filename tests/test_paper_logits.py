@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("statsmodels")
 torch = pytest.importorskip("torch")
 
-from test_paper_tables import frames, made, panel  # noqa: E402, F401
+from test_paper_tables import frames, make_tables, panel  # noqa: E402, F401
 
 from pricepix.paper.logits import fit_logit  # noqa: E402
 
@@ -68,9 +69,9 @@ def test_what_cannot_be_fitted_is_not_known(case: str) -> None:
     assert np.isnan(found.coefficients).all()
 
 
-def test_the_tables_are_filled(made: Any) -> None:  # noqa: F811
+def test_the_tables_are_filled(panel: Any, tmp_path: Path) -> None:  # noqa: F811
     """Scores are made up: nothing is found in them, and everything has a place."""
-    tables = made[0]
+    tables, _ = make_tables(panel, tmp_path, ("V", "VI", "VII", "VIII"))
     assert abs(tables["V"].value("", "Size", "I5/R5", "correlation")) < 0.1
     for number in ("VI", "VII"):
         assert 0 <= tables[number].value("", "R2", "I5/R5", "mcfadden_r2") < 0.05
@@ -81,3 +82,8 @@ def test_the_tables_are_filled(made: Any) -> None:  # noqa: F811
     assert [c.published for c in compared] == ["35.16%"]
     grid = tables["VIII"].grids()[0]
     assert "Close, lag 0" in [row for row, _ in grid.rows]
+    # Longer images have no row a lag, and a column all the same.
+    assert [column for column, _ in grid.columns] == ["I5/R5", "I5/R20", "I20/R60"]
+    cells = dict(grid.rows)["R2"]
+    assert len(cells) == 5
+    assert all(text.endswith("%") or text == "-" for text in (cells[0], cells[2], cells[4]))

@@ -308,6 +308,19 @@ def test_errors_come_before_any_work(panel: pp.Panel, tmp_path: Path, change: An
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_not_installed_is_said_before_any_work(
+    panel: pp.Panel, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    found = replicate(made[0].folder, panel=panel, splits="time", tables=["I", "VI", "VIII"])
+    assert [table.number for table in found.tables] == ["I"]
+    assert "statsmodels is not installed: Tables VI to VIII are left out" in found.page.read_text()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"paper.html needs jinja2: pip install 'pricepix\[paper\]'"):
+        replicate(tmp_path / "out", panel=panel)
+    assert not (tmp_path / "out").exists()
+
+
 def test_cells_and_their_networks() -> None:
     assert [cell.name for cell in cells_of("jkx")][:4] == ["I5/R5", "I20/R5", "I60/R5", "I5/R20"]
     for name in ("jkx5", "jkx20", "jkx60"):
@@ -360,6 +373,38 @@ def test_networks_move_to_longer_images(panel: pp.Panel, tmp_path: Path) -> None
     before = found.page.read_bytes()
     (task / "scores_I20x4_R20.npy").write_bytes(b"")
     assert replicate(tmp_path / "out", panel=panel, **late).page.read_bytes() == before
+
+
+def test_networks_move_to_another_market(made: Any, panel: pp.Panel) -> None:
+    """Table X: the other market's windows scored by the networks of this one, and by its own."""
+    other = small_panel(180, seed=9)
+    settings: dict[str, Any] = {
+        "splits": "time",
+        "tables": ["X"],
+        "controls": (),
+        "transfer": {"there": other},
+    }
+    lines: list[str] = []
+    found = replicate(made[0].folder, panel=panel, echo=lines.append, **settings)
+    assert "transfer to there: 2 networks, 0 of them done" in lines
+    table = found.table("X")
+    assert [figure.row for figure in table.figures if figure.column == "Mean"] == ["Direct", "Local"] * 2
+    assert [c.published for c in table.comparisons()] == ["3.60", "2.30"]
+    task = made[0].folder / "tasks/I5_R5/time/all/cnn/seed_1"
+    scores = np.load(task / "scores_there_I5_R5.npy")
+    images = pp.PanelImages(other, pp.ImageSpec.preset("jkx5").replace(rebuild="returns"), (5,))
+    index = np.arange(len(images))[-40:]
+    network = pp.train.load_model(task / "run")
+    np.testing.assert_allclose(network.predict(images.read(index)), scores[-40:], atol=1e-6)
+    before = found.page.read_bytes()
+    again = replicate(made[0].folder, panel=panel, echo=lines.append, **settings)
+    assert "transfer to there: 2 networks, 2 of them done" in lines
+    assert again.page.read_bytes() == before
+    bare = pp.Panel(other.bars, other.offsets, other.instruments, other.time, other.tz)
+    with pytest.raises(
+        ValueError, match="has no total returns, and the networks learn images rebuilt from them"
+    ):
+        replicate(made[0].folder, panel=panel, **(settings | {"transfer": {"bare": bare}}))
 
 
 @pytest.mark.nightly

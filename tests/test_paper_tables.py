@@ -18,7 +18,7 @@ from pricepix.paper.cells import Cell
 from pricepix.paper.context import Context
 from pricepix.paper.parts import parts_of
 from pricepix.paper.results import CellResult
-from pricepix.paper.sections import TABLES, Request, section_of
+from pricepix.paper.sections import Request, section_of
 from pricepix.paper.tasks import scored_windows
 from pricepix.paper.training import Training
 
@@ -76,7 +76,11 @@ def panel(frames: dict[str, Any]) -> pp.Panel:
 @pytest.fixture(scope="module")
 def made(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
     """The tables of made-up scores of three cells, and the scores as frames."""
-    context = Context(tmp_path_factory.mktemp("out"), panel, Training(every="bar").resolved(panel))
+    return make_tables(panel, tmp_path_factory.mktemp("out"), ("I", "II", "III", "IV"))
+
+
+def make_tables(panel: pp.Panel, folder: Path, tables: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    context = Context(folder, panel, Training(every="bar").resolved(panel))
     split = pp.train.TimeSplit(test=(TEST, None))
     rng = np.random.default_rng(8)
     results, scores = [], {}
@@ -94,9 +98,7 @@ def made(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
         names = panel.instruments[images.windows.instrument[window]]
         long = pd.DataFrame({"name": names, "day": pd.to_datetime(time), "score": value})
         scores[name] = long.pivot(index="day", columns="name", values="score")
-    request = Request(
-        tuple(r.cell for r in results), {"time": split}, ("cnn",), 5, tuple(TABLES), Universe(), 20
-    )
+    request = Request(tuple(r.cell for r in results), {"time": split}, ("cnn",), 5, tables, Universe(), {})
     section = section_of(context, "time", results, request, None)
     return {table.number: table for table in section.tables}, scores
 
@@ -198,10 +200,10 @@ def test_table_iii(made: Any, frames: dict[str, Any]) -> None:
 def test_table_iv(made: Any, frames: dict[str, Any], weighting: str) -> None:
     tables, scores = made
     score = scores["I5/R5"]
-    largest = frames["cap"].loc[score.index].rank(axis=1, ascending=False, method="first") <= 20
+    largest = frames["cap"].loc[score.index].rank(axis=1, ascending=False, method="first") <= 12
     expected, turnover = deciles(frames, score.where(largest), "week", weighting)
     check(tables["IV"], f"R5, {weighting} weight", "I5/R5", expected, turnover, "week")
-    assert tables["IV"].title == "The 20 largest names"
+    assert tables["IV"].title == "The 12 largest names"
 
 
 def test_formations_are_those_of_an_evaluation(panel: pp.Panel) -> None:

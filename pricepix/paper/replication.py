@@ -19,6 +19,7 @@ from pricepix.paper import page as pages
 from pricepix.paper.cells import MODELS, Cell, cells_of, check_model
 from pricepix.paper.context import Context
 from pricepix.paper.logits import has_statsmodels
+from pricepix.paper.markets import check_markets, transferred
 from pricepix.paper.page import Page
 from pricepix.paper.parts import splits_of
 from pricepix.paper.plan import Plan, make_plan
@@ -26,7 +27,7 @@ from pricepix.paper.results import CellResult, cell_result
 from pricepix.paper.sections import TABLES, Request, section_of
 from pricepix.paper.tables import Table
 from pricepix.paper.training import Training
-from pricepix.paper.transfer import SCALES, scales_of, with_direct_scores
+from pricepix.paper.transfer import SCALES, SOURCE, scales_of, with_direct_scores
 from pricepix.paper.truth import Truth
 from pricepix.paper.workers import run_tasks
 from pricepix.store.lock import WriteLock
@@ -93,7 +94,7 @@ def replicate(
     tables: Iterable[str] | None = None,
     controls: str | Iterable[str] = ("cnn1d",),
     universe: Any = None,
-    largest: int | None = None,
+    transfer: Mapping[str, Any] | None = None,
     training: Training | None = None,
     client: Client | None = None,
     echo: Callable[[str], Any] = print,
@@ -129,8 +130,8 @@ def replicate(
         (``"cnn1d:return"``); ``"all"``, for the whole Table IX, or ``()``.
     universe : Universe, mapping, callable or array, optional
         Which instruments portfolios may hold, in every table: see ``pricepix.factor.Universe``.
-    largest : int, optional
-        So many instruments are in Table IV; by default 500, or a third of fewer than 1,500.
+    transfer : mapping of name to panel, optional
+        Other markets, for Table X: each is scored by the networks of `panel`, and by networks trained on itself.
     training : Training, optional
         How networks are trained, where that is not as in the paper.
     client : distributed.Client, optional
@@ -164,7 +165,7 @@ def replicate(
         seeds=whole_number(seeds, "seeds", 1),
         tables=wanted,
         universe=Universe.of(universe),
-        largest=None if largest is None else whole_number(largest, "largest", 1),
+        markets={_checked_name(name): Panel.of(market) for name, market in (transfer or {}).items()},
     )
     panel = Panel.of(panel)
     return run_replication(panel, Path(out), request, training or Training(), client, echo)
@@ -193,6 +194,7 @@ def run_replication(
             f"a universe of the {request.universe.top} largest needs market caps, and the panel has none: map a column "
             "to market_cap, or choose by min_dollar_volume"
         )
+    check_markets(request.markets, training.rebuild)
     plan = make_plan(context, request.cells, request.splits, request.models, request.seeds)
     merged = {number: cell.rebuilt(training.rebuild) for number, cell in scales_of(request.tables).items()}
     plan.add(make_plan(context, tuple(merged.values()), request.splits, ("cnn",), request.seeds))
@@ -219,6 +221,8 @@ def run_replication(
             for split in request.splits
             if any(r.split == split for r in results)
         ]
+        for name, market in request.markets.items():
+            sections += transferred(context, plan, request, name, market, client, echo)
         tables = [table for section in sections for table in section.tables]
         pages.write_tables(tables, out / "tables")
         skipped = [(f"{cell}, split {split}", why) for (split, cell), why in plan.skipped.items()]
@@ -232,6 +236,12 @@ def run_replication(
 def scores_path(result: CellResult) -> Path:
     """Return where the scores of a cell are, below the folder of a replication."""
     return Path("scores") / f"{result.cell.folder}_{result.split}.parquet"
+
+
+def _checked_name(name: str) -> str:
+    if not name.isidentifier():
+        raise ValueError(f"transfer: {name!r} names a folder; give letters, digits and underscores")
+    return name
 
 
 def _models(controls: str | Iterable[str]) -> tuple[str, ...]:
@@ -290,7 +300,8 @@ def _merged_results(
     for number, cell in merged.items():
         if (split, cell.name) in plan.parts:
             own = cell_result(context, plan, cell, split, ("cnn",), seeds)
-            found[number] = with_direct_scores(context, plan, own, seeds)
+            source = Cell.of(SOURCE).rebuilt(context.training.rebuild)
+            found[number] = with_direct_scores(context, plan, source, seeds, context, own)
     return found
 
 

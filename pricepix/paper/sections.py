@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
 from pricepix.bars.times import format_times
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.universe import Universe
@@ -19,7 +20,7 @@ from pricepix.paper.context import Context
 from pricepix.paper.correlation_table import correlation_figures
 from pricepix.paper.decile_tables import Book, books_of, control_figures, decile_figures, holding_figures
 from pricepix.paper.differences import differences
-from pricepix.paper.formation import deciles, period_of
+from pricepix.paper.formation import DECILES, deciles, period_of
 from pricepix.paper.logits import has_statsmodels, market_data_figures, prediction_figures, return_figures
 from pricepix.paper.page import Section
 from pricepix.paper.parts import SPLITS
@@ -41,6 +42,7 @@ TABLES: Final = {
     "VII": "Logits of the signs of returns on predictions and characteristics",
     "VIII": "Logits on the numbers in the image, lag by lag",
     "IX": "Controls: the same numbers without the second dimension",
+    "X": "Networks of another market",
     "XI": "Networks of five bars on images of 20 bars, merged by four",
     "XII": "Networks of five bars on images of 60 bars, merged by twelve",
 }
@@ -61,7 +63,8 @@ class Request:
     seeds: int
     tables: tuple[str, ...]
     universe: Universe
-    largest: int | None
+    markets: Mapping[str, Panel]
+    """Other markets, by name."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ def _holding_table(
 def _largest_table(maker: _Maker, groups: Mapping[int, list[CellResult]]) -> Table | None:
     """Table IV: the same portfolios of the largest names."""
     names = maker.context.panel.n_instruments
-    count = maker.request.largest or (_LARGEST if names >= 3 * _LARGEST else max(10, names // 3))
+    count = _LARGEST if names >= 3 * _LARGEST else max(DECILES, names // 3)
     universe = replace(maker.request.universe, top=count)
     signals = maker.signals(maker.results, universe)
     found = maker.decile_table("IV", groups, signals, True)

@@ -73,7 +73,7 @@ def demo(
         seeds=seeds,
         tables=tuple(number for number in TABLES if number not in SCALES),
         universe=Universe(),
-        largest=None,
+        markets={},
     )
     # Small networks that learn fast, on every bar: the market has a hundredth of CRSP's windows.
     training = Training(every="bar", hyper=_HYPER, channels=0.0625, threads=1)

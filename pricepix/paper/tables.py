@@ -125,13 +125,11 @@ class Table:
         found = []
         for panel in dict.fromkeys(figure.panel for figure in self.figures):
             own = [figure for figure in self.figures if figure.panel == panel]
-            places = list(dict.fromkeys((f.column, f.statistic) for f in own if f.statistic not in _ALONE))
             columns: dict[str, list[str]] = {}
-            for column, statistic in places:
-                columns.setdefault(column, []).append(statistic)
-            order = [
-                (column, statistic) for column, statistics in columns.items() for statistic in statistics
-            ]
+            for column in dict.fromkeys(figure.column for figure in own):
+                every = list(dict.fromkeys(f.statistic for f in own if f.column == column))
+                columns[column] = [name for name in every if name not in _ALONE] or every[:1]
+            order = [(column, name) for column, statistics in columns.items() for name in statistics]
             texts = {(f.row, f.column, f.statistic): format_figure(f.statistic, f.value) for f in own}
             rows = []
             for row in dict.fromkeys(figure.row for figure in own):

@@ -197,7 +197,7 @@ def run_task(context: Context, task: Task) -> None:
             checkpoint_minutes=training.checkpoint_minutes,
             progress=False,
         )
-    scores = score_windows(context, task, cell)
+    scores = score_windows(context, task)
     with atomic_file(folder / _SCORES) as partial, open(partial, "wb") as file:
         np.save(file, scores, allow_pickle=False)
     done = {
@@ -208,13 +208,20 @@ def run_task(context: Context, task: Task) -> None:
     write_json(folder / _DONE, {**done, "task": task.name})
 
 
-def score_windows(context: Context, task: Task, cell: Cell) -> NDArray[np.float32]:
-    """Score a cell's windows of a task's test with the network of the task, which may have learned another cell's."""
+def score_windows(
+    context: Context, task: Task, target: Context | None = None, cell: Cell | None = None
+) -> NDArray[np.float32]:
+    """Score windows of the time of a task's test with its network.
+
+    By default those of its own cell; else those of another cell whose images have the same size, or of the context of
+    another market.
+    """
     from pricepix.train import load_model
     from pricepix.train.series import window_series
 
     training = context.training
-    images, index = context.images(cell), scored_windows(context, cell, task.part)
+    target, cell = target or context, cell or task.cell
+    images, index = target.images(cell), scored_windows(target, cell, task.part)
     if not len(index):
         return np.empty(0, np.float32)
     spec = task.network(context)
@@ -224,7 +231,7 @@ def score_windows(context: Context, task: Task, cell: Cell) -> NDArray[np.float3
         if isinstance(spec, SeriesSpec):
             rows = images.windows.row[index]
             parts = [
-                model.predict(window_series(context.panel, cell.image, some, spec.scaling))
+                model.predict(window_series(target.panel, cell.image, some, spec.scaling))
                 for some in np.array_split(rows, -(-len(rows) // _BLOCK))
             ]
         else:

@@ -1,4 +1,4 @@
-"""Networks that score what they did not learn on: images of longer stretches, merged into as many bars."""
+"""Networks that score what they did not learn on: longer stretches merged into as many bars, other markets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,15 @@ from pricepix.paper.tables import Figure
 from pricepix.paper.tasks import FORMAT_VERSION, Task, read_done, read_scores, score_windows, scored_windows
 from pricepix.spec import ImageSpec
 
-__all__ = ["DIRECT", "SCALES", "merged_cell", "time_scale_figures", "with_direct_scores"]
+__all__ = [
+    "DIRECT",
+    "SCALES",
+    "market_figures",
+    "merged_cell",
+    "scales_of",
+    "time_scale_figures",
+    "with_direct_scores",
+]
 
 Floats = NDArray[np.float64]
 
@@ -40,45 +48,85 @@ def merged_cell(lookback: int, horizon: int) -> Cell:
     return Cell(image, horizon, f"I{lookback}x{k}/R{horizon}")
 
 
-def with_direct_scores(context: Context, plan: Plan, result: CellResult, seeds: int) -> CellResult:
-    """Add to a merged cell's scores those of the networks of I5/R5, which never saw such images.
+def with_direct_scores(
+    home: Context, plan: Plan, source: Cell, seeds: int, target: Context, result: CellResult
+) -> CellResult:
+    """Add to a cell's scores those of networks that learned other images, or on another market.
 
-    Each part is scored by the networks that were tested on the same time, so that none has learned from it. Scores are
-    kept beside the networks. A split whose parts the source does not share gets none.
+    Each window is scored by the networks whose own test holds its time, so that none has learned from that time;
+    windows of other times have no direct score. Scores are kept beside the networks.
+
+    Parameters
+    ----------
+    home : Context
+        Where the networks were trained.
+    plan : Plan
+        What was.
+    source : Cell
+        What they learned.
+    seeds : int
+    target : Context
+        Whose windows are scored: the same, or that of another market.
+    result : CellResult
+        Of the windows to score.
     """
-    sources = {part.name: part for part in plan.parts.get((result.split, SOURCE), [])}
-    source = Cell.of(SOURCE).rebuilt(result.cell.image.rebuild)
-    if any(part.name not in sources or sources[part.name] != part for part in result.parts):
-        return result
-    means = []
-    for part in result.parts:
-        total = np.zeros(len(scored_windows(context, result.cell, part)))
+    whole = np.full(len(target.images(result.cell)), np.nan)
+    for part in plan.parts.get((result.split, source.name), []):
+        index = scored_windows(target, result.cell, part)
+        total = np.zeros(len(index))
         for seed in range(seeds):
-            total += _direct(context, Task(source, result.split, part, "cnn", seed), result.cell)
-        means.append(total / seeds)
-    return replace(result, scores={**result.scores, DIRECT: np.concatenate(means)})
+            task = Task(source, result.split, part, "cnn", seed)
+            total += _direct(home, task, target, result.cell)
+        whole[index] = total / seeds
+    scores = whole[result.window]
+    return result if np.isnan(scores).all() else replace(result, scores={**result.scores, DIRECT: scores})
 
 
-def _direct(context: Context, task: Task, cell: Cell) -> NDArray[np.float32]:
-    """Scores of a cell's windows by a network that learned another one."""
-    folder = context.folder / task.path
-    name = f"scores_{cell.folder}"
+def _direct(home: Context, task: Task, target: Context, cell: Cell) -> NDArray[np.float32]:
+    """Scores of a cell's windows by a network that learned another one; those of an earlier call if they are whole."""
+    folder = home.folder / task.path
+    name = f"scores_{cell.folder}" if target is home else f"scores_{target.folder.name}_{cell.folder}"
     path, mark = folder / f"{name}.npy", folder / f"{name}.json"
-    identity = {"format_version": FORMAT_VERSION, "source": task.digest(context), "image": cell.image.digest}
-    identity |= {"horizon": cell.horizon}
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "source": task.digest(home),
+        "panel": target.panel.digest,
+        "image": cell.image.digest,
+        "horizon": cell.horizon,
+    }
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
-    count = len(scored_windows(context, cell, task.part))
     done = read_done(mark)
     if done is not None and done.get("digest") == digest and path.is_file():
         content = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         if content == done.get("scores"):
-            return read_scores(path, count)
-    scores = score_windows(context, task, cell)
+            return read_scores(path, len(scored_windows(target, cell, task.part)))
+    scores = score_windows(home, task, target, cell)
     with atomic_file(path) as partial, open(partial, "wb") as file:
         np.save(file, scores, allow_pickle=False)
     checksum = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     write_json(mark, {"digest": digest, "scores": checksum})
     return scores
+
+
+def market_figures(
+    results: Sequence[CellResult], signals: Mapping[str, Signals], lookup: Any, differs: str
+) -> Iterator[Figure]:
+    """Yield Table X: what networks of another market earn here, and those trained here, on the same windows."""
+    for weighting, panel in (("equal", "Equal weight"), ("value", "Value weight")):
+        means: dict[str, list[float]] = {}
+        for result in results:
+            shared = signals[result.cell.name]
+            if weighting == "value" and shared.cap is None:
+                continue
+            for model, row in ((DIRECT, "Direct"), ("cnn", "Local")):
+                found, _ = deciles(
+                    shared.formation, shared.models[model], shared.returns, shared.cap, weighting == "value"
+                )
+                yield Figure(panel, row, result.cell.name, "sharpe", found[-1].sharpe, differs=differs)
+                means.setdefault(row, []).append(found[-1].sharpe)
+        for row, values in means.items():
+            known = lookup("X", "", row.lower(), weighting, "mean", "sharpe")
+            yield Figure(panel, row, "Mean", "sharpe", float(np.mean(values)), known, differs)
 
 
 def time_scale_figures(
