@@ -1,6 +1,7 @@
 from . import bars as bars
 from . import build as build
 from . import factor as factor
+from . import paper as paper
 from . import samples as samples
 from . import train as train
 from ._version import __version__ as __version__

@@ -34,7 +34,7 @@ RANK = {
             "store",
             "build train preview",
             "factor",
-            "workflow",
+            "workflow paper",
             "cli __init__",
             "__main__",
         ]

@@ -178,6 +178,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table, read_bars),
         "warm-up": (pp.warm_up,),
+        "replicate": (pp.paper.replicate, pp.paper.Training, pp.factor.Universe, pp.Panel.from_table),
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.
     own = {
@@ -190,6 +191,9 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "report",
         "panel",
         "spec",
+        "paths",
+        "demo",
+        "like",
     }
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own

@@ -1,5 +1,7 @@
 from .cache import FactorCache as FactorCache
 from .cache import open_cache as open_cache
+from .comparison.compare import Comparison as Comparison
+from .comparison.compare import compare as compare
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.report import write_report as write_report
 from .evaluation.result import Evaluation as Evaluation

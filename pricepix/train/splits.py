@@ -6,8 +6,9 @@ Everything works on arrays, so that a split serves a store as well as any other 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -196,22 +197,32 @@ class WalkForward:
     start: Any = None
     end: Any = None
 
-    def folds(self, samples: Samples) -> list[Fold]:
-        """Return the folds in order of time."""
+    def stretches(self, first: dt.date, last: dt.date) -> Iterator[tuple[dt.date, dt.date, dt.date]]:
+        """Yield the first day of each training, that of its test, and the first day after that.
+
+        Parameters
+        ----------
+        first, last : date
+            First and last day that is used; the last test begins on or before `last`.
+        """
         train, test = _length("train", self.train), _length("test", self.test)
         step = _length("step", self.step) if self.step is not None else test
+        for k in itertools.count():
+            moved = _add(first, step, k)
+            cut = _add(moved, train)
+            if cut > last:
+                return
+            yield first if self.expanding else moved, cut, _add(cut, test)
+
+    def folds(self, samples: Samples) -> list[Fold]:
+        """Return the folds in order of time."""
         if not samples.usable.any():
             raise ValueError("no window has a target, so there is nothing to split")
         times = samples.time[samples.usable]
         first = _day(int(times.min()) if self.start is None else as_time(self.start, samples.tz), samples.tz)
         last = int(times.max()) if self.end is None else as_time(self.end, samples.tz, True)
         folds: list[Fold] = []
-        while True:
-            k = len(folds)
-            moved = _add(first, step, k)
-            begin = first if self.expanding else moved
-            cut = _add(moved, train)
-            stop = _add(cut, test)
+        for begin, cut, stop in self.stretches(first, _day(last, samples.tz)):
             low, middle, high = (as_time(day, samples.tz) for day in (begin, cut, stop))
             in_test = (
                 samples.usable & (samples.time >= middle) & (samples.time < high) & (samples.time <= last)

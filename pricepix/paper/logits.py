@@ -1,0 +1,199 @@
+"""Tables VI to VIII: logits of predictions, and of returns, on characteristics and on the numbers in the image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pricepix._checks import optional_module
+from pricepix.factor.evaluation.metrics import rank
+from pricepix.paper.context import Context
+from pricepix.paper.results import CellResult, Signals
+from pricepix.paper.tables import Figure
+from pricepix.train.series import window_series
+
+__all__ = [
+    "Logit",
+    "fit_logit",
+    "has_statsmodels",
+    "market_data_figures",
+    "prediction_figures",
+    "return_figures",
+]
+
+Floats = NDArray[np.float64]
+
+_SERIES: Final = ("Open", "High", "Low", "Close", "Average", "Volume")
+_SHOWN_BARS: Final = 5
+"""Lags whose coefficients are printed one by one; of longer images only the fit is."""
+
+
+class Logit(NamedTuple):
+    """A fitted logit: coefficients after the constant, their t, and McFadden's R2 in and out of sample."""
+
+    coefficients: Floats
+    t: Floats
+    r2: float
+    r2_out: float
+    rows: int
+
+
+def fit_logit(up: NDArray[np.bool_], x: Floats, order: NDArray[np.int64]) -> Logit:
+    """Fit a logit with a constant by maximum likelihood, as ``statsmodels.Logit`` does.
+
+    Parameters
+    ----------
+    up : numpy.ndarray, bool (n,)
+    x : numpy.ndarray, float64 (n, k)
+    order : numpy.ndarray, int64 (n,)
+        Time of each row. For the fit out of sample the rows of the earlier half of times are fitted, those of the later
+        half judged: 1 less their log likelihood over that of the earlier half's share of rises.
+
+    Returns
+    -------
+    Logit
+        NaN where it cannot be fitted: one class only, columns that are collinear, or classes that are separated.
+    """
+    whole = _fitted(up, x)
+    times = np.unique(order)
+    early = order < times[len(times) // 2] if len(times) > 1 else np.zeros(len(order), bool)
+    first, r2_out = _fitted(up[early], x[early]), float("nan")
+    if first is not None and np.count_nonzero(~early) > 0:
+        later = up[~early]
+        linear = first.params[0] + x[~early] @ first.params[1:]
+        model = float(-np.logaddexp(0.0, np.where(later, -linear, linear)).sum())
+        share = float(up[early].mean())
+        rises = int(np.count_nonzero(later))
+        guess = rises * float(np.log(share)) + (len(later) - rises) * float(np.log1p(-share))
+        r2_out = 1.0 - model / guess
+    nothing = np.full(x.shape[1], np.nan)
+    if whole is None:
+        return Logit(nothing, nothing, float("nan"), r2_out, len(up))
+    return Logit(whole.params[1:], whole.tvalues[1:], float(whole.prsquared), r2_out, len(up))
+
+
+def has_statsmodels() -> bool:
+    """Whether statsmodels is installed, which the logits need."""
+    return find_spec("statsmodels") is not None
+
+
+def _fitted(up: NDArray[np.bool_], x: Floats) -> Any:
+    """Return statsmodels' result, None where there is none."""
+    sm = optional_module("statsmodels.api", "paper", "Tables VI to VIII")
+    design = np.column_stack([np.ones(len(x)), x])
+    if (
+        len(up) < 2 * design.shape[1]
+        or up.all()
+        or not up.any()
+        or np.linalg.matrix_rank(design) < design.shape[1]
+    ):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = sm.Logit(up.astype(float), design).fit(disp=0, maxiter=100)
+        except (np.linalg.LinAlgError, ValueError):
+            return None
+    return found if found.mle_retvals["converged"] and np.isfinite(found.bse).all() else None
+
+
+def prediction_figures(
+    results: Sequence[CellResult],
+    signals: Mapping[str, Signals],
+    found: Mapping[str, Mapping[str, Floats]],
+    differs: str,
+) -> Iterator[Figure]:
+    """Table VI: the CNN's predicted sign on the names' characteristics, ranked at each formation."""
+    for result in results:
+        shared = signals[result.cell.name]
+        score = shared.models["cnn"]
+        known = ~np.isnan(score)
+        design, names = _ranked(found[result.cell.name], known)
+        yield from _figures(
+            result.cell.name, names, fit_logit(score[known] > 0.5, design, _order(known)), differs
+        )
+
+
+def return_figures(
+    results: Sequence[CellResult],
+    signals: Mapping[str, Signals],
+    found: Mapping[str, Mapping[str, Floats]],
+    differs: str,
+) -> Iterator[Figure]:
+    """Table VII: the sign of the return to the next formation on the CNN's prediction and the characteristics."""
+    for result in results:
+        shared = signals[result.cell.name]
+        score = shared.models["cnn"]
+        known = ~np.isnan(score) & ~np.isnan(shared.returns)
+        design, names = _ranked({"CNN prediction": score, **found[result.cell.name]}, known)
+        up = shared.returns[known] > 0
+        yield from _figures(result.cell.name, names, fit_logit(up, design, _order(known)), differs)
+        alone = fit_logit(up, design[:, :1], _order(known))
+        yield Figure("", "R2, CNN alone", result.cell.name, "mcfadden_r2", alone.r2, differs=differs)
+        yield Figure(
+            "", "R2 out of sample, CNN alone", result.cell.name, "mcfadden_r2", alone.r2_out, differs=differs
+        )
+
+
+def market_data_figures(
+    results: Sequence[CellResult], context: Context, lookup: Any, differs: str
+) -> Iterator[Figure]:
+    """Table VIII: predictions, and returns, on the numbers behind the image in its scale, lag by lag."""
+    for result in results:
+        image, name = result.cell.image, result.cell.name
+        series = window_series(context.panel, image, result.row).astype(np.float64)
+        design = np.nan_to_num(series.reshape(len(series), -1))
+        # What the scale fixes, such as the highest high, does not vary; the logit cannot take it.
+        varies = np.flatnonzero(design.std(axis=0) > 1e-9)
+        lags = [f"{_SERIES[k // image.bars]}, lag {image.bars - k % image.bars - 1}" for k in varies]
+        returned = ~np.isnan(result.returns)
+        for target, up, kept in (
+            ("CNN prediction", result.scores["cnn"] > 0.5, np.ones(len(design), bool)),
+            ("Return", result.returns > 0, returned),
+        ):
+            fit = fit_logit(up[kept], design[kept][:, varies], result.time[kept])
+            known = lookup("VIII", name, "cnn", "", "market data in image scale", "mcfadden_r2")
+            known = known if target == "CNN prediction" else float("nan")
+            yield Figure(target, "R2", name, "mcfadden_r2", fit.r2, known, differs)
+            yield Figure(target, "R2 out of sample", name, "mcfadden_r2", fit.r2_out, differs=differs)
+            yield Figure(target, "Windows", name, "count", float(fit.rows), differs=differs)
+            if image.bars <= _SHOWN_BARS:
+                for label, coefficient, t in zip(lags, fit.coefficients, fit.t, strict=True):
+                    yield Figure(target, label, name, "coefficient", float(coefficient), differs=differs)
+                    yield Figure(target, label, name, "t", float(t), differs=differs)
+
+
+def _figures(column: str, names: Sequence[str], fit: Logit, differs: str) -> Iterator[Figure]:
+    for name, coefficient, t in zip(names, fit.coefficients, fit.t, strict=True):
+        yield Figure("", name, column, "coefficient", float(coefficient), differs=differs)
+        yield Figure("", name, column, "t", float(t), differs=differs)
+    yield Figure("", "R2", column, "mcfadden_r2", fit.r2, differs=differs)
+    yield Figure("", "R2 out of sample", column, "mcfadden_r2", fit.r2_out, differs=differs)
+    yield Figure("", "Pairs", column, "count", float(fit.rows), differs=differs)
+
+
+def _ranked(values: Mapping[str, Floats], known: NDArray[np.bool_]) -> tuple[Floats, list[str]]:
+    """Ranks at each formation among the names that count, from -1/2 to 1/2; 0 where one is missing.
+
+    Columns that do not vary are left out.
+    """
+    columns, names = [], []
+    for name, grid in values.items():
+        own = np.where(known, grid, np.nan)
+        count = np.count_nonzero(~np.isnan(own), axis=1)[:, None]
+        place = (rank(own) - 0.5) / np.maximum(count, 1) - 0.5
+        column = np.nan_to_num(place)[known]
+        if column.std() > 1e-9:
+            columns.append(column)
+            names.append(name)
+    return np.column_stack(columns) if columns else np.empty((int(known.sum()), 0)), names
+
+
+def _order(known: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The formation of each pair that counts."""
+    return np.nonzero(known)[0]

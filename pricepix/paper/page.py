@@ -1,0 +1,73 @@
+"""The page of a replication: one HTML file that needs no network, the same byte for byte from the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pricepix._checks import optional_module
+from pricepix.location import atomic_file
+from pricepix.paper.charts import HEIGHT, WIDTH, Chart
+from pricepix.paper.tables import Table
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["Page", "Section", "check_installed", "write_page", "write_tables"]
+
+_TEMPLATE: Final = "paper.html.j2"
+
+
+class Section(NamedTuple):
+    """Tables and charts of one split."""
+
+    title: str
+    tables: list[Table]
+    charts: list[Chart]
+    differences: dict[str, str]
+
+
+class Page(NamedTuple):
+    """What the template shows."""
+
+    title: str
+    lead: str
+    notes: Sequence[str]
+    skipped: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
+
+
+def check_installed() -> None:
+    """Raise ImportError, with the line that installs it, unless the page's template engine is there."""
+    optional_module("jinja2", "paper", "paper.html")
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write the page; nothing in it tells when, where or by whom it was made."""
+    text = _environment().get_template(_TEMPLATE).render(**page._asdict(), width=WIDTH, height=HEIGHT)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> None:
+    """Write every table as CSV and as LaTeX."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for suffix, text in ((".csv", table.to_csv()), (".tex", table.to_latex())):
+            with atomic_file(folder / f"{table.name}{suffix}") as partial:
+                partial.write_text(text, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("pricepix.paper", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
