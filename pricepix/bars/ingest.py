@@ -404,7 +404,9 @@ def _note_absences(parts: PanelParts, options: ReadOptions) -> PanelParts:
     examples: dict[str, tuple[BadRow, ...]] = {}
     if "total_return" in parts.fields:
         found = np.full(_SHOWN, -1, np.int64)
-        count = kernels.missing_returns(parts.bars, parts.fields["total_return"], parts.offsets, found)
+        count = kernels.missing_returns(
+            locked(parts.bars), locked(parts.fields["total_return"]), locked(parts.offsets), found
+        )
         if count:
             counts["missing_return"] = count
             examples["missing_return"] = tuple(_bad_row(parts, row) for row in found[found >= 0])
