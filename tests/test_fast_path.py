@@ -191,7 +191,7 @@ def test_every_preset_takes_the_fast_path(preset, make_walk):
     spec = ImageSpec.preset(preset)
     panel = Panel(make_walk(600), np.array([0, 600]), np.array(["A"]), np.arange(600))
     with pytest.MonkeyPatch.context() as patch:
-        for plain in ("render_serial", "render_parallel", "render_task"):
+        for plain in ("render_serial", "render_task"):
             patch.setattr(kernels, plain, None)
         index = WindowIndex.from_panel(panel, spec)
         assert len(index) > 300
@@ -224,8 +224,7 @@ def test_other_specs_are_drawn_by_the_plain_kernels(spec, make_walk):
     )
     assert not fast.supports(spec)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("render_serial", "render_parallel", "render_task"):
-            patch.setattr(fast, name, None)
+        patch.setattr(fast, "render_serial", None)
         index = WindowIndex.from_panel(panel, spec)
         images = render_panel(panel, index, threads=1)
         assert len(images) > 100

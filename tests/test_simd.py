@@ -15,9 +15,11 @@ from pricepix.render import simd
 from pricepix.render.simd import (
     absolute,
     bits_of,
+    bytes_in,
     chain,
     count_from,
     fence,
+    floats_in,
     higher_of,
     ink,
     interleave,
@@ -42,6 +44,7 @@ from pricepix.render.simd import (
     where_above,
     where_higher,
     where_nan,
+    words_in,
 )
 
 N = 48
@@ -125,6 +128,14 @@ def past_the_cache(a, begin, out):
     fence()
 
 
+def parts_of_memory(out):
+    words, floats, rest = words_in(out, 8), floats_in(out, 24), bytes_in(out, 40)
+    for k in range(2):
+        words[k] = 1234567 + k
+        floats[k] = 0.1 + k
+    rest[3] = 5
+
+
 def assert_compiled_equals_plain(kernel, *arguments):
     """Run a kernel as compiled and with the plain functions; the last argument is where it writes."""
     plain = types.FunctionType(kernel.__code__, {**kernel.__globals__, **simd.PLAIN})
@@ -173,6 +184,10 @@ def test_stores_past_the_cache():
     assert_compiled_equals_plain(past_the_cache, BYTES[0], -room.ctypes.data % 32, room)
 
 
+def test_parts_of_memory():
+    assert_compiled_equals_plain(parts_of_memory, np.full(51, 77, np.uint8))
+
+
 def test_every_instruction_is_tested():
     kernels = (
         four_floats,
@@ -182,6 +197,7 @@ def test_every_instruction_is_tested():
         many_bytes,
         words_to_bytes,
         past_the_cache,
+        parts_of_memory,
     )
     assert {name for kernel in kernels for name in kernel.__code__.co_names} >= set(simd.PLAIN)
 

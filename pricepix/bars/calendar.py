@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pricepix.bars import kernels
+from pricepix.bars.values import locked
 
 # Times at which fewer of the instruments then alive have a price are thin.
 THIN_SHARE = 0.5
@@ -16,6 +17,7 @@ def calendar_of(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Return all times at which any instrument has a row, ascending."""
     # Nearly all instruments share one calendar, so the longest one has nearly all times. Only the rest
     # is collected and sorted: 25 million rows take 0.1 s, where numpy.unique takes 2.
+    time, offsets = locked(time), locked(offsets)
     lengths = np.diff(offsets)
     if not lengths.sum():
         return np.empty(0, np.int64)
@@ -24,7 +26,7 @@ def calendar_of(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     others = np.empty(max(1 << 16, int(lengths.max())), np.int64)
     i = 0
     while i < len(lengths):
-        i, n = kernels.times_outside(time, offsets, i, calendar, others)
+        i, n = kernels.times_outside(time, offsets, i, locked(calendar), others)
         if n:
             calendar = np.union1d(calendar, others[:n])
             others = np.empty(max(len(others), len(calendar)), np.int64)
@@ -47,7 +49,8 @@ class Gaps(NamedTuple):
 
 def find_gaps(bars: np.ndarray, time: np.ndarray, offsets: np.ndarray, shown: int = 0) -> Gaps:
     """Find the thin times of some bars and the bars that are absent; name `shown` rows that follow a hole."""
-    calendar = calendar_of(time, offsets)
+    bars, time, offsets = locked(bars), locked(time), locked(offsets)
+    calendar = locked(calendar_of(time, offsets))
     change, priced = np.zeros(len(calendar) + 1, np.int64), np.zeros(len(calendar), np.int64)
     kernels.count_alive(bars, time, offsets, calendar, change, priced)
     thin = priced < THIN_SHARE * np.cumsum(change)[:-1]

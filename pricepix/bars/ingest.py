@@ -412,7 +412,7 @@ def _note_absences(parts: PanelParts, options: ReadOptions) -> PanelParts:
     if "total_return" in parts.fields:
         found = np.full(_SHOWN, -1, np.int64)
         count, before = kernels.missing_returns(
-            parts.bars, parts.fields["total_return"], parts.offsets, found
+            locked(parts.bars), locked(parts.fields["total_return"]), locked(parts.offsets), found
         )
         if before:
             counts["before_first_return"] = before

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from pricepix.bars.compiling import announce_compiling
+
 # Kinds of findings about a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
 HIGH_BELOW_LOW = 1
 NONPOSITIVE_PRICE = 2
@@ -25,8 +27,23 @@ OUTSIDE_RANGE = 256
 N_BAR_KINDS = 9
 BAR_ERRORS = HIGH_BELOW_LOW | NONPOSITIVE_PRICE | INFINITE_PRICE | INFINITE_VOLUME | NEGATIVE_VOLUME
 
+announce_compiling()
+
 # Eight instruments side by side fill the cache lines of a (time, instrument) array of float64.
 _TILE = 8
+
+
+@njit(cache=True, nogil=True)
+def first_at_least(ascending, value):
+    """Return the place of the first number that is not below `value`; ``np.searchsorted`` takes a second to compile."""
+    low, high = 0, ascending.size
+    while low < high:
+        middle = (low + high) // 2
+        if ascending[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(cache=True, nogil=True)
@@ -288,7 +305,7 @@ def count_alive(bars, time, offsets, calendar, change, priced):
         a, b = offsets[i], offsets[i + 1]
         if a == b:
             continue
-        j = np.searchsorted(calendar, time[a])
+        j = first_at_least(calendar, time[a])
         change[j] += 1
         for r in range(a, b):
             while calendar[j] < time[r]:
@@ -308,7 +325,7 @@ def absent_rows(time, offsets, calendar, before, absent, found):
         a, b = offsets[i], offsets[i + 1]
         if a == b:
             continue
-        j = np.searchsorted(calendar, time[a])
+        j = first_at_least(calendar, time[a])
         for r in range(a + 1, b):
             last = j
             while calendar[j] < time[r]:
@@ -332,7 +349,7 @@ def spread_rows(time, offsets, calendar, thin, new_offsets, source, out_time):
         if a == b:
             continue
         at = new_offsets[i]
-        j = np.searchsorted(calendar, time[a])
+        j = first_at_least(calendar, time[a])
         for r in range(a, b):
             while calendar[j] < time[r]:
                 if not thin[j]:
@@ -506,7 +523,7 @@ def times_outside(time, offsets, begin, calendar, out):
             return i, n
         if a == b:
             continue
-        j = np.searchsorted(calendar, time[a])
+        j = first_at_least(calendar, time[a])
         for r in range(a, b):
             t = time[r]
             while j < calendar.size and calendar[j] < t:
@@ -526,7 +543,7 @@ def time_codes(time, offsets, calendar, out):
         a, b = offsets[i], offsets[i + 1]
         if a == b:
             continue
-        j = np.searchsorted(calendar, time[a])
+        j = first_at_least(calendar, time[a])
         for r in range(a, b):
             while calendar[j] < time[r]:
                 j += 1

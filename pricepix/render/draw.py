@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,13 +28,8 @@ _STYLE_CODES = {
 }
 # Windows a task: enough to share the moving averages of a stretch, few enough to balance two threads.
 _TASK_WINDOWS = 256
-# Numba's default threading layer kills the process when two threads are inside a parallel region at once, and
-# its threads do not survive a fork. Threads that fail to get the lock, and forked children, use a pool of their own
-# over the serial driver instead.
-_parallel_region = threading.Lock()
-# The process that first asked Numba for threads, and how many Numba last allowed it.
-_parallel_process: int | None = None
-_allowed_threads = 1
+# Tasks that one thread draws before another would have started.
+_FEW_TASKS = 2
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
 _NO_MA = np.zeros((0, 0))
@@ -246,44 +239,40 @@ def run_plain(
 def _drive(
     path: Any, source: tuple[Any, ...], starts: NDArray[np.int64], rest: tuple[Any, ...], threads: int | None
 ) -> None:
-    """Run the tasks on a driver of `path`; on Numba's threads only if `threads` leaves the choice to us."""
-    allowed: Any = _usable_threads() if threads is None else threads
-    allowed = whole_number(allowed, "threads", 1, otherwise="None for all")
+    """Run the tasks on as many threads as are allowed, of which the calling one is the first.
+
+    Threads of Python over a kernel that releases the interpreter's lock, and not those of Numba: a kernel for these is
+    compiled on its own, which takes as long as the renderer, two threads in them at once end the process, they do not
+    survive a fork, and they change torch's number of threads.
+    """
+    allowed = whole_number(
+        _usable_threads() if threads is None else threads, "threads", 1, otherwise="None for all"
+    )
     tasks = len(starts) - 1
-    if allowed == 1 or tasks == 1:
+    if allowed == 1 or tasks <= _FEW_TASKS:
         path.render_serial(*source, starts, *rest)
-    elif threads is None and _enter_parallel_region():
-        try:
-            path.render_parallel(*source, starts, *rest)
-        finally:
-            _parallel_region.release()
-    else:
-        # Tasks are many and of similar size, so a few slices a thread balance well.
-        cuts = np.linspace(0, tasks, min(tasks, 8 * allowed) + 1).astype(np.int64)
-        with ThreadPoolExecutor(allowed) as pool:
-            slices = (starts[a : b + 1] for a, b in itertools.pairwise(cuts))
-            list(pool.map(lambda part: path.render_serial(*source, part, *rest), slices))
+        return
+    # Tasks are many and of similar size, so a few slices a thread balance well.
+    cuts = np.linspace(0, tasks, min(tasks, 8 * allowed) + 1).astype(np.int64)
+    slices = [starts[a : b + 1] for a, b in itertools.pairwise(cuts)]
+    taken = itertools.count()
+
+    def work() -> None:
+        while (k := next(taken)) < len(slices):
+            path.render_serial(*source, slices[k], *rest)
+
+    others = min(allowed, len(slices)) - 1
+    with ThreadPoolExecutor(others, "pricepix-render") as pool:
+        helpers = [pool.submit(work) for _ in range(others)]
+        work()
+        for helper in helpers:
+            helper.result()
 
 
 def _usable_threads() -> int:
-    """Threads that Numba may use in this process; in a forked child, what it allowed the parent.
-
-    A forked child must not ask Numba: it takes a lock to answer, and if another thread held that lock at the
-    fork, nothing in the child ever releases it.
-    """
-    global _parallel_process, _allowed_threads  # noqa: PLW0603
-    if not _forked():
-        _parallel_process = os.getpid()
-        _allowed_threads = int(numba.get_num_threads())
-    return _allowed_threads
-
-
-def _forked() -> bool:
-    return _parallel_process not in (None, os.getpid())
-
-
-def _enter_parallel_region() -> bool:
-    return not _forked() and _parallel_region.acquire(blocking=False)
+    """Threads of a call that does not say: ``NUMBA_NUM_THREADS``, by default the cores of this process."""
+    settings: Any = numba.config
+    return int(settings.NUMBA_NUM_THREADS)
 
 
 def widen(

@@ -38,14 +38,15 @@ from pricepix.render.rules import (
     PanelArrays,
     WindowRows,
     jit,
-    parallel_jit,
 )
 from pricepix.render.simd import (
     absolute,
     bits_of,
+    bytes_in,
     chain,
     count_from,
     fence,
+    floats_in,
     higher_of,
     ink,
     interleave,
@@ -70,6 +71,7 @@ from pricepix.render.simd import (
     where_above,
     where_higher,
     where_nan,
+    words_in,
 )
 from pricepix.render.window_bars import moving_average
 
@@ -387,8 +389,9 @@ def _reason_of(f, i, params, averages_given):
 
 @jit
 def _prepare_windows(
-    panel: Any, total: int, averages: Any, first: int, start: int, count: int, params: FastParams, f: Any
-) -> None:
+    panel: Any, total: int, averages: Any, truncated: Any, first: int, start: int, count: int, params: FastParams,
+    f: Any,
+) -> None:  # fmt: skip
     """Fill the scratch `f` for the windows inside panel rows start..start + count - 1 of one instrument.
 
     Field k of the i-th row, or of the window that begins there, is ``f[k + i]``. The loops run over whole
@@ -441,16 +444,16 @@ def _prepare_windows(
             store(f, LARGEST + i, v)
             store(f, SMALLEST + i, v)
     averages_given = averages is not None and averages.shape[0] > 0
-    if params.style == CNN_FOR_TRADING or averages_given:
+    if truncated is not None or averages_given:
         _count_odd_bars(panel, columns, start, count, params, f)
     if average and averages is not None:
         if averages.shape[0] > 0:
             for i in range(count):
                 f[AVERAGE + i] = abs(averages[start + i, 0])
-        elif params.style == CNN_FOR_TRADING:
-            _mean_of_known(f, average, count)
-        else:
+        elif truncated is None:
             _mean(f, average, count)
+        else:
+            _mean_of_known(f, average, count)
         for i in range(0, count, 4):
             m = load_f(f, AVERAGE + i)
             store(f, LOWEST + i, lower_of(m, load_f(f, LOWEST + i)))
@@ -461,7 +464,8 @@ def _prepare_windows(
         _join_all(f, count, params)
     else:
         # Rolling extremes over 1, 2, 4, 8 ... rows, and once more overlapping for the rest.
-        width = 1
+        # A literal would be a type of its own, for which the step would be compiled once more.
+        width: Any = np.int64(1)
         while 2 * width <= lookback:
             _roll(f, width, count - 2 * width + 1, params)
             width *= 2
@@ -845,15 +849,15 @@ def _allocate(height, width, word_stride, copies, extra):
     # A store across two pages waits for all stores past the caches, so what is written unaligned comes first.
     memory = np.empty(n_bytes + 8 * n_ints + extra + 4096, np.uint8)
     start = -memory.ctypes.data & 4095
-    planes = pointer(memory[start : start + n_bytes - 128])
+    planes = bytes_in(memory, start)
     start += n_bytes
-    edge = memory[start - 128 : start]
-    edge[:] = 0
-    edge[32:64] = 255
+    edge = bytes_in(memory, start - 128)
+    for i in range(128):
+        edge[i] = 255 if 32 <= i < 64 else 0
     # The keys of segments, the first of `extra`, are words too.
-    ints = pointer(memory[start : start + 8 * (n_ints + extra // 8)].view(np.int64))
+    ints = words_in(memory, start)
     start += 8 * n_ints
-    return Scratch(memory, planes, pointer(edge), ints, start, batch, slots, word_slot, plane_slot)
+    return Scratch(memory, planes, edge, ints, start, batch, slots, word_slot, plane_slot)
 
 
 @inlined
@@ -890,18 +894,16 @@ def _end_of_run(first, last, i, lookback):
 
 
 @jit
-def render_task(
-    panel: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, rows: WindowRows,
-    out: Any, mode: int, nontemporal: bool, reason: Any,
+def render_serial(
+    panel: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, starts: Any,
+    rows: WindowRows, out: Any, mode: int, nontemporal: bool, reason: Any,
 ) -> None:  # fmt: skip
-    """Draw windows into the flat `out`; the first arguments are those of a ``Job``.
+    """Draw windows into the flat `out`, one task after the other; the first arguments are those of a ``Job``.
 
-    At most TASK_WINDOWS windows, of any instruments and in any order; those that follow each other with ascending
-    rows share the work that they have in common.
+    Task t covers windows ``starts[t]`` to ``starts[t + 1] - 1``, at most TASK_WINDOWS, of any instruments and in any
+    order; those that follow each other with ascending rows share the work that they have in common. This is one
+    function, since what calls another compiles that once more.
     """
-    # Each access to an array of a tuple would count its references; see ``simd.pointer``.
-    first, last, dest = rows.first, rows.last, rows.dest
-    n = last.shape[0]
     lookback, height, width, copies = params.lookback, params.height, params.width, tables.copies
     size = height * width
     bands = (height + 63) // 64
@@ -912,7 +914,7 @@ def render_task(
     batch, slots, word_slot, plane_slot = scratch.batch, scratch.slots, scratch.word_slot, scratch.plane_slot
     keys = slots * word_slot
     start = scratch.rest + 8 * n_keys
-    f = pointer(memory[start : start + 8 * FLOATS].view(np.float64))
+    f = floats_in(memory, start)
     bars, pixels, address = pointer(panel), pointer(out), np.int64(out.ctypes.data)
     segments, pattern = pointer(tables.segments), _pattern_of(tables)
     packed = (size + 7) // 8
@@ -923,79 +925,64 @@ def render_task(
         columns = INTERLEAVED_COLUMNS
     elif params.average and averages.shape[0] == 0:
         reach += params.average - 1
-    run_first = run_end = 0
-    joined = False
-    for now in range(0, n + 2 * batch, batch):
-        for i in range(now, min(now + batch, n)):
-            soon = i + _PREFETCH_WINDOWS
-            if soon < n and not 0 <= last[soon] - last[soon - 1] < lookback:
-                # No earlier window reads these bars, which lie anywhere in memory.
-                _prefetch_window(bars, columns, first[soon], last[soon], reach)
-            if i == run_end:
-                # A run of windows that share bars shares all that is computed by bar.
-                run_first = last[i] - lookback + 1
-                run_end = _end_of_run(first, last, i, lookback)
-                count = last[run_end - 1] + 1 - run_first
-                _prepare_windows(bars, panel.shape[0], averages, first[i], run_first, count, params, f)
-            o = last[i] - lookback + 1 - run_first
-            code = np.int64(f[REASON + o])
-            if code == FLAT and params.at_limit:
-                code = DEFERRED
-            reason[dest[i]] = code
-            if mode != DRY:
+    for task in range(starts.shape[0] - 1):
+        a = starts[task]
+        n = starts[task + 1] - a
+        # Each access to an array of a tuple would count its references; see ``simd.pointer``.
+        first, last, dest = rows.first[a : a + n], rows.last[a : a + n], rows.dest[a : a + n]
+        run_first = run_end = 0
+        joined = False
+        for now in range(0, n + 2 * batch, batch):
+            for i in range(now, min(now + batch, n)):
+                soon = i + _PREFETCH_WINDOWS
+                if soon < n and not 0 <= last[soon] - last[soon - 1] < lookback:
+                    # No earlier window reads these bars, which lie anywhere in memory.
+                    _prefetch_window(bars, columns, first[soon], last[soon], reach)
+                if i == run_end:
+                    # A run of windows that share bars shares all that is computed by bar.
+                    run_first = last[i] - lookback + 1
+                    run_end = _end_of_run(first, last, i, lookback)
+                    count = last[run_end - 1] + 1 - run_first
+                    _prepare_windows(
+                        bars, panel.shape[0], averages, truncated, first[i], run_first, count, params, f
+                    )
+                o = last[i] - lookback + 1 - run_first
+                code = np.int64(f[REASON + o])
+                if code == FLAT and params.at_limit:
+                    code = DEFERRED
+                reason[dest[i]] = code
+                if mode != DRY:
+                    words = i % slots * word_slot
+                    for band in range(bands):
+                        if code == VALID:
+                            if params.average and truncated is None:
+                                _key_segments(f, o, params, base + 64 * band, ints, keys)
+                            _draw(
+                                f, o, params, segments, base + 64 * band, volume_base + 64 * band, banded, truncated,
+                                ints, keys, words + band * word_stride,
+                            )  # fmt: skip
+                        else:
+                            for c in range(width):
+                                ints[words + band * word_stride + c] = 0
+            for i in range(max(0, now - batch), min(now, n)):
                 words = i % slots * word_slot
-                for band in range(bands):
-                    if code == VALID:
-                        if params.average and truncated is None:
-                            _key_segments(f, o, params, base + 64 * band, ints, keys)
-                        _draw(
-                            f, o, params, segments, base + 64 * band, volume_base + 64 * band, banded, truncated,
-                            ints, keys, words + band * word_stride,
-                        )  # fmt: skip
-                    else:
-                        for c in range(width):
-                            ints[words + band * word_stride + c] = 0
-        for i in range(max(0, now - batch), min(now, n)):
-            words = i % slots * word_slot
+                if mode == PIXELS:
+                    at = 32 + i % slots * plane_slot
+                    _spread(ints, words, word_stride, height, width, planes, at, copies)
+                elif mode != DRY:
+                    _pack(ints, words, word_stride, height, width, pixels, dest[i] * packed)
             if mode == PIXELS:
-                at = 32 + i % slots * plane_slot
-                _spread(ints, words, word_stride, height, width, planes, at, copies)
-            elif mode != DRY:
-                _pack(ints, words, word_stride, height, width, pixels, dest[i] * packed)
-        if mode == PIXELS:
-            for i in range(max(0, now - 2 * batch), min(now - batch, n)):
-                joins = i + 1 < n and dest[i + 1] == dest[i] + 1
-                at = 32 + i % slots * plane_slot
-                begin = dest[i] * size
-                _write(planes, at, pixels, address, begin, size, joined, joins, edge, pattern, nontemporal)
-                joined = joins
+                for i in range(max(0, now - 2 * batch), min(now - batch, n)):
+                    joins = i + 1 < n and dest[i + 1] == dest[i] + 1
+                    at = 32 + i % slots * plane_slot
+                    begin = dest[i] * size
+                    _write(
+                        planes, at, pixels, address, begin, size, joined, joins, edge, pattern, nontemporal
+                    )
+                    joined = joins
     fence()
     # Numba frees an array after its last use, and does not know that pointers into it are uses.
     memory[0] = 0
-
-
-@jit
-def render_serial(
-    bars: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, starts: Any,
-    rows: WindowRows, out: Any, mode: int, nontemporal: bool, reason: Any,
-) -> None:  # fmt: skip
-    """Run the tasks one after the other without the interpreter's lock: for worker threads and dask tasks."""
-    for t in range(starts.shape[0] - 1):
-        a, b = starts[t], starts[t + 1]
-        task = WindowRows(rows.first[a:b], rows.last[a:b], rows.dest[a:b])
-        render_task(bars, averages, params, banded, truncated, tables, task, out, mode, nontemporal, reason)
-
-
-@parallel_jit
-def render_parallel(
-    bars: Any, averages: Any, params: FastParams, banded: Any, truncated: Any, tables: Tables, starts: Any,
-    rows: WindowRows, out: Any, mode: int, nontemporal: bool, reason: Any,
-) -> None:  # fmt: skip
-    """Run the tasks on Numba's threads: for one big call from one thread at a time."""
-    for t in numba.prange(starts.shape[0] - 1):
-        a, b = starts[t], starts[t + 1]
-        task = WindowRows(rows.first[a:b], rows.last[a:b], rows.dest[a:b])
-        render_task(bars, averages, params, banded, truncated, tables, task, out, mode, nontemporal, reason)
 
 
 @jit
@@ -1007,6 +994,7 @@ def render_selected(
     size = job.params.height * job.params.width
     limit = min(n, TASK_WINDOWS)
     rows = WindowRows(np.empty(limit, np.int64), np.empty(limit, np.int64), np.arange(limit))
+    starts = np.zeros(2, np.int64)
     undrawn = 0
     for a in range(0, n, TASK_WINDOWS):
         count = min(n - a, TASK_WINDOWS)
@@ -1015,10 +1003,10 @@ def render_selected(
             # Beside their averages bars need none before the window: a look-up less in memory far away. Windows that
             # share bars are of one instrument anyway.
             rows.first[i] = 0 if job.averages is None else offsets[instruments[which[a + i]]]
-        task = WindowRows(rows.first[:count], rows.last[:count], rows.dest[:count])
+        starts[1] = count
         images, codes = out[a * size : (a + count) * size], reason[a : a + count]
-        render_task(
-            job.bars, job.averages, job.params, job.banded, job.truncated, job.tables, task, images, PIXELS,
+        render_serial(
+            job.bars, job.averages, job.params, job.banded, job.truncated, job.tables, starts, rows, images, PIXELS,
             nontemporal, codes,
         )  # fmt: skip
         for i in range(count):
@@ -1046,7 +1034,7 @@ def _load_words(source, at, height, width, ints, words):
 
 @jit
 def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, nontemporal: bool) -> None:
-    """Turn column bits, uint8 (n, bytes), into images in the flat `out`: the second half of ``render_task``."""
+    """Turn column bits, uint8 (n, bytes), into images in the flat `out`: the second half of ``render_serial``."""
     n, packed = bits.shape
     size = height * width
     scratch = _allocate(height, width, width, tables.copies, packed + 16)
@@ -1072,4 +1060,4 @@ def widen(bits: Any, height: int, width: int, tables: Tables, out: Any, nontempo
             at = 32 + i % slots * plane_slot
             _write(planes, at, pixels, address, i * size, size, i > 0, i < n - 1, edge, pattern, nontemporal)
     fence()
-    memory[0] = 0  # kept alive until here, as in render_task
+    memory[0] = 0  # kept alive until here, as in render_serial

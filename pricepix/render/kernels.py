@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from pricepix.render.bits import pack_image
@@ -38,7 +37,6 @@ from pricepix.render.rules import (
     joint_scale,
     limit_level,
     odd_bars_reason,
-    parallel_jit,
     per_field_reason,
     price_level,
     segment_offsets,
@@ -392,16 +390,5 @@ def render_serial(
 ) -> None:  # fmt: skip
     """Run the tasks one after the other without the interpreter's lock: for worker threads and dask tasks."""
     for t in range(starts.shape[0] - 1):
-        a, b = starts[t], starts[t + 1]
-        render_task(arrays, windows, params, rows.first[a], rows.last[a:b], rows.dest[a:b], out, mode, reason)
-
-
-@parallel_jit
-def render_parallel(
-    arrays: PanelArrays, windows: Any, params: DrawParams, starts: Any, rows: WindowRows, out: Any, mode: int,
-    reason: Any,
-) -> None:  # fmt: skip
-    """Run the tasks on Numba's threads: for one big call from one thread at a time."""
-    for t in numba.prange(starts.shape[0] - 1):
         a, b = starts[t], starts[t + 1]
         render_task(arrays, windows, params, rows.first[a], rows.last[a:b], rows.dest[a:b], out, mode, reason)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from pricepix.bars.compiling import announce_compiling
 from pricepix.render.reasons import (
     CONSTANT_VOLUME,
     FLAT,
@@ -27,10 +28,10 @@ from pricepix.render.reasons import (
     VALID,
 )
 
+announce_compiling()
+
 # One alias for all kernels. The NumPy error model drops a branch at each division: 0/0 is NaN, not an exception.
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-parallel_jit = numba.njit(cache=True, parallel=True, error_model="numpy")
 
 JKX, CNN_FOR_TRADING, IMAGE_TRADING = 0, 1, 2
 

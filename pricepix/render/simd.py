@@ -200,6 +200,32 @@ def pointer(array: Any) -> Any:
     return array.reshape(-1)
 
 
+def _pointing(element: Any) -> Any:
+    def build(builder: Any, memory: Any, byte: Any, scope: Any) -> Any:
+        array = scope[0].make_array(scope[1].args[0])(scope[0], builder, memory).data
+        return builder.bitcast(builder.gep(array, [byte]), _LLVM[element].as_pointer())
+
+    return lambda memory, byte: types.CPointer(element)(memory, types.int64), build
+
+
+@_instruction(*_pointing(types.int64))
+def words_in(memory: Any, byte: Any) -> Any:
+    """The address of the int64 that begin at a byte of `memory`; a view of it takes half a second to compile."""
+    return memory[byte : byte + (len(memory) - byte) // 8 * 8].view(np.int64)
+
+
+@_instruction(*_pointing(types.float64))
+def floats_in(memory: Any, byte: Any) -> Any:
+    """The address of the float64 that begin at a byte of `memory`."""
+    return memory[byte : byte + (len(memory) - byte) // 8 * 8].view(np.float64)
+
+
+@_instruction(*_pointing(types.uint8))
+def bytes_in(memory: Any, byte: Any) -> Any:
+    """The address of a byte of `memory`."""
+    return memory[byte:]
+
+
 def _loading(vector: Vector) -> Any:
     def build(builder: Any, array: Any, i: Any, scope: Any) -> Any:
         kind = scope[0].get_value_type(vector)

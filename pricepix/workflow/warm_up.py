@@ -38,6 +38,7 @@ PARTS: Final = (
     "column bits",
     "stores",
     "market caches",
+    "factors",
 )
 
 
@@ -100,7 +101,8 @@ def warm_up(
     parts : str or sequence of str, optional
         What to compile besides: ``bars`` (tables, windows, forward returns), ``plain renderer`` (specs and bars that
         the fast one does not take), ``rebuilt prices``, ``batches`` (drawn while training), ``column bits``,
-        ``stores`` (writing, reading, appending, checking), ``market caches``; all by default.
+        ``stores`` (writing, reading, appending, checking), ``market caches``, ``factors`` (evaluating them); all by
+        default.
     workers : int, optional
         Processes that compile; one for each usable core by default.
     echo : callable, optional
@@ -179,7 +181,11 @@ def _steps(presets: Sequence[str], parts: Sequence[str] = PARTS) -> dict[str, tu
     steps |= {f"renderer of {family}": ("bars",) for family in families}
     steps |= {"rebuilt prices": ("plain renderer",), "column bits": ()}
     steps |= {f"batches of {family}": (f"renderer of {family}",) for family in families}
-    steps |= {"stores": ("bars", "column bits", *first), "market caches": ("bars", *first)}
+    steps |= {
+        "stores": ("bars", "column bits", *first),
+        "market caches": ("bars", *first),
+        "factors": ("bars",),
+    }
     wanted = [name for name in steps if name.partition(" of ")[0] in ("renderer", *parts)]
     return {name: tuple(other for other in steps[name] if other in wanted) for name in wanted}
 
@@ -187,12 +193,7 @@ def _steps(presets: Sequence[str], parts: Sequence[str] = PARTS) -> dict[str, tu
 def _run_step(name: str, scenarios: Sequence[str]) -> WarmUpStep:
     """Compile for some scenarios in a new process."""
     code = "import sys; from pricepix.workflow.warm_up import compile_here; compile_here(sys.argv[1:])"
-    # Two threads, since a process that may use one never compiles the drivers of several.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "NUMBA_NUM_THREADS": "2",
-    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if _numba().CACHE_DIR:
         environment["NUMBA_CACHE_DIR"] = _numba().CACHE_DIR
     began = perf_counter()
@@ -354,14 +355,13 @@ def _compile_renderer(*presets: str) -> None:
 
 
 def _draw(spec: ImageSpec) -> None:
-    """Draw by one thread and by Numba's threads."""
+    """Draw a panel's windows."""
     from pricepix.images.drawing import render_panel
     from pricepix.windows.index import WindowIndex
 
     panel = _panel()
     windows = WindowIndex.from_panel(panel, spec)
-    for threads in (1, None):
-        render_panel(panel, windows, threads=threads)
+    render_panel(panel, windows, threads=1)
 
 
 def _compile_batches(*presets: str) -> None:
@@ -435,6 +435,27 @@ def _compile_market_caches(*_: str) -> None:
         build_market_store(cache, "it9", Path(folder) / "store", (1, 5), progress=False)
 
 
+def _compile_factors(*_: str) -> None:
+    """Evaluating a factor: ranks, forward returns, baselines."""
+    import numpy as np
+
+    from pricepix.factor.evaluation.kernels import upper_triangle
+    from pricepix.factor.evaluation.market import Market
+    from pricepix.factor.evaluation.metrics import auc, rank
+    from pricepix.factor.evaluation.signals import trend
+    from pricepix.factor.evaluation.sorted_rows import SortedRows
+
+    panel = _panel()
+    market = Market.of(panel, panel.instruments)
+    at = np.arange(300, 380)
+    returns = SortedRows.of(market.forward(at, 5))
+    returns.correlations(returns, 3)
+    rank(returns.values)
+    auc(returns.values[0], returns.values[0] > 0)
+    trend(market, at, lags=(3, 5))
+    upper_triangle(np.ones((3, 3)), np.empty((3, 3)))
+
+
 _SCENARIOS: Final[Mapping[str, Callable[..., None]]] = {
     "bars": _compile_bars,
     "plain renderer": _compile_plain_renderer,
@@ -444,4 +465,5 @@ _SCENARIOS: Final[Mapping[str, Callable[..., None]]] = {
     "column bits": _compile_column_bits,
     "stores": _compile_stores,
     "market caches": _compile_market_caches,
+    "factors": _compile_factors,
 }

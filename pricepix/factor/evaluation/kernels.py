@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pricepix.bars.values import locked
 from pricepix.images.threads import default_threads, map_unordered
 
 __all__ = [
@@ -54,9 +55,7 @@ _CELLS_A_BLOCK: Final = 1 << 19
 
 def frozen(array: Any, dtype: Any = np.float64) -> NDArray[Any]:
     """Return a contiguous array that cannot be written through: one type for the compiler, whoever owns it."""
-    view = np.ascontiguousarray(array, dtype).view()
-    view.flags.writeable = False
-    return view
+    return locked(np.ascontiguousarray(array, dtype))
 
 
 def on_threads(kernel: Callable[..., None], rows: int, cells: int, *arguments: Any) -> None:
