@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import bars, nearest
 from pricepix._version import __version__
+from pricepix.bars.panel import Panel
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
@@ -28,11 +29,13 @@ from pricepix.factor.panel_check import shape_digest
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.factor.scorer import Scorer, ScorerOptions
 from pricepix.images.image_set import ImageSet
+from pricepix.images.rows import check_bars, store_rows
+from pricepix.images.series import window_series
 from pricepix.images.threads import map_ordered
 from pricepix.store.image_store import ImageStore, open_images, open_store
 from pricepix.store.lock import WriteLock
 
-__all__ = ["score"]
+__all__ = ["chunk_reader", "score"]
 
 # Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
 _AHEAD: Final = 2
@@ -66,9 +69,10 @@ def score(
     store : ImageSet, str or path
         A store, a loaded one, or panel images, which are drawn as they are scored.
     model : path, PriceCNN, Ensemble, result of fit, or callable
-        A checkpoint or the folder of a run; a network; or a function from images, uint8 (n, height, width),
-        to the probability of a rise, (n,), NaN where it gives none. An ensemble gives the mean of its
-        members.
+        A checkpoint or the folder of a run; a network; any torch module, which takes pixels from 0 to 1 as
+        (n, 1, height, width) and gives one score, or a logit for each class; or a function from images, uint8
+        (n, height, width), to the probability of a rise, (n,), NaN where it gives none. An ensemble gives the
+        mean of its members.
     location : str, path, zarr store or None
         Where the cache goes; ``None`` keeps it in memory.
     shift : int
@@ -86,15 +90,16 @@ def score(
         from those of the last `shift` bars.
     panel : Panel or MarketCalendar, optional
         Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
-        times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars.
+        times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars. A model
+        that takes the numbers behind the images needs the panel; panel images have theirs.
     progress : bool
         Show a progress bar.
     client : distributed.Client, optional
         Score on its workers, one model each. The store must be one that they can open: panel images, loaded
         stores and stores in memory are refused.
     **options
-        How the model is run, and what it returns: `batch`, `device`, `precision`, `values` and `model_id`, as
-        below.
+        How the model is run, and what it returns: `batch`, `device`, `precision`, `values`, `model_id`,
+        `module` and `horizon`, as below.
 
     Other Parameters
     ----------------
@@ -111,6 +116,11 @@ def score(
     model_id : str, optional
         Names a function, so that a cache can tell it from others; needed to resume or append when it is not a
         plain function.
+    module : torch.nn.Module, class or function, optional
+        The module of which the checkpoint holds the weights, or what makes one, where a module of your own was trained:
+        files hold no code.
+    horizon : int, optional
+        Which of its horizons a network that learnt several is asked about.
 
     Returns
     -------
@@ -137,7 +147,7 @@ def score(
     store = open_images(store)
     # Values never move back in time.
     shift = bars(shift, "shift", 0)
-    scorer = Scorer(model, tz=store.tz, **options)
+    scorer = Scorer(model, tz=store.tz, images=store, **options)
     first = None if start is None else as_time(start, store.tz)
     last = None if end is None else as_time(end, store.tz, end=True)
     label = f"{store.kind} {store.location}"
@@ -149,6 +159,7 @@ def score(
             f"workers cannot open {label}, which lives in this process: give a store at a location that all of them "
             "reach, or leave client out"
         )
+    read = chunk_reader(store, scorer, panel, client)
     windows = StoreWindows(store)
     placement = Placement.of(windows, shift, panel, first, last)
     attrs = _attributes(store, scorer, shift)
@@ -160,7 +171,7 @@ def score(
         writer = prepare_cache(place, lock, request)
         if writer is not None:
             with _with_resume_hint(place.name, writer):
-                _write(writer, client, progress)
+                _write(writer, read, client, progress)
     if writer is None:
         return open_cache(place)
     cache = open_cache(place)
@@ -172,10 +183,33 @@ def score(
     return cache
 
 
-def _write(writer: CacheWriter, client: Any, progress: bool) -> None:
+def chunk_reader(
+    store: ImageSet, scorer: Scorer, panel: Calendar | None, client: Any
+) -> Callable[[int], NDArray[Any]]:
+    """Return what reads the inputs of a chunk's windows: their images, or the series behind them."""
+    if scorer.takes == "images":
+        return store.read_chunk
+    bars = panel if isinstance(panel, Panel) else store.panel
+    if bars is None:
+        raise ValueError(
+            f"the model {scorer.name} takes the numbers behind the images: give panel= the panel that {store.kind} "
+            f"{store.location} was made from"
+        )
+    if client is not None:
+        raise ValueError(
+            f"the model {scorer.name} takes the numbers behind the images, which workers do not have: leave client out"
+        )
+    rows = store_rows(store, bars)
+    check_bars(store, bars, rows)
+    return lambda chunk: window_series(
+        bars, store.spec, rows[chunk * store.chunk : (chunk + 1) * store.chunk]
+    )
+
+
+def _write(writer: CacheWriter, read: Callable[[int], NDArray[Any]], client: Any, progress: bool) -> None:
     """Score what is left, and make it the cache."""
     placement = writer.placement
-    score_windows = _score_here if client is None else partial(_score_on_workers, client)
+    score_windows = partial(_score_here, read) if client is None else partial(_score_on_workers, client)
     results = score_windows(writer.windows, writer.scorer, writer.first, writer.done, placement.windows)
     with progress_bar(
         placement.windows - placement.skipped, "score", "img", progress, done=writer.done - placement.skipped
@@ -257,11 +291,18 @@ def _chunks(store: ImageSet, first: int, done: int, last: int) -> Iterator[tuple
         yield chunk, max(first, chunk * size), min(last, (chunk + 1) * size)
 
 
-def _score_here(windows: StoreWindows, scorer: Scorer, first: int, done: int, last: int) -> Iterator[Scored]:
+def _score_here(
+    read_inputs: Callable[[int], NDArray[Any]],
+    windows: StoreWindows,
+    scorer: Scorer,
+    first: int,
+    done: int,
+    last: int,
+) -> Iterator[Scored]:
     """Score in this process; another thread reads and decodes chunks."""
     store = windows.store
     parts = list(_chunks(store, first, done, last))
-    read = map_ordered(lambda part: store.read_chunk(part[0]), parts, 1, _AHEAD + 1, "pricepix-score")
+    read = map_ordered(lambda part: read_inputs(part[0]), parts, 1, _AHEAD + 1, "pricepix-score")
     with closing(read) as blocks:
         for (chunk, a, b), block in zip(parts, blocks, strict=True):
             start = chunk * store.chunk

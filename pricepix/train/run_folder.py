@@ -14,9 +14,11 @@ import yaml
 from pricepix.location import RUN_YAML_NODES, atomic_file, read_yaml
 from pricepix.train.hyper import is_first_rank
 
-__all__ = ["CONFIG", "find_run_folder", "open_run_folder"]
+__all__ = ["CONFIG", "START", "find_run_folder", "open_run_folder"]
 
 CONFIG = "config.yaml"
+START = "start.pt"
+"""Weights that a module was given with: all of the run's folds start from them."""
 # Of a resolved configuration, what may differ when a run resumes: where it runs, not what it learns.
 _FREE = ("device", "pricepix", "store_location")
 
@@ -83,7 +85,9 @@ def _next_folder(name: str) -> Path:
 
 
 def _check_same(folder: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
-    for key, value in config.items():
+    # What one of them does not name is at its default there.
+    for key in {**config, **before}:
+        value = config.get(key)
         if key not in _FREE and before.get(key) != value:
             raise ValueError(
                 f"{folder} was started with another {key}: {_difference(before.get(key), value)}. "
@@ -120,6 +124,7 @@ def open_run_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
             for own in (*folder.glob("member_*"), *folder.glob("fold_*")):
                 shutil.rmtree(own, ignore_errors=True)
             saved.unlink(missing_ok=True)
+            (folder / START).unlink(missing_ok=True)
             if made:
                 with suppress(OSError):
                     folder.rmdir()
