@@ -11,6 +11,7 @@ from .build.universe import render_universe as render_universe
 from .images.augment import Augment as Augment
 from .images.drawing import render_panel as render_panel
 from .images.panel_images import PanelImages as PanelImages
+from .images.stack import Stack as Stack
 from .preview import contact_sheet as contact_sheet
 from .preview import enlarge as enlarge
 from .render.draw import RenderResult as RenderResult

@@ -8,6 +8,7 @@ regular files only, so that a named pipe cannot stop a program, and reads no mor
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -585,3 +586,9 @@ def _name_file(error: BaseException, path: str) -> None:
     """Make an error say which file it is about: that of a write, as on a full disk, names none."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = path
+
+
+def write_json(path: StrPath, content: Any) -> None:
+    """Write a JSON file, or replace it at once."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

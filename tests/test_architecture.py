@@ -108,7 +108,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_factor_shares_the_networks_of_train_and_not_its_loop():
-    shared = {"pricepix.train.models", "pricepix.train.checkpoints"}
+    shared = {"pricepix.train.models", "pricepix.train.modules", "pricepix.train.checkpoints"}
     for module, path in MODULES.items():
         if package(module) == "factor":
             taken = {other for other, _ in imports(path) if package(other) == "train"}

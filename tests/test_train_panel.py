@@ -338,7 +338,9 @@ class TestPinned:
             return ArrayReader(np.zeros((4, 1)), np.arange(4), batch_size=2, shuffle=False)
 
         fabric = types.SimpleNamespace(device=torch.device(device), global_rank=0, world_size=1)
-        member = types.SimpleNamespace(make_reader=make_reader, targets=torch.arange(4), mirrored=None)
+        member = types.SimpleNamespace(
+            make_reader=make_reader, targets=torch.arange(4), mirrored=None, weights=None, dates=None
+        )
         for part in ("train", "validation"):
             loader = make_loader(fabric, member, part)  # type: ignore[arg-type]
             assert (loader._ready is _pinned) is pinned

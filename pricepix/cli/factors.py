@@ -103,8 +103,15 @@ def train(
         return
     echo(f"run       {found.out}")
     for fold in found.folds:
-        metrics = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in fold.test.items()]
-        echo(f"fold      {fold.fold.name}: {', '.join(metrics) or 'no test part'}")
+        echo(f"fold      {fold.fold.name}: {_metrics(fold.test) or 'no test part'}")
+    if len(found.folds) > 1 and found.test:
+        echo(f"all folds {_metrics(found.test)}")
+
+
+def _metrics(test: dict[str, Any]) -> str:
+    """The metrics of a test part in one line."""
+    plain = {name: value for name, value in test.items() if isinstance(value, int | float)}
+    return ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in plain.items())
 
 
 @main.command()

@@ -2,9 +2,15 @@ from .cache import FactorCache as FactorCache
 from .cache import open_cache as open_cache
 from .comparison.compare import Comparison as Comparison
 from .comparison.compare import compare as compare
+from .embedding import Embedding as Embedding
+from .embedding import embed as embed
+from .embedding import open_embedding as open_embedding
+from .embedding import similar as similar
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.report import write_report as write_report
 from .evaluation.result import Evaluation as Evaluation
 from .evaluation.universe import Universe as Universe
+from .explain import Explanation as Explanation
+from .explain import explain as explain
 from .panel_check import DifferentPanelWarning as DifferentPanelWarning
 from .scoring import score as score

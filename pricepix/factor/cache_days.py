@@ -43,10 +43,11 @@ class Scored(NamedTuple):
 def score_part(
     scorer: Scorer,
     part: Part,
-    block: NDArray[np.uint8],
+    block: NDArray[Any],
     time: Times,
     before: NDArray[np.uint64],
     keep: bool,
+    binary: bool = True,
 ) -> Scored:
     """Score the windows of a part that are new or revised.
 
@@ -55,15 +56,17 @@ def score_part(
     scorer : Scorer
     part : Part
     block : numpy.ndarray, uint8 (n, height, width)
-        Images of the part.
+        Images of the part, or the series of bars behind them, float32.
     time : numpy.ndarray, int64 (n,)
         Of their last bars.
     before : numpy.ndarray, uint64 (n,)
         Digests of the images that the cache has values of, 0 for none.
     keep : bool
         Leave values whose image changed as they are.
+    binary : bool
+        Pixels are black or white, without levels between.
     """
-    digests = image_digests(block)
+    digests = image_digests(block, binary)
     revised = (before != digests) & (before != 0)
     wanted = np.flatnonzero(before == 0 if keep else before != digests)
     whole = len(wanted) == len(block)

@@ -18,8 +18,11 @@ from pricepix._checks import choice, whole_number
 from pricepix.factor.function_identity import identify
 from pricepix.factor.training_overlap import training_summary
 from pricepix.factor.wrapped_networks import wrapped_networks
+from pricepix.images.image_set import ImageSet
+from pricepix.images.series import Scaling
 from pricepix.spec import ImageSpec
 from pricepix.store.sealed_files import read_sealed_yaml
+from pricepix.train.network_spec import scaling_of
 
 __all__ = ["Scorer", "ScorerOptions"]
 
@@ -36,6 +39,8 @@ class ScorerOptions(TypedDict, total=False):
     precision: str
     values: str | None
     model_id: str | None
+    module: Any
+    horizon: int | None
 
 
 class Stage(NamedTuple):
@@ -55,7 +60,7 @@ class Scorer:
     Parameters
     ----------
     model : path, network, ensemble or callable
-        A checkpoint or the folder of a run; a ``PriceCNN`` or ``Ensemble``; or a function from images, uint8
+        A checkpoint or the folder of a run; a network or ``Ensemble``; or a function from images, uint8
         (n, height, width), to probabilities of a rise, (n,). A walk-forward run scores every image by the
         fold that was tested at its time, those after the last test by the last fold, and none between or before.
     model_id : str, optional
@@ -70,6 +75,12 @@ class Scorer:
         What a function returns; probability by default. Networks record which.
     tz : str, optional
         Zone of the store, in which a run's periods are read.
+    module : torch.nn.Module, class or function, optional
+        The module that a checkpoint's weights are of, where it is one of the user's: see ``load_model``.
+    horizon : int, optional
+        Which of its horizons a network that learnt several is asked about.
+    images : ImageSet, optional
+        What is to be scored; a module that is not yet a network is tried on it.
     """
 
     def __init__(
@@ -82,6 +93,9 @@ class Scorer:
         precision: str = "32-true",
         values: str | None = None,
         tz: str | None = None,
+        module: Any = None,
+        horizon: int | None = None,
+        images: ImageSet | None = None,
     ) -> None:
         choice(values, "values", (None, "probability", "score"))
         self.precision = choice(precision, "precision", _PRECISIONS)
@@ -91,9 +105,14 @@ class Scorer:
             model = getattr(model, "out", model)
         if not isinstance(model, str | PathLike) and not callable(model):
             raise TypeError(
-                f"model is a {type(model).__name__}; give a checkpoint, the folder of a run, a PriceCNN, an Ensemble "
+                f"model is a {type(model).__name__}; give a checkpoint, the folder of a run, a network, an Ensemble "
                 "or a function from images to probabilities"
             )
+        if module is not None and not isinstance(model, str | PathLike):
+            raise ValueError("module belongs to a checkpoint or the folder of a run: leave it out")
+        if _is_module(model):
+            model = _as_network(model, images)
+        self._module = module
         self._path = Path(model) if isinstance(model, str | PathLike) else None
         self._model: Any = None if self._path else model
         self._stages: list[Stage] | None = None
@@ -101,6 +120,8 @@ class Scorer:
         self._device, self.batch = device, int(batch)
         if model_id is not None and self.members:
             raise ValueError("model_id names a function; a network is named by its weights: leave it out")
+        self.head = self._head_of(horizon)
+        """Which head of a network that learnt several horizons is asked; None where there is one."""
         self.why_unknown = ""
         """Why a function cannot be identified, as an end of a sentence; empty if it can."""
         if self.members:
@@ -133,24 +154,21 @@ class Scorer:
             from pricepix.train.checkpoints import load_model
 
             if periods := _folds(self._path, self._tz):
-                return [Stage(a, b, self._place(load_model(folder))) for a, b, folder in periods]
+                return [
+                    Stage(a, b, self._place(load_model(folder, module=self._module)))
+                    for a, b, folder in periods
+                ]
             if self._model is None:
-                self._model = load_model(self._path)
+                self._model = load_model(self._path, module=self._module)
         if not _is_module(self._model):
             return []
         return [Stage(_LIMITS.min, _LIMITS.max, self._place(self._model))]
 
     def _place(self, model: Any) -> list[Any]:
-        """Members of a network or ensemble, checked, on their device."""
-        from pricepix.train.models import Ensemble, PriceCNN
+        """Members of a network or ensemble, on their device."""
+        from pricepix.train.models import Ensemble
 
         members = list(model.members) if isinstance(model, Ensemble) else [model]
-        for member in members:
-            if not isinstance(member, PriceCNN):
-                raise ValueError(
-                    f"the model is a {type(member).__name__}, which does not take images: give a PriceCNN or an "
-                    "Ensemble of them, or a function that wraps it"
-                )
         device = self._device
         if device is None:
             import torch
@@ -166,6 +184,16 @@ class Scorer:
         return members
 
     @property
+    def takes(self) -> str:
+        """What the model takes: ``images``, or the ``series`` behind them."""
+        return self.members[0].takes if self.members else "images"
+
+    @property
+    def scaling(self) -> Scaling:
+        """How the series that the model takes are scaled."""
+        return scaling_of(self.members[0].spec)
+
+    @property
     def is_probability(self) -> bool:
         """Whether a network's output is the probability of a rise: two classes."""
         return not self.members or self.members[0].spec.outputs == 2
@@ -178,9 +206,28 @@ class Scorer:
 
     @property
     def horizon(self) -> int | None:
-        """Horizon that the model was trained for, if its checkpoint records one."""
+        """Horizon that the model was trained for, or is asked about, if its checkpoint records one."""
         found = self.metadata.get("horizon")
+        if isinstance(found, list) and self.head is not None:
+            found = found[self.head]
         return int(found) if isinstance(found, int) else None
+
+    def _head_of(self, horizon: int | None) -> int | None:
+        """Return which head of a network answers for a horizon; None where there is one."""
+        heads = self.members[0].spec.heads if self.members else 1
+        found = self.metadata.get("horizon")
+        if heads == 1:
+            if horizon is not None and horizon != found:
+                known = f"was trained over {found} bars" if self.members else "is a function"
+                raise ValueError(f"horizon={horizon!r}, but the model {known}: leave horizon out")
+            return None
+        known_horizons = found if isinstance(found, list) else []
+        if horizon not in known_horizons:
+            raise ValueError(
+                f"the model {self.members[0].spec.name} learnt {heads} horizons, "
+                f"{', '.join(map(str, known_horizons))} bars: choose one of them with horizon="
+            )
+        return known_horizons.index(horizon)
 
     def check(self, spec: ImageSpec, images: str) -> None:
         """Raise ValueError unless the model takes images of a spec, those of what `images` names."""
@@ -189,13 +236,28 @@ class Scorer:
 
     def _check(self, network: Any, spec: ImageSpec, images: str) -> None:
         takes = network.input_shape
-        if takes != spec.shape:
+        if network.takes == "series" and takes[1] != spec.bars:
+            raise ValueError(
+                f"the model {self.name} takes series of {takes[1]} bars, windows of {images} have {spec.bars}: "
+                "score images of the spec that the model was trained on"
+            )
+        if network.takes == "images" and takes != spec.shape:
             raise ValueError(
                 f"the model {self.name} takes images of {takes[0]}x{takes[1]}, those of {images} are "
                 f"{spec.shape[0]}x{spec.shape[1]} (lookback {spec.lookback}): score images of the spec that the "
                 "model was trained on"
             )
-        trained = network.metadata.get("image_spec")
+        trained, stack = network.metadata.get("image_spec"), network.metadata.get("stack")
+        describe = getattr(spec, "describe", None)
+        here = None if describe is None else json.loads(json.dumps(describe()))
+        if stack is not None or here is not None:
+            if trained is not None and stack != here:
+                other_kind = "single images" if stack is None else "another stack of images"
+                raise ValueError(
+                    f"the model {self.name} was trained on {other_kind}, not on those of {images}: score images like "
+                    "those that it was trained on"
+                )
+            return
         if isinstance(trained, dict) and "lookback" in trained:
             other = ImageSpec.from_dict(trained)
             if other != spec:
@@ -234,6 +296,8 @@ class Scorer:
         images = np.require(images, requirements="W")
         with _autocast(self.precision, members[0]):
             parts = np.stack([member.predict(images, self.batch) for member in members])
+        if self.head is not None:
+            parts = parts[:, :, self.head]
         if not np.isfinite(parts).all():
             raise ValueError(
                 f"the model {self.name} gives {np.count_nonzero(~np.isfinite(parts))} scores that are not finite: its "
@@ -260,7 +324,10 @@ class Scorer:
 
     def _networks_digest(self) -> str:
         walk = len(self.stages) > 1 or self.stages[0].first != _LIMITS.min
-        return _digest_of(self.stages, periods=walk)
+        found = _digest_of(self.stages, periods=walk)
+        if self.head is None:
+            return found
+        return hashlib.blake2b(f"head {self.head} of {found}".encode(), digest_size=16).hexdigest()
 
     def _name(self, model_id: str | None) -> str:
         if self.members:
@@ -377,6 +444,21 @@ def _autocast(precision: str, network: Any) -> AbstractContextManager[Any]:
     import torch
 
     return torch.autocast(network.mean.device.type, getattr(torch, str(_PRECISIONS[precision])))
+
+
+def _as_network(model: Any, images: ImageSet | None) -> Any:
+    """Return a network or an ensemble as it is, any other torch module as a network that takes these images."""
+    from pricepix.train.models import Ensemble, Network
+
+    if isinstance(model, Network | Ensemble):
+        return model
+    if images is None:
+        raise ValueError(
+            f"the model is a {type(model).__name__}, of which it is not known what it takes: score images with it"
+        )
+    from pricepix.train.modules import as_network
+
+    return as_network(model, images)
 
 
 def _is_module(model: Any) -> bool:

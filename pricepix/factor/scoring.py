@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import bars, choice, nearest, printable
 from pricepix._version import __version__
+from pricepix.bars.panel import Panel
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
@@ -31,11 +32,13 @@ from pricepix.factor.panel_check import shape_digest
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.factor.scorer import Scorer, ScorerOptions
 from pricepix.images.image_set import ImageSet
+from pricepix.images.rows import check_bars, store_rows
+from pricepix.images.series import window_series
 from pricepix.images.threads import map_ordered
 from pricepix.store.image_store import ImageStore, open_images, open_store
 from pricepix.store.lock import WriteLock
 
-__all__ = ["score"]
+__all__ = ["chunk_reader", "score"]
 
 # Chunks decoded ahead of the model. One would do for speed; two ride out a slow read.
 _AHEAD: Final = 2
@@ -73,9 +76,10 @@ def score(
     store : ImageSet, str or path
         A store, a loaded one, or panel images, which are drawn as they are scored.
     model : path, PriceCNN, Ensemble, result of fit, or callable
-        A checkpoint or the folder of a run; a network; or a function from images, uint8 (n, height, width),
-        to the probability of a rise, (n,), NaN where it gives none. An ensemble gives the mean of its
-        members.
+        A checkpoint or the folder of a run; a network; any torch module, which takes pixels from 0 to 1 as
+        (n, 1, height, width) and gives one score, or a logit for each class; or a function from images, uint8
+        (n, height, width), to the probability of a rise, (n,), NaN where it gives none. An ensemble gives the
+        mean of its members.
     location : str, path, zarr store or None
         Where the cache goes; ``None`` keeps it in memory.
     shift : int
@@ -103,15 +107,16 @@ def score(
         When the values become known, for ``FactorCache.as_of``; by default the time of the calendar's last bar.
     panel : Panel or MarketCalendar, optional
         Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
-        times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars.
+        times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars. A model
+        that takes the numbers behind the images needs the panel; panel images have theirs.
     progress : bool
         Show a progress bar.
     client : distributed.Client, optional
         Score on its workers, one model each. The store must be one that they can open: panel images, loaded
         stores and stores in memory are refused.
     **options
-        How the model is run, and what it returns: `batch`, `device`, `precision`, `values` and `model_id`, as
-        below.
+        How the model is run, and what it returns: `batch`, `device`, `precision`, `values`, `model_id`,
+        `module` and `horizon`, as below.
 
     Other Parameters
     ----------------
@@ -128,6 +133,11 @@ def score(
     model_id : str, optional
         Names a function, so that a cache can tell it from others; needed to resume or append when it is not a
         plain function.
+    module : torch.nn.Module, class or function, optional
+        The module of which the checkpoint holds the weights, or what makes one, where a module of your own was trained:
+        files hold no code.
+    horizon : int, optional
+        Which of its horizons a network that learnt several is asked about.
 
     Returns
     -------
@@ -156,7 +166,7 @@ def score(
     # Values never move back in time.
     shift = bars(shift, "shift", 0)
     choice(on_revision, "on_revision", ON_REVISION)
-    scorer = Scorer(model, tz=store.tz, **options)
+    scorer = Scorer(model, tz=store.tz, images=store, **options)
     label = f"{store.kind} {store.location}"
     scorer.check(store.spec, label)
     if spread and len(scorer.members) < 2:
@@ -176,6 +186,7 @@ def score(
     if last is not None and scored.get("scored_through") is not None:
         # What was scored once is kept up to date.
         last = max(last, int(scored["scored_through"]))
+    read = chunk_reader(store, scorer, panel, client)
     windows = StoreWindows(store)
     placement = Placement.of(windows, shift, panel, first, last)
     attrs = _attributes(store, scorer, shift)
@@ -188,7 +199,7 @@ def score(
         counts = None
         if writer is not None:
             with _with_resume_hint(place.name, writer):
-                counts = _write(writer, client, progress)
+                counts = _write(writer, read, client, progress)
     cache = open_cache(place)
     _tell(cache, counts, progress)
     if counts and 0 < cache.attrs["windows"] - cache.attrs["skipped"] == cache.attrs["without_value"]:
@@ -197,6 +208,29 @@ def score(
             stacklevel=2,
         )
     return cache
+
+
+def chunk_reader(
+    store: ImageSet, scorer: Scorer, panel: Calendar | None, client: Any
+) -> Callable[[int], NDArray[Any]]:
+    """Return what reads the inputs of a chunk's windows: their images, or the series behind them."""
+    if scorer.takes == "images":
+        return store.read_chunk
+    bars = panel if isinstance(panel, Panel) else store.panel
+    if bars is None:
+        raise ValueError(
+            f"the model {scorer.name} takes the numbers behind the images: give panel= the panel that {store.kind} "
+            f"{store.location} was made from"
+        )
+    if client is not None:
+        raise ValueError(
+            f"the model {scorer.name} takes the numbers behind the images, which workers do not have: leave client out"
+        )
+    rows = store_rows(store, bars)
+    check_bars(store, bars, rows)
+    return lambda chunk: window_series(
+        bars, store.spec, rows[chunk * store.chunk : (chunk + 1) * store.chunk], scorer.scaling
+    )
 
 
 def _tell(cache: FactorCache, counts: dict[str, int] | None, progress: bool) -> None:
@@ -215,9 +249,11 @@ def _tell(cache: FactorCache, counts: dict[str, int] | None, progress: bool) -> 
         print(text, file=sys.stderr)
 
 
-def _write(writer: CacheWriter, client: Any, progress: bool) -> dict[str, int]:
+def _write(
+    writer: CacheWriter, read: Callable[[int], NDArray[Any]], client: Any, progress: bool
+) -> dict[str, int]:
     """Score what is left, and make it the cache; return what was counted."""
-    score_windows = _score_here if client is None else partial(_score_on_workers, client)
+    score_windows = partial(_score_here, read) if client is None else partial(_score_on_workers, client)
     whole = sum(part.last - part.first for part in writer.changes.parts)
     left = sum(part.last - part.first for part in writer.parts)
     with progress_bar(whole, "score", "img", progress, done=whole - left) as bar:
@@ -282,18 +318,20 @@ def _in_order(jobs: Iterable[T], submit: Callable[[T], Any], ahead: int) -> Iter
         yield waiting.popleft().result()
 
 
-def _score_here(writer: CacheWriter) -> Iterator[Scored]:
+def _score_here(read_inputs: Callable[[int], NDArray[Any]], writer: CacheWriter) -> Iterator[Scored]:
     """Score in this process; another thread reads and decodes chunks."""
     store, windows = writer.windows.store, writer.windows
     keep = writer.request.on_revision == "keep"
     parts = writer.parts
-    read = map_ordered(lambda part: store.read_chunk(part.chunk), parts, 1, _AHEAD + 1, "pricepix-score")
+    # The levels of a stack's fields are neither black nor white.
+    binary = not getattr(store.spec, "fields", None)
+    read = map_ordered(lambda part: read_inputs(part.chunk), parts, 1, _AHEAD + 1, "pricepix-score")
     with closing(read) as blocks:
         for part, block in zip(parts, blocks, strict=True):
             start = part.chunk * store.chunk
             own = block[part.first - start : part.last - start]
             time = windows.column("time", part.first, part.last)
-            yield score_part(writer.scorer, part, own, time, writer.scored_before(part), keep)
+            yield score_part(writer.scorer, part, own, time, writer.scored_before(part), keep, binary)
 
 
 def _score_on_workers(client: Any, writer: CacheWriter) -> Iterator[Scored]:

@@ -14,7 +14,7 @@ _ITEMS: Final = 64
 
 
 def wrapped_networks(function: Any) -> list[Any]:
-    """Return the `PriceCNN` that a function holds, members of ensembles one by one.
+    """Return the networks that a function holds, members of ensembles one by one.
 
     Looked for in what the function closes over, in the globals that its code names, in its defaults, in a partial's
     arguments, and in the attributes of an object or of a method's object, three steps deep. A network that is
@@ -34,7 +34,7 @@ def wrapped_networks(function: Any) -> list[Any]:
             seen.add(id(value))
             if isinstance(value, models.Ensemble):
                 following.extend(value.members)
-            elif isinstance(value, models.PriceCNN):
+            elif isinstance(value, models.Network):
                 found.append(value)
             else:
                 following.extend(_within(value))

@@ -324,6 +324,48 @@ class ImageSet(ABC):
         """Whether ``batches(device=...)`` can give tensors that are made on a device such as ``cuda``."""
         return False
 
+    def to_torch(
+        self,
+        horizon: int,
+        *,
+        target: str = "up",
+        split: Any = None,
+        iterable: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Return the images with their labels as datasets for torch's ``DataLoader``, for loops of your own.
+
+        Parameters
+        ----------
+        horizon : int
+            Horizon of the forward return that labels are made from. Windows without one are left out.
+        target : str
+            What labels are: ``up`` and the others of ``pricepix.train.make_targets``.
+        split : object, optional
+            Such as ``pricepix.train.TimeSplit``, or one fold of a split.
+        iterable : bool
+            Give whole batches, read in bulk as ``batches`` does, which is faster for stores, and not single images.
+        **options
+            Of ``batches``, such as batch_size, seed and drop_last, where `iterable` is True.
+
+        Returns
+        -------
+        LabelledImages, LabelledBatches or TorchParts
+            Of `pricepix.images.torch_data`: a dataset; with a split three of them, ``train``, ``validation`` and
+            ``test``. Images are uint8 (1, height, width) of 0 and 255, labels int64 classes or float32 numbers.
+
+        Raises
+        ------
+        ImportError
+            Without torch; the message is the line that installs it.
+        ValueError
+            If the images have no such horizon, or a part of the split is empty.
+        """
+        optional_module("torch", "train", "to_torch")
+        from pricepix.images.torch_data import torch_data
+
+        return torch_data(self, horizon, target, split, iterable, options)
+
     def to_dask(self) -> dask.array.Array:
         """Return the images as a lazy dask array, uint8 (n, height, width) of 0 and 255, a block a chunk."""
         da = optional_module("dask.array", "dask", "to_dask")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,29 @@ from pricepix._checks import printable
 from pricepix.bars.kernels import find_rows
 from pricepix.bars.panel import Panel
 from pricepix.render.draw import render_rows
+from pricepix.spec import ImageSpec
 
-if TYPE_CHECKING:
-    from pricepix.images.image_set import ImageSet
+
+class Windows(Protocol):
+    """The part of an image set that tells which windows it has, and what they look like."""
+
+    kind: str
+    location: str
+    spec: ImageSpec
+    panel: Panel | None
+
+    def __len__(self) -> int: ...
+    def read(self, selection: Any = ...) -> NDArray[np.uint8]: ...
+    @property
+    def attrs(self) -> Mapping[str, Any]: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def instruments(self) -> NDArray[np.str_]: ...
+    @property
+    def instrument_index(self) -> NDArray[np.int32]: ...
+    @property
+    def time(self) -> NDArray[np.int64]: ...
 
 
 def panel_rows(
@@ -41,7 +62,7 @@ def panel_rows(
     return row
 
 
-def store_rows(store: ImageSet, panel: Panel) -> NDArray[np.int64]:
+def store_rows(store: Windows, panel: Panel) -> NDArray[np.int64]:
     """Panel rows of a store's windows, by instrument name and time; KeyError where the panel lacks one."""
     row = panel_rows(panel, store.instruments, store.instrument_index, store.time)
     if len(row) and row.min() < 0:
@@ -52,7 +73,7 @@ def store_rows(store: ImageSet, panel: Panel) -> NDArray[np.int64]:
     return row
 
 
-def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
+def check_bars(store: Windows, panel: Panel, row: NDArray[np.int64]) -> None:
     """Refuse a panel whose bars are not those that the images show.
 
     The panel that the images were made from is known by its digest. Any other panel, which may hold later bars or
@@ -97,7 +118,7 @@ def check_bars(store: ImageSet, panel: Panel, row: NDArray[np.int64]) -> None:
             )
 
 
-def _remedy(store: ImageSet) -> str:
+def _remedy(store: Windows) -> str:
     """What to do about a panel that does not fit."""
     by_itself = "" if store.panel is None else ", or leave panel out"
     return f"give the panel that the images were made from, read with the same arguments{by_itself}"

@@ -1,3 +1,5 @@
+from .card import model_card as model_card
+from .checkpoints import load as load
 from .checkpoints import load_model as load_model
 from .checkpoints import save_model as save_model
 from .hyper import HYPER as HYPER
@@ -8,9 +10,15 @@ from .models import SERIES_PRESETS as SERIES_PRESETS
 from .models import CNNSpec as CNNSpec
 from .models import ConvBlock as ConvBlock
 from .models import Ensemble as Ensemble
+from .models import ModuleSpec as ModuleSpec
 from .models import PriceCNN as PriceCNN
 from .models import SeriesCNN as SeriesCNN
 from .models import SeriesSpec as SeriesSpec
+from .modules import ModuleNetwork as ModuleNetwork
+from .modules import Towers as Towers
+from .purged import CombinatorialPurgedSplit as CombinatorialPurgedSplit
+from .purged import PurgedSplit as PurgedSplit
+from .purged import PurgedWalkForward as PurgedWalkForward
 from .results import FitResult as FitResult
 from .results import FoldResult as FoldResult
 from .run import fit as fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickletools
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,20 +12,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pricepix._checks import printable, short
-from pricepix.location import atomic_file, check_regular
+from pricepix.location import Location, atomic_file, check_regular
 from pricepix.store.sealed_files import check_archive, seal_archive
+from pricepix.train.card import model_card
 from pricepix.train.models import (
     PRESETS,
     SERIES_PRESETS,
+    AnySpec,
     CNNSpec,
     Ensemble,
+    ModuleSpec,
     Network,
     PriceCNN,
     SeriesCNN,
     SeriesSpec,
+)
+from pricepix.train.modules import (
+    TIMM,
+    MakeModule,
+    ModuleNetwork,
+    TimmModule,
+    difference,
+    make_module,
 )
 from pricepix.train.run_folder import missing_member
 
@@ -32,13 +44,31 @@ CHECKPOINT_VERSION = 2
 """Version 1 was the same without a checksum at the end, and is still read."""
 
 _FORMAT = "pricepix-model"
+_MOST_BYTES = 4 << 30
 
 _log = logging.getLogger("pricepix.train")
 
 
-def save_model(model: PriceCNN | SeriesCNN, path: str | Path) -> None:
-    """Save spec, weights, normalising statistics and metadata in one file of plain tensors and values."""
+def save_model(
+    model: Network, path: str | Path, *, card: bool = False, results: Mapping[str, Any] | None = None
+) -> None:
+    """Save spec, weights, normalising statistics and metadata in one file of plain tensors and values.
+
+    Parameters
+    ----------
+    model : Network
+    path : str or Path
+    card : bool
+        Write a model card beside it, ``<path>.md``.
+    results : mapping, optional
+        Test metrics for the card, such as ``run.test``.
+    """
+    if results is not None and not card:
+        raise ValueError("results are for the card: give card=True, or leave them out")
     write_checkpoint(describe(model) | {"state_dict": model.state_dict()}, path)
+    if card:
+        with atomic_file(f"{path}.md") as partial:
+            partial.write_text(model_card(model, results), encoding="utf-8")
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
@@ -64,7 +94,8 @@ def load_model(
     *,
     mean_std: tuple[float, float] | None = None,
     first_row: Literal["top", "bottom"] | None = None,
-) -> PriceCNN | SeriesCNN | Ensemble:
+    module: nn.Module | MakeModule | None = None,
+) -> Network | Ensemble:
     """Load a checkpoint, or a run's folder with one model or an ensemble.
 
     Parameters
@@ -77,17 +108,21 @@ def load_model(
         not hold them.
     first_row : {"top", "bottom"}, optional
         Which row of an image a foreign network expects first, where it is not the family's usual one.
+    module : torch.nn.Module, class or function, optional
+        The module that the weights are of, or what makes one without arguments. Needed where a module of your own
+        was trained: files are data, so that a checkpoint holds its weights and not its code. The module itself is
+        left as it is.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file, or the folder lacks a member of its run.
     ValueError
-        If the file is damaged, or is not a checkpoint of a known architecture.
+        If the file is damaged, is not a checkpoint of a known architecture, or needs a module, or another one.
     """
     path = Path(path)
     if not path.is_dir():
-        return _load_one(path, mean_std, first_row)
+        return _load_one(path, mean_std, first_row, module)
     found = sorted(path.glob("member_*/best.ckpt")) or sorted(path.glob("best.ckpt"))
     if not found:
         raise FileNotFoundError(
@@ -99,8 +134,37 @@ def load_model(
             f"{missing / 'best.ckpt'} is missing, one of the networks that the run averages: resume the run, restore "
             "the file, or give a single checkpoint"
         )
-    models = [_load_one(file, mean_std, first_row) for file in found]
+    models = [_load_one(file, mean_std, first_row, module) for file in found]
     return models[0] if len(models) == 1 else Ensemble(models)
+
+
+def load(path_or_url: str | Path, **options: Any) -> Network | Ensemble:
+    """Load weights from a file, a run's folder, or a URL such as ``s3://bucket/best.ckpt``; nothing in them is run.
+
+    Parameters
+    ----------
+    path_or_url : str or Path
+        A URL needs ``pip install 'pricepix[cloud]'``, and names one file of at most 4 GiB.
+    **options
+        Of `load_model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a checkpoint of a known architecture.
+    """
+    if "://" not in str(path_or_url):
+        return load_model(path_or_url, **options)
+    folder, _, name = str(path_or_url).rpartition("/")
+    content = Location.of(folder).get(name, _MOST_BYTES)
+    if content is None:
+        raise FileNotFoundError(f"there is no checkpoint {path_or_url}")
+    with tempfile.TemporaryDirectory() as place:
+        own = Path(place) / (printable(name, "") or "checkpoint")
+        own.write_bytes(content)
+        return load_model(own, **options)
 
 
 @dataclass(frozen=True)
@@ -194,15 +258,23 @@ def _check_archive(path: Path) -> None:
 
 
 def _load_one(
-    path: Path, mean_std: tuple[float, float] | None, first_row: Literal["top", "bottom"] | None
-) -> PriceCNN | SeriesCNN:
+    path: Path,
+    mean_std: tuple[float, float] | None,
+    first_row: Literal["top", "bottom"] | None,
+    module: nn.Module | MakeModule | None,
+) -> Network:
     content = read_checkpoint(path)
     header = content.get("pricepix", content)
+    model: Network
     if isinstance(header, Mapping) and header.get("format") == _FORMAT:
-        model = _load_own(path, header, content.get("state_dict"))
+        model = _load_own(path, header, content.get("state_dict"), module)
         family = "pricepix"
     else:
         model, family = _load_foreign(path, content)
+    if module is not None and not isinstance(model, ModuleNetwork):
+        raise ValueError(
+            f"{path} holds a network of pricepix, {model.spec.name}, which is made without a module: leave module out"
+        )
     if first_row is not None and isinstance(model, PriceCNN):
         model.spec = model.spec.replace(first_row=first_row)
     if mean_std is not None:
@@ -213,13 +285,15 @@ def _load_one(
     return model
 
 
-def _load_own(path: Path, header: Mapping[str, Any], state: Any) -> PriceCNN | SeriesCNN:
+def _load_own(
+    path: Path, header: Mapping[str, Any], state: Any, module: nn.Module | MakeModule | None
+) -> Network:
     if header.get("version") not in (1, CHECKPOINT_VERSION):
         raise ValueError(
             f"{path} is a model of format version {short(header.get('version'))}; "
             f"this pricepix reads versions 1 and {CHECKPOINT_VERSION}"
         )
-    kinds = {"PriceCNN": CNNSpec, "SeriesCNN": SeriesSpec}
+    kinds: dict[str, type] = {"PriceCNN": CNNSpec, "SeriesCNN": SeriesSpec, "ModuleNetwork": ModuleSpec}
     kind, metadata = header.get("kind"), header.get("metadata")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{path} holds a network of kind {short(kind)}, expected one of {', '.join(kinds)}")
@@ -227,9 +301,13 @@ def _load_own(path: Path, header: Mapping[str, Any], state: Any) -> PriceCNN | S
         wrong = "state_dict" if not isinstance(state, Mapping) else "metadata"
         raise ValueError(f"{path}: its {wrong} is {short(header.get(wrong, state))}, expected a dict")
     try:
-        spec = kinds[kind].from_dict(header.get("spec"))  # type: ignore[attr-defined]
+        spec: AnySpec = kinds[kind].from_dict(header.get("spec"))  # type: ignore[attr-defined]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} describes a network that cannot be: {error}") from None
+    if isinstance(spec, ModuleSpec):
+        model: Network = _load_module(path, spec, state, module)
+        model.metadata = dict(metadata)
+        return model
     own = {_strip(str(key)): value for key, value in state.items()}
     known = _expected_tensors(spec)
     # A training loop's checkpoint has tensors of its own, but a layer too many is another network.
@@ -237,6 +315,40 @@ def _load_own(path: Path, header: Mapping[str, Any], state: Any) -> PriceCNN | S
     model = _filled(path, spec, {k: v for k, v in own.items() if k in known or k.startswith(layers)})
     model.metadata = dict(metadata)
     return model
+
+
+def _load_module(
+    path: Path, spec: ModuleSpec, state: Mapping[str, Any], made_by: nn.Module | MakeModule | None
+) -> ModuleNetwork:
+    """Make the network of a module that the caller gives, or timm, with the weights of a checkpoint."""
+    if made_by is None:
+        if not spec.source.startswith(TIMM):
+            raise ValueError(
+                f"{path} holds the weights of {spec.source}, a module of your own: its code is not in the file. Pass "
+                f"the module, or what makes it: load_model(path, module={spec.name}), or score(images, run, cache, "
+                f"module={spec.name})"
+            )
+        name, columns = spec.source.removeprefix(TIMM), spec.columns
+
+        def made_by() -> nn.Module:
+            return TimmModule(name, columns)
+
+    with torch.random.fork_rng(devices=[]):
+        module = make_module(made_by, spec)
+        if wrong := difference(spec, module, state):
+            raise ValueError(
+                f"{path} holds the weights of {spec.source}; the module given is another: {wrong}. Pass the module "
+                "that was trained"
+            )
+    network = ModuleNetwork(spec, module)
+    own = network.state_dict()
+    faults = [fault for key, value in own.items() if (fault := _fault(key, state.get(key), value))]
+    if faults or set(state) - set(own):
+        raise ValueError(
+            f"{path} is damaged: {faults[0] if faults else 'it holds tensors of another network'}"
+        )
+    network.load_state_dict(dict(state))
+    return network
 
 
 def _expected_tensors(spec: CNNSpec | SeriesSpec) -> dict[str, Tensor]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from pricepix.images.batches import Batch
+from pricepix.images.threads import iterate_ahead
+from pricepix.images.torch_data import ImageBatches, as_tensor
+from pricepix.train.objective import Labels
 
 if TYPE_CHECKING:
     from pricepix.images.image_set import ImageSet
@@ -64,6 +65,62 @@ class ArrayReader:
             yield Batch(self.array[index], index)
 
 
+class DateReader:
+    """Batches of whole dates, for losses over the windows of a date.
+
+    An epoch is a permutation of the dates, cut into as many batches as would be of `batch_size` windows.
+
+    Parameters
+    ----------
+    read : callable
+        From positions to inputs.
+    time : numpy.ndarray, int64
+        Of all windows.
+    selection : numpy.ndarray, int64
+    batch_size, shuffle, seed, rank, ranks
+        As in `pricepix.images.batches.EpochReader`; batches are of about that size.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[NDArray[np.int64]], NDArray[Any]],
+        time: NDArray[np.int64],
+        selection: NDArray[np.int64],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        order = selection[np.argsort(time[selection], kind="stable")]
+        self._dates = np.split(order, np.flatnonzero(np.diff(time[order])) + 1)
+        self._batches = min(math.ceil(len(order) / ranks / batch_size), len(self._dates) // ranks)
+        if not self._batches:
+            raise ValueError(
+                f"{len(self._dates)} dates are chosen for {ranks} devices: batches hold whole dates, so choose more "
+                "dates or fewer devices"
+            )
+        self._read, self._shuffle, self._seed = read, shuffle, seed
+        self._rank, self._ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Iterate over (inputs, positions) from batch `start` on."""
+        n = len(self._dates)
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
+        order = rng.permutation(n) if self._shuffle else np.arange(n)
+        own = order[n * self._rank // self._ranks : n * (self._rank + 1) // self._ranks]
+        return iterate_ahead(self._made(np.array_split(own, self._batches)[start:]), 2, "pricepix-batches")
+
+    def _made(self, parts: list[NDArray[np.int64]]) -> Generator[Batch, None, None]:
+        for part in parts:
+            index = np.sort(np.concatenate([self._dates[i] for i in part]))
+            yield Batch(self._read(index), index)
+
+
 class Loader:
     """The batches of a reader as tensors, with their targets.
 
@@ -74,53 +131,69 @@ class Loader:
         Targets of all windows.
     mirrored : Tensor, optional
         Targets of windows whose prices an augmentation mirrors.
+    weights, dates : Tensor, optional
+        Weights of all windows, float32, and their dates, int64: targets then come as `Labels`.
     pinned : bool
         Whether to copy batches to pinned memory, from which a GPU fetches them while it works; from other memory
         the copy waits until the GPU is done with what came before.
     """
 
     def __init__(
-        self, reader: Reader, targets: Tensor, mirrored: Tensor | None = None, *, pinned: bool = False
+        self,
+        reader: Reader,
+        targets: Tensor,
+        mirrored: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        dates: Tensor | None = None,
+        pinned: bool = False,
     ) -> None:
         self._reader, self._targets, self._mirrored = reader, targets, mirrored
-        self._ready = _pinned if pinned else _as_tensor
+        self._weights, self._dates, self._pins = weights, dates, pinned
+        self._ready = _pinned if pinned else as_tensor
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Generator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, start: int = 0) -> Generator[tuple[Tensor, Tensor | Labels]]:
         """Iterate over the inputs and targets of an epoch, from batch `start` on."""
         for inputs, positions, *flags in self._reader.epoch(epoch, start):
-            index = _as_tensor(positions)
+            index = as_tensor(positions)
             if index.device != self._targets.device:
                 # Of a reader that draws on a device: looked up there, nothing waits.
                 self._targets = self._targets.to(index.device)
             target = self._targets[index]
             if flags:
                 assert self._mirrored is not None
-                target = torch.where(_as_tensor(flags[0]), self._mirrored[index], target)
-            yield self._ready(inputs), self._ready(target)
+                flag = as_tensor(flags[0])
+                target = torch.where(
+                    flag if target.ndim == 1 else flag[:, None], self._mirrored[index], target
+                )
+            if self._weights is None and self._dates is None:
+                yield self._ready(inputs), self._ready(target)
+            else:
+                place = index.cpu()
+                labels = Labels(
+                    target, *(None if x is None else x[place] for x in (self._weights, self._dates))
+                )
+                yield self._ready(inputs), labels.pin_memory() if self._pins else labels
             del inputs
-
-
-def _as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.from_numpy(values)
 
 
 def _pinned(values: NDArray[Any] | Tensor) -> Tensor:
     """A copy in pinned memory, which torch uses again only when what was queued to read it is done."""
-    tensor = _as_tensor(values)
+    tensor = as_tensor(values)
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
-class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
+class StoreDataset(ImageBatches):
     """Images as a torch dataset of whole batches: images uint8 (b, height, width) and positions int64 (b,).
 
     With an augmentation a batch has a third part, bool (b,): which windows are mirrored.
 
     For loops of your own, with ``DataLoader(dataset, batch_size=None, num_workers=...)``. Call
     ``set_epoch`` before each epoch. ``len``, of the loader as of the dataset, is the number of batches of an epoch;
-    in a worker, of its own.
+    in a worker, of its own. ``ImageSet.to_torch`` gives labels in place of positions.
 
     Parameters
     ----------
@@ -139,51 +212,4 @@ class StoreDataset(IterableDataset[tuple[Tensor, ...]]):
     """
 
     def __init__(self, store: ImageSet, selection: NDArray[Any] | None = None, **options: Any) -> None:
-        self._reader = store.batches(mask=selection, **options)
-        # Shared, so that workers which outlive an epoch hear of the next.
-        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch that the next iteration yields, and its first batch.
-
-        Parameters
-        ----------
-        epoch : int
-        start : int
-            Batches to skip: those that a loop had taken when it was stopped. The rest is what it would have
-            taken, as long as the loader has as many workers as it had.
-
-        Raises
-        ------
-        ValueError
-            If the epoch has fewer batches.
-        """
-        if not 0 <= start <= len(self._reader):
-            raise ValueError(f"start is {start}; the epoch has {len(self._reader)} batches")
-        self._position[0], self._position[1] = epoch, start
-
-    def _stretch(self) -> tuple[int, int, int]:
-        """The batches of this process: the first, one past the last, and how many of them are skipped."""
-        start, batches = int(self._position[1]), len(self._reader)
-        info = get_worker_info()
-        if info is None:
-            return 0, batches, start
-        # The loader asks worker 0 first, wherever the epoch begins: it stands in for the one whose turn it is.
-        place = (info.id + start) % info.num_workers
-        each, more = divmod(batches, info.num_workers)
-        first = place * each + min(place, more)
-        return first, first + each + (place < more), -((place - start) // info.num_workers)
-
-    def __len__(self) -> int:
-        first, stop, _ = self._stretch()
-        return stop - first
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        first, stop, given = self._stretch()
-        first += given
-        batches = self._reader.epoch(int(self._position[0]), first)
-        try:
-            for batch in islice(batches, stop - first):
-                yield tuple(_as_tensor(part) for part in (batch[0], batch[1], *batch[2:]))
-        finally:
-            batches.close()  # type: ignore[attr-defined]
+        super().__init__(store.batches(mask=selection, **options))

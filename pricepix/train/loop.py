@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,8 +29,9 @@ from pricepix.train.device import Device, Fabric, quiet_fabric
 from pricepix.train.hyper import Hyper
 from pricepix.train.journal import Journal, ProgressBar
 from pricepix.train.loader import Loader, Reader
-from pricepix.train.models import PriceCNN, SeriesCNN
-from pricepix.train.objective import Objective
+from pricepix.train.models import Network
+from pricepix.train.objective import Labels, Objective
+from pricepix.train.tuning import Tuning
 from pricepix.train.validations import Validations
 
 __all__ = ["Interrupted", "LoopOptions", "Member", "Trainer", "train_member"]
@@ -55,7 +56,7 @@ class Member:
 
     Attributes
     ----------
-    network : PriceCNN or SeriesCNN
+    network : Network
     make_reader : callable
         See `MakeReader`.
     targets : Tensor
@@ -68,9 +69,15 @@ class Member:
         Of dropout.
     folder : Path
         Training resumes from its ``last.ckpt`` if there is one.
+    tuning : Tuning
+        Learning rates by layer.
+    loss : str
+        As `Objective` takes it.
+    weights, dates : Tensor or None
+        Weights of all windows in the loss, and their dates.
     """
 
-    network: PriceCNN | SeriesCNN
+    network: Network
     make_reader: MakeReader
     targets: Tensor
     mirrored: Tensor | None
@@ -78,6 +85,10 @@ class Member:
     hyper: Hyper
     seed: int
     folder: Path
+    tuning: Tuning = field(default_factory=Tuning)
+    loss: str = "auto"
+    weights: Tensor | None = None
+    dates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -153,12 +164,12 @@ class Trainer:
         self._validation_steps = {
             k * self._steps_per_epoch // hyper.validations for k in range(1, hyper.validations + 1)
         }
-        if device.channels_last and isinstance(self.network, PriceCNN):
+        if device.channels_last and self.network.takes == "images":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.compile:
             self.network.compile()
         self._make_optimizer(hyper)
-        self._objective = Objective(self.network, member.class_weights).to(fabric.device)
+        self._objective = Objective(self.network, member.class_weights, member.loss).to(fabric.device)
 
         self.step = 0
         self._validations = Validations()
@@ -173,7 +184,8 @@ class Trainer:
 
     def _make_optimizer(self, hyper: Hyper) -> None:
         kind = torch.optim.Adam if hyper.optimizer == "adam" else torch.optim.AdamW
-        optimizer = kind(self.network.parameters(), lr=hyper.lr, weight_decay=hyper.weight_decay)
+        groups = self.member.tuning.groups(self.network, hyper.lr)
+        optimizer = kind(groups, lr=hyper.lr, weight_decay=hyper.weight_decay)
         self._schedule = LambdaLR(optimizer, lambda step: hyper.lr_at(step, self._steps_per_epoch) / hyper.lr)
         self._forward, self._optimizer = self.fabric.setup(self.network, optimizer)
 
@@ -220,10 +232,10 @@ class Trainer:
                 if self._validations.stopped:
                     return
 
-    def _move(self, tensor: Tensor) -> Tensor:
+    def _move(self, tensor: Any) -> Any:
         return tensor.to(self.fabric.device, non_blocking=True)
 
-    def training_step(self, inputs: Tensor, target: Tensor) -> Tensor:
+    def training_step(self, inputs: Tensor, target: Tensor | Labels) -> Tensor:
         """Take one step of the optimiser on a batch; return the mean loss."""
         epoch, batch = divmod(self.step, self._steps_per_epoch)
         # Dropout is seeded by the position, so that no state of a generator need be saved.
@@ -301,7 +313,9 @@ class Trainer:
         if self._validations.add(self.step, metrics, self.member.hyper):
             self._write(BEST, self._weights())
 
-    def validation_step(self, inputs: Tensor, target: Tensor, sums: Tensor, scores: list[Tensor]) -> None:
+    def validation_step(
+        self, inputs: Tensor, target: Tensor | Labels, sums: Tensor, scores: list[Tensor]
+    ) -> None:
         """Add a batch to the sums and the scores."""
         # The network itself and not what connects it with those of other devices, which would exchange messages.
         with self.fabric.autocast():
@@ -396,7 +410,10 @@ class Trainer:
 def make_loader(fabric: Fabric, member: Member, part: str) -> Loader:
     """Return the batches of part ``train`` or ``validation`` that this process takes."""
     reader = member.make_reader(part, fabric.global_rank, fabric.world_size, str(fabric.device))
-    return Loader(reader, member.targets, member.mirrored, pinned=fabric.device.type == "cuda")
+    return Loader(
+        reader, member.targets, member.mirrored, weights=member.weights, dates=member.dates,
+        pinned=fabric.device.type == "cuda",
+    )  # fmt: skip
 
 
 class _StopRequest:

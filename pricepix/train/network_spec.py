@@ -7,29 +7,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from pricepix._checks import boolean, choice, printable, short, whole_number
+from pricepix.images.series import SCALINGS, Scaling
 
 __all__ = [
     "PRESETS",
-    "SCALINGS",
     "SERIES_PRESETS",
+    "AnySpec",
     "CNNSpec",
     "ConvBlock",
+    "ModuleSpec",
     "SeriesBlock",
     "SeriesSpec",
     "cnn1d",
     "logistic",
     "plain_values",
+    "scaling_of",
 ]
 
 Pair = tuple[int, int]
-
-SCALINGS = ("image", "return", "volatility")
-"""How the series of a window are scaled: see ``pricepix.train.series.window_series``."""
 
 # Bounds of what a checkpoint may ask for: beyond every image, and every network on one, by orders of magnitude.
 _MAX_SIDE = 1 << 14
@@ -87,6 +87,8 @@ class CNNSpec:
         Chance that a feature is dropped before the linear layer.
     outputs : int
         2 or more classes, or 1 for regression.
+    heads : int
+        How many answers of so many outputs it gives: one a horizon.
     conv_bias, linear_bias : float or None
         Value the biases start with; None leaves torch's own start. Weights start Xavier uniform.
     raw_pixels : bool
@@ -95,6 +97,8 @@ class CNNSpec:
         Row that comes first in the network's own input. Images always arrive with row 0 at the top, as
         pricepix makes them; a network from a source that has the lowest price first turns them over.
     """
+
+    takes: ClassVar[str] = "images"
 
     name: str
     height: int
@@ -108,6 +112,7 @@ class CNNSpec:
     linear_bias: float | None = 0.01
     raw_pixels: bool = False
     first_row: Literal["top", "bottom"] = "top"
+    heads: int = 1
 
     def __post_init__(self) -> None:
         _check_shared(self)
@@ -147,7 +152,7 @@ class CNNSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return plain_values(asdict(self))
+        return _described(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CNNSpec:
@@ -192,11 +197,13 @@ class SeriesSpec:
     blocks : tuple of SeriesBlock
     channels : int
         Series of a window: open, high, low, close, moving average, volume.
-    negative_slope, dropout, outputs, conv_bias, linear_bias
+    negative_slope, dropout, outputs, conv_bias, linear_bias, heads
         As in `CNNSpec`.
     scaling : {"image", "return", "volatility"}
         How series are scaled: see ``window_series``.
     """
+
+    takes: ClassVar[str] = "series"
 
     name: str
     lookback: int
@@ -207,7 +214,8 @@ class SeriesSpec:
     outputs: int = 2
     conv_bias: float | None = None
     linear_bias: float | None = 0.01
-    scaling: Literal["image", "return", "volatility"] = "image"
+    heads: int = 1
+    scaling: Scaling = "image"
 
     def __post_init__(self) -> None:
         _check_shared(self)
@@ -236,7 +244,7 @@ class SeriesSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return plain_values(asdict(self))
+        return _described(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SeriesSpec:
@@ -247,6 +255,91 @@ class SeriesSpec:
             _known(SeriesBlock, block, ("channels",))
             blocks.append(SeriesBlock(**block))
         return cls(**{**values, "blocks": tuple(blocks)})
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """What is known of a network that is not ours: what it takes and gives, and by what it is recognised.
+
+    Attributes
+    ----------
+    name : str
+        Name of its class, or of the timm model.
+    takes : {"images", "series"}
+    shape : (int, int)
+        Height and width of an image, or channels and bars of a series.
+    outputs : int
+        2 or more classes, or 1 for a number.
+    columns : int
+        Columns that the module itself gives: `outputs` for each head, or one for two classes, the logit of the
+        upper one.
+    source : str
+        ``timm:<name>`` for a model of timm, which is made again by its name; else the class, which is not.
+    fingerprint : str
+        32 hexadecimal digits of the class's name and of the names and shapes of its tensors.
+    heads : int
+        As in `CNNSpec`.
+    parts : tuple of (top, left, height, width)
+        Images that its forward takes one by one, in pixels of the canvas of a stack; empty for one image.
+    fields : int
+        Rows at the foot of the canvas, whose level it takes as a last argument, 0 to 1.
+    """
+
+    name: str
+    takes: str
+    shape: Pair
+    outputs: int
+    columns: int
+    source: str
+    fingerprint: str
+    heads: int = 1
+    parts: tuple[tuple[int, int, int, int], ...] = ()
+    fields: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("name", "source", "fingerprint"):
+            _check_text(getattr(self, field), field)
+        choice(self.takes, f"{self.name}: takes", ("images", "series"))
+        if not isinstance(self.shape, Sequence) or len(self.shape) != 2:
+            raise ValueError(f"{self.name}: shape={short(self.shape)}: give two whole numbers")
+        for side in self.shape:
+            whole_number(side, f"{self.name}: shape", 1, _MAX_SIDE)
+        for field in ("outputs", "columns", "heads"):
+            whole_number(getattr(self, field), f"{self.name}: {field}", 1, _MAX_CHANNELS)
+        whole_number(self.fields, f"{self.name}: fields", 0, _MAX_SIDE)
+        if not isinstance(self.parts, tuple) or len(self.parts) > _MAX_BLOCKS:
+            raise ValueError(f"{self.name}: parts={short(self.parts)}: give places of images")
+        for part in self.parts:
+            if not isinstance(part, tuple) or len(part) != 4:
+                raise ValueError(f"{self.name}: part {short(part)}: give top, left, height and width")
+            for side, least in zip(part, (0, 0, 1, 1), strict=True):
+                whole_number(side, f"{self.name}: part", least, _MAX_SIDE)
+        each = self.columns / self.heads
+        if each != self.outputs and (each, self.outputs) != (1, 2):
+            raise ValueError(
+                f"{self.name}: {self.columns} columns do not give {self.outputs} outputs for {self.heads} heads"
+            )
+
+    def replace(self, **changes: Any) -> ModuleSpec:
+        """Return the spec with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts."""
+        return plain_values(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModuleSpec:
+        """Rebuild from `to_dict`."""
+        _known(cls, values, ("name", "takes", "shape", "outputs", "columns", "source", "fingerprint"))
+        shape, parts = values["shape"], values.get("parts", ())
+        plain: dict[str, Any] = {**values, "shape": tuple(shape) if isinstance(shape, list) else shape}
+        if isinstance(parts, list):
+            plain["parts"] = tuple(tuple(part) if isinstance(part, list) else part for part in parts)
+        return cls(**plain)
+
+
+AnySpec = CNNSpec | SeriesSpec | ModuleSpec
 
 
 def _pooled(size: int, pool: int, ceil: bool) -> int:
@@ -261,6 +354,14 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
         return value.item() if isinstance(value, np.generic) else str(value)
 
     return json.loads(json.dumps(values, default=plain))
+
+
+def _described(spec: CNNSpec | SeriesSpec) -> dict[str, Any]:
+    """Return the fields of a spec as plain values, without `heads` where there is one."""
+    values = plain_values(asdict(spec))
+    if spec.heads == 1:
+        del values["heads"]
+    return values
 
 
 def _known(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
@@ -281,13 +382,13 @@ def _known(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> Non
 
 def _check_shared(spec: CNNSpec | SeriesSpec) -> None:
     """Check the fields that both kinds of spec have."""
-    if not isinstance(spec.name, str) or printable(spec.name, "") != spec.name or len(spec.name) > 200:
-        raise ValueError(f"name={short(spec.name)}: give a short text of printable characters")
+    _check_text(spec.name, "name")
     if not isinstance(spec.outputs, int) or not 1 <= spec.outputs <= _MAX_CHANNELS:
         raise ValueError(
             f"{spec.name}: outputs is {short(spec.outputs)}; give 1 for regression or 2 or more classes, at most "
             f"{_MAX_CHANNELS:,}"
         )
+    whole_number(spec.heads, f"{spec.name}: heads", 1, _MAX_CHANNELS)
     if not _is_finite(spec.dropout) or not 0 <= spec.dropout < 1:
         raise ValueError(
             f"{spec.name}: dropout is {short(spec.dropout)}; give a chance of at least 0 and below 1"
@@ -301,6 +402,11 @@ def _check_shared(spec: CNNSpec | SeriesSpec) -> None:
             raise ValueError(f"{spec.name}: {name} is {short(value)}; give a finite number")
     if len(spec.blocks) > _MAX_BLOCKS:
         raise ValueError(f"{spec.name}: {len(spec.blocks):,} blocks; give at most {_MAX_BLOCKS}")
+
+
+def _check_text(value: Any, name: str) -> None:
+    if not isinstance(value, str) or printable(value, "") != value or not value or len(value) > 200:
+        raise ValueError(f"{name}={short(value)}: give a short text of printable characters")
 
 
 def _is_finite(value: Any) -> bool:
@@ -382,6 +488,11 @@ def cnn1d(bars: int, **changes: Any) -> SeriesSpec:
 def logistic(bars: int, **changes: Any) -> SeriesSpec:
     """Return the logistic regression on windows of so many bars."""
     return SeriesSpec(f"logistic{bars}", bars, (), dropout=0.0, linear_bias=0.0, **changes)
+
+
+def scaling_of(spec: AnySpec) -> Scaling:
+    """Return how the series that a network takes are scaled: as in the image, unless its spec says otherwise."""
+    return spec.scaling if isinstance(spec, SeriesSpec) else "image"
 
 
 SERIES_PRESETS: dict[str, SeriesSpec] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,17 +19,20 @@ from pricepix.images.augment import Augment
 from pricepix.store.image_store import open_images
 from pricepix.store.pool_reader import DEFAULT_POOL_BYTES
 from pricepix.store.sealed_files import read_sealed_json, write_sealed_json
-from pricepix.train.checkpoints import load_model
+from pricepix.train.checkpoints import load_model, read_checkpoint, write_checkpoint
 from pricepix.train.device import Device, check_batch_size
 from pricepix.train.hyper import Hyper, is_first_rank
-from pricepix.train.loader import ArrayReader, Reader
+from pricepix.train.loader import ArrayReader, DateReader, Reader
 from pricepix.train.loop import Interrupted, LoopOptions, Member, train_member
-from pricepix.train.models import CNNSpec, PriceCNN, SeriesCNN, SeriesSpec, plain_values
+from pricepix.train.maker import Model, NetworkMaker
+from pricepix.train.models import CNNSpec, Network, plain_values
+from pricepix.train.objective import BY_DATE
 from pricepix.train.problem import Problem
 from pricepix.train.results import FitResult, FoldResult, Predictor
-from pricepix.train.run_folder import DONE, SUMMARY, find_run_folder, open_run_folder
+from pricepix.train.run_folder import DONE, START, SUMMARY, find_run_folder, open_run_folder
 from pricepix.train.splits import Fold, Period, Split, resolve_split
 from pricepix.train.targets import balanced, class_weights
+from pricepix.train.tuning import Tuning
 
 if TYPE_CHECKING:
     from pricepix.images.image_set import ImageSet
@@ -41,8 +44,8 @@ _STATISTICS_IMAGES = 1 << 15
 
 def fit(
     store: ImageSet | str | os.PathLike[str],
-    model: str | CNNSpec | SeriesSpec = "jkx20",
-    horizon: int | None = None,
+    model: Model = "jkx20",
+    horizon: int | Sequence[int] | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     split: Split | Literal["time", "random", "walk"] = "time",
@@ -50,11 +53,17 @@ def fit(
     validation: Period | float = 0.3,
     test: Period | None = None,
     embargo: Any = 0,
-    target: str = "up",
+    target: Any = "up",
+    loss: Literal["auto", "huber", "pairwise", "listwise"] = "auto",
+    weights: Any = None,
     balance: Literal["none", "weights", "undersample"] = "none",
     hyper: Hyper | str = "paper",
     ensemble: int = 1,
     seed: int = 0,
+    inputs: Literal["images", "series"] | None = None,
+    init: str | os.PathLike[str] | None = None,
+    freeze: str | Sequence[str] | None = None,
+    layer_lr: Mapping[str, float] | None = None,
     instruments: list[str] | None = None,
     mask: NDArray[Any] | None = None,
     panel: Any = None,
@@ -79,12 +88,18 @@ def fit(
     ----------
     store : ImageSet, str or path
         A store, a loaded one, or panel images, which are drawn while training.
-    model : str, CNNSpec or SeriesSpec
+    model : str, CNNSpec, SeriesSpec, torch.nn.Module, class or function
         A preset (``jkx20``), or a spec of your own. ``cnn1d`` and ``logistic`` are the baselines on the
-        numbers behind the images, of the store's lookback; they need `panel`.
-    horizon : int, optional
+        numbers behind the images, of the store's lookback; they need `panel`. ``timm:<name>`` is a model of timm
+        with random weights. Any module trains too: its forward takes normalised images, float32
+        (n, 1, height, width), and gives a column for each class, or one number. Give its class, or a function
+        without arguments that makes one: each member then draws start values of its own by the seed. A module that
+        is already made starts every fold from the weights that it has, which are kept in the run's folder, and
+        is one member alone; it is not changed.
+    horizon : int or sequence of int, optional
         Horizon of the forward return to learn. By default the store's only one, or the one equal to its
-        lookback.
+        lookback. Several are learnt together, by one network with a head for each; windows are purged by the
+        longest, and those that lack one of the returns are left out.
     out : str or path, optional
         Folder of the run; ``runs/<model>_h<horizon>_<number>``, the next free number, by default. A folder
         that holds a run is never overwritten.
@@ -93,8 +108,18 @@ def fit(
         paper. ``walk``: `train` and `test` are lengths (``"2y"``, ``"1y"``). Or an object with ``folds``.
     train, validation, test, embargo
         As in `TimeSplit`, `RandomSplit` or `WalkForward`. Without `train`, everything before `test`.
-    target : str
-        ``up``, ``terciles``, ``quantiles:K``, ``return`` or ``rank``: see `make_targets`.
+    target : str, array_like (n,) or callable
+        ``up``, ``terciles``, ``quantiles:K``, ``return`` or ``rank``: see `make_targets`. ``scaled`` is the return in
+        volatilities of the 20 bars before, ``barrier:K`` which of K volatilities over the horizon the return reaches
+        first, down or up, or neither (three classes); both need `panel`. Or values of your own, one a window: whole
+        numbers are classes from 0 on (-1: none), floats are numbers (NaN: none); or a function from ``store.index`` to
+        them. `horizon` then says by which exit windows are purged.
+    loss : {"auto", "huber", "pairwise", "listwise"}
+        ``auto`` is cross-entropy, or the squared error of numbers. The last two learn the order within a date, in
+        batches of whole dates: see `pricepix.train.objective.Objective`.
+    weights : {"uniqueness", "date"} or array_like (n,), optional
+        Weights of samples in the loss: the average uniqueness of their label among the overlapping ones of the
+        instrument; the same for every date; or your own.
     balance : {"none", "weights", "undersample"}
         Classes as they are; weighted in the loss, inverse to their frequency in the training part; or as
         many training images of each as of the rarest, drawn by `seed`.
@@ -105,6 +130,19 @@ def fit(
         Networks that differ only in their seed, averaged by the mean of their softmax. The paper has 5.
     seed : int
         Member i starts, shuffles and drops out by (seed, i).
+    inputs : {"images", "series"}, optional
+        What a module takes: images by default, or the bars behind them, float32 (n, 6, lookback) as `window_series`
+        makes them, which need `panel`.
+    init : str or path, optional
+        Checkpoint to start from: of pricepix, of a project whose layers `load_model` recognises, or any file of
+        tensors with the module's own names (``.safetensors`` too). It must hold all weights; only the last layer may
+        have another shape, and then starts anew. Images are normalised as the checkpoint says, or, where it does not
+        say, by the training rows.
+    freeze : str or sequence of str, optional
+        Layers that do not learn, by the beginning of their names (``blocks.0``), or ``"features"``: all but the
+        last. Running statistics of layers that are frozen as a whole stay, too.
+    layer_lr : dict, optional
+        Factors of the learning rate by the beginning of a layer's name: ``{"features": 0.1}``.
     instruments, mask : optional
         Use a part of the store: see `pricepix.images.image_set.select`.
     panel : Panel or anything ``Panel.from_table`` takes, optional
@@ -148,6 +186,7 @@ def fit(
         On Ctrl-C or SIGTERM, after the step in hand and its checkpoint; ``resume=True`` resumes from there.
     """
     hyper = Hyper.of(hyper, **changes)
+    tuning = Tuning.of(init, freeze, layer_lr)
     members = _Members(whole_number(ensemble, "ensemble", 1), whole_number(seed, "seed", 0), hyper)
     reading = _Reading(whole_number(pool_bytes, "pool_bytes", 0), whole_number_or_none(threads, "threads", 1))
     options = LoopOptions(checkpoint_minutes, log_every, progress)
@@ -155,9 +194,12 @@ def fit(
     if device is not None:
         placed = placed.on(device)
     problem = Problem.of(
-        open_images(store), model, horizon, target, balance,
+        open_images(store), model, horizon, target, balance, inputs=inputs, loss=loss, weights=weights,
         augment=augment, panel=panel, instruments=instruments, mask=mask,
     )  # fmt: skip
+    _check_members(problem.maker, members)
+    # What does not fit is told before anything is trained.
+    fresh = tuning.apply(problem.maker.make(members.seed_of(0)))
     splitter = resolve_split(split, train, validation, test, embargo, members.seed)
     folds = splitter.folds(problem.samples)
     # Everything is checked before there is a folder.
@@ -165,22 +207,23 @@ def fit(
         problem.check_fold(fold)
     training = [_balanced(problem, fold.train, members.seed) for fold in folds]
     check_batch_size(hyper.batch_size, placed.ranks())
-    run = _Run(problem, folds, members, reading, placed, options)
-    config = run.describe(splitter)
-    folder = find_run_folder(out, f"{problem.spec.name}_h{problem.horizon}", config, resume)
+    run = _Run(problem, folds, members, reading, placed, options, tuning)
+    config = run.describe(splitter, fresh)
+    name = f"{problem.spec.name}_h{'_'.join(map(str, problem.horizons))}"
+    folder = find_run_folder(out, name, config, resume)
     result = FitResult(folder, config)
     with open_run_folder(folder, config):
-        for fold, (index, weights) in zip(folds, training, strict=True):
+        run = _starting_as_kept(folder, run)
+        for fold, (index, of_classes) in zip(folds, training, strict=True):
             place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
             try:
-                result.folds.append(run.train_fold(fold, index, weights, place))
+                result.folds.append(run.train_fold(fold, index, of_classes, place))
             except Interrupted as stopped:
                 raise KeyboardInterrupt(
                     f"training stopped and was saved in {stopped}; resume it with resume=True and out={str(folder)!r}"
                 ) from None
         if is_first_rank():
-            summary = [{"name": f.fold.name, "members": f.members, "test": f.test} for f in result.folds]
-            write_sealed_json(folder / SUMMARY, {"folds": summary})
+            write_sealed_json(folder / SUMMARY, result.summary())
     return result
 
 
@@ -219,14 +262,16 @@ class _Run:
     reading: _Reading
     device: Device
     options: LoopOptions
+    tuning: Tuning
 
-    def describe(self, splitter: Split) -> dict[str, Any]:
+    def describe(self, splitter: Split, fresh: list[str]) -> dict[str, Any]:
         """Return the resolved configuration as plain values."""
         return plain_values(
             {
                 "pricepix": __version__,
                 "store_location": str(self.problem.images.location),
                 **self.problem.describe(),
+                **self._described_tuning(fresh),
                 "hyper": self.members.hyper.to_dict(),
                 "split": {"kind": type(splitter).__name__, **getattr(splitter, "__dict__", {})},
                 "folds": [fold.describe(self.problem.samples) for fold in self.folds],
@@ -237,6 +282,13 @@ class _Run:
             }
         )
 
+    def _described_tuning(self, fresh: list[str] | None = None) -> dict[str, Any]:
+        """Return how training begins, or nothing where networks start by themselves."""
+        tuning = self.tuning.describe()
+        if tuning is None:
+            return {}
+        return {"tuning": tuning if not fresh else {**tuning, "starts_anew": fresh}}
+
     def train_fold(
         self, fold: Fold, index: NDArray[np.int64], weights: torch.Tensor | None, folder: Path
     ) -> FoldResult:
@@ -245,6 +297,7 @@ class _Run:
         `index` has the windows that train, `weights` the weights of their classes.
         """
         statistics = _statistics(self.problem, index, self.members.seed, self.reading.threads)
+        sample = self.problem.weights_of(index, fold.validation)
         reports = []
         for i in range(self.members.count):
             own = folder / f"member_{i}"
@@ -253,8 +306,9 @@ class _Run:
                 continue
             seed = self.members.seed_of(i)
             network = _new_network(self.problem, seed, statistics, index)
+            self.tuning.apply(network)
             network.metadata = self._metadata(fold, index) | {"seed": self.members.seed, "member": i}
-            mirrored = self.problem.mirrored
+            mirrored, loss = self.problem.mirrored, self.problem.loss
             member = Member(
                 network,
                 _FoldReaders(self, index, fold.validation, seed),
@@ -264,16 +318,19 @@ class _Run:
                 self.members.hyper,
                 seed,
                 own,
+                self.tuning,
+                loss,
+                None if sample is None else torch.from_numpy(sample),
+                torch.from_numpy(self.problem.samples.time.copy()) if loss in BY_DATE else None,
             )
             report = train_member(member, self.device, self.options)
             if is_first_rank():
                 write_sealed_json(own / DONE, report)
             reports.append(report)
         # On every rank: what `fit` returns is the same for all, so that a script may use it anywhere.
-        trained = load_model(folder)
+        trained = load_model(folder, module=self.problem.maker.module_to_load)
         predictor = Predictor(trained, self.problem, self.device.own(), self.reading.threads)
-        predictions = predictor.predict(fold.test)
-        return FoldResult(fold, folder, reports, trained, predictor.test(fold.test, predictions), predictions)
+        return predictor.result(fold, folder, reports)
 
     def _metadata(self, fold: Fold, index: NDArray[np.int64]) -> dict[str, Any]:
         """Return what a checkpoint says of its training, as plain values."""
@@ -283,6 +340,7 @@ class _Run:
         return plain_values(
             {
                 "image_spec": problem.images.spec.to_dict(),
+                **({"stack": problem.images.attrs["stack"]} if "stack" in problem.images.attrs else {}),
                 "horizon": problem.horizon,
                 "delay": problem.images.delay,
                 "target": problem.targets.kind,
@@ -293,9 +351,15 @@ class _Run:
                 # The last exit of a label that taught or chose the weights: out of sample begins there.
                 "seen_through": format_time(int(last_exit), samples.tz),
                 "train_images": len(index),
+                "universe": {
+                    "instruments": len(np.unique(samples.instrument[fold.train])),
+                    "windows": len(problem.images),
+                },
+                **problem.describe_learning(),
                 "store_digest": problem.images.digest,
                 "hyper": self.members.hyper.to_dict(),
                 "pricepix": __version__,
+                **self._described_tuning(),
             }
         )
 
@@ -317,6 +381,8 @@ class _FoldReaders:
         share: dict[str, Any] = {
             "batch_size": batch_size // ranks, "shuffle": training, "seed": self.seed, "rank": rank, "ranks": ranks,
         }  # fmt: skip
+        if problem.loss in BY_DATE:
+            return DateReader(problem.read, problem.samples.time, index, **share)
         if problem.series is not None:
             return ArrayReader(problem.series, index, **share)
         options = self.run.reading.options()
@@ -325,6 +391,31 @@ class _FoldReaders:
         elif problem.images.renders_on(device):
             options["device"] = device
         return problem.images.batches(mask=index, **share, **options)
+
+
+def _check_members(maker: NetworkMaker, members: _Members) -> None:
+    if members.count > 1 and maker.starts_from_its_own_weights:
+        raise ValueError(
+            f"ensemble is {members.count}, but model is one {maker.spec.name} with its own weights, which all members "
+            f"would start from: give what makes one, such as model={maker.spec.name} or model=lambda: "
+            f"{maker.spec.name}(...), so that each draws start values of its own"
+        )
+
+
+def _starting_as_kept(folder: Path, run: _Run) -> _Run:
+    """Keep the weights that a module starts from in the run's folder, or take those that it was started with.
+
+    Folds that a resumed run has yet to begin start from there, whatever weights the module has now.
+    """
+    place, maker = folder / START, run.problem.maker
+    if not maker.starts_from_its_own_weights:
+        return run
+    if place.exists():
+        maker = maker.starting_from(read_checkpoint(place))
+        return replace(run, problem=replace(run.problem, maker=maker))
+    if is_first_rank():
+        write_checkpoint(maker.make(0).own.state_dict(), place)
+    return run
 
 
 def _balanced(
@@ -337,11 +428,11 @@ def _balanced(
         return balanced(index, targets.values, targets.classes, seed), None  # type: ignore[arg-type]
     if problem.balance == "none":
         return index, None
-    found = np.bincount(targets.values[index], minlength=targets.classes)
+    found = np.bincount(targets.values[index].ravel(), minlength=targets.classes)
     if problem.augment is not None and problem.mirrored is not None:
         # The classes as the network sees them: so many windows are mirrored, and their labels with them.
         chance = problem.augment.invert
-        mirrored = np.bincount(problem.mirrored[index], minlength=targets.classes)
+        mirrored = np.bincount(problem.mirrored[index].ravel(), minlength=targets.classes)
         found = (1 - chance) * found + chance * mirrored
     return index, torch.from_numpy(class_weights(found))
 
@@ -371,17 +462,15 @@ def _statistics(
 
 def _new_network(
     problem: Problem, seed: int, statistics: tuple[Any, Any], index: NDArray[np.int64]
-) -> PriceCNN | SeriesCNN:
+) -> Network:
     spec = problem.spec
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = PriceCNN(spec) if isinstance(spec, CNNSpec) else SeriesCNN(spec)
+    network = problem.maker.make(seed)
     if not (isinstance(spec, CNNSpec) and spec.raw_pixels):
         network.set_normalisation(*statistics)
     if problem.targets.is_regression:
         values = problem.targets.values[index]
-        spread = float(np.std(values, dtype=np.float64))
-        if not spread > 0:
+        spread = np.std(values, axis=0, dtype=np.float64)
+        if not (spread > 0).all():
             raise ValueError(f"all {len(index)} training targets are {values[0]}; there is nothing to learn")
-        network.scale.fill_(spread)
+        network.scale.copy_(torch.as_tensor(spread))
     return network

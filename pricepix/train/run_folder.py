@@ -15,6 +15,7 @@ from pricepix.train.hyper import is_first_rank
 __all__ = [
     "CONFIG",
     "DONE",
+    "START",
     "SUMMARY",
     "find_run_folder",
     "is_run",
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 CONFIG, SUMMARY, DONE = "config.yaml", "summary.json", "done.json"
+START = "start.pt"
+"""Weights that a module was given with: all of the run's folds start from them."""
 # Of a resolved configuration, what may differ when a run resumes: where it runs, not what it learns.
 _FREE = ("device", "pricepix", "store_location")
 
@@ -105,7 +108,9 @@ def _next_folder(name: str) -> Path:
 
 
 def _check_same(folder: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
-    for key, value in config.items():
+    # What one of them does not name is at its default there.
+    for key in {**config, **before}:
+        value = config.get(key)
         if key not in _FREE and before.get(key) != value:
             raise ValueError(
                 f"{folder} was started with another {key}: {_difference(before.get(key), value)}. "
@@ -141,6 +146,7 @@ def open_run_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
             for own in (*folder.glob("member_*"), *folder.glob("fold_*")):
                 shutil.rmtree(own, ignore_errors=True)
             saved.unlink(missing_ok=True)
+            (folder / START).unlink(missing_ok=True)
             if made:
                 with suppress(OSError):
                     folder.rmdir()
