@@ -22,7 +22,6 @@ from pricepix.images.image_set import ImageSet
 from pricepix.images.series import Scaling
 from pricepix.spec import ImageSpec
 from pricepix.store.sealed_files import read_sealed_yaml
-from pricepix.train.network_spec import scaling_of
 
 __all__ = ["Scorer", "ScorerOptions"]
 
@@ -191,7 +190,7 @@ class Scorer:
     @property
     def scaling(self) -> Scaling:
         """How the series that the model takes are scaled."""
-        return scaling_of(self.members[0].spec)
+        return getattr(self.members[0].spec, "scaling", "image")
 
     @property
     def is_probability(self) -> bool:
