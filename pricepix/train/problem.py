@@ -109,7 +109,8 @@ class Problem:
             row = store_rows(images, panel)
             check_bars(images, panel, row)
             if spec.takes == "series":
-                series = window_series(panel, images.spec, row)
+                # Of a stack those of its longest images.
+                series = window_series(panel, getattr(images.spec, "main", images.spec), row)
         chosen = np.ones(len(images), bool)
         if instruments is not None or mask is not None:
             chosen[:] = False
