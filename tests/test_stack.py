@@ -178,7 +178,7 @@ class TestTraining:
         )
         cache = factor.score(stack, run.out, None, module=towers, progress=False)
         np.testing.assert_allclose(cache.of_windows(stack)[run.test_index], run.predictions, atol=1e-6)
-        assert factor.evaluate(cache, long, horizon=5).figures["ic"]["rank"]["mean"] > 0.1
+        assert factor.evaluate(cache, long, horizon=5, quantiles=4).figures["ic"]["rank"]["mean"] > 0.1
         other = pp.Stack.from_panel(long, ("jkx5", "jkx20", "jkx60"), (5,), fields=dict(size))
         assert other.digest == stack.digest
         swapped = pp.Stack.from_panel(long, ("jkx5", "jkx60", "jkx20"), (5,), fields=size)

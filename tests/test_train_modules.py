@@ -129,6 +129,11 @@ class TestImages:
         result = factor.evaluate(cache, images.panel, horizon=5)
         assert result.figures["ic"]["rank"]["mean"] > 0.2
 
+    def test_what_fit_returns_scores_by_itself(self, images: Any, run: Any) -> None:
+        one = factor.score(images, run, None, progress=False)
+        two = factor.score(images, run.out, None, module=Net, progress=False)
+        np.testing.assert_array_equal(_scores(one, images), _scores(two, images))
+
     def test_a_file_holds_no_code(self, run: Any) -> None:
         with pytest.raises(
             ValueError, match=r"holds the weights of .*Net, a module of your own: its code is not in"

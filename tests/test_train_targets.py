@@ -106,6 +106,12 @@ class TestTargets:
         assert numbers.is_regression
         assert numbers.excluded["missing_target"] == np.isnan(returns).sum() > 0
 
+    def test_a_label_whose_end_is_not_known_is_left_out(self, images: Any) -> None:
+        """It could not be purged: nobody knows which test it reaches into."""
+        made = targets_of(images, np.ones(len(images)), (5,), None)
+        np.testing.assert_array_equal(made.usable, np.isfinite(images.returns(5)))
+        assert made.excluded["no_exit"] == np.isnan(images.returns(5)).sum() > 0
+
     def test_windows_that_lack_one_horizon_are_left_out(self, images: Any) -> None:
         made = targets_of(images, "up", (2, 5), None)
         np.testing.assert_array_equal(

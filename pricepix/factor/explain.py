@@ -15,7 +15,7 @@ from pricepix.bars.times import format_time
 from pricepix.factor.evaluation.attribution import grad_cam
 from pricepix.factor.scorer import Scorer
 from pricepix.images.image_set import ImageSet
-from pricepix.images.rows import check_bars, panel_rows
+from pricepix.images.rows import check_bars, panel_rows, store_rows
 from pricepix.render.draw import render_rows
 from pricepix.store.image_store import open_images
 
@@ -162,7 +162,7 @@ def explain(
     bars = images.panel if panel is None else Panel.of(panel)
     assert bars is not None
     if bars is not images.panel:
-        check_bars(images, bars, panel_rows(bars, images.instruments, images.instrument_index, images.time))
+        check_bars(images, bars, store_rows(images, bars))
     row = int(panel_rows(bars, images.instruments, images.instrument_index[[at]], images.time[[at]])[0])
     image = images.read([at])[0]
     groups = _bar_groups(images)

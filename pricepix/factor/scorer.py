@@ -101,6 +101,7 @@ class Scorer:
         batch = whole_number(batch, "batch", 1, unit="images")
         # What fit returns carries the folder of the run.
         if not isinstance(model, str | PathLike) and not callable(model):
+            module = getattr(model, "module", None) if module is None else module
             model = getattr(model, "out", model)
         if not isinstance(model, str | PathLike) and not callable(model):
             raise TypeError(

@@ -228,9 +228,9 @@ def chunk_reader(
         )
     rows = store_rows(store, bars)
     check_bars(store, bars, rows)
-    return lambda chunk: window_series(
-        bars, store.spec, rows[chunk * store.chunk : (chunk + 1) * store.chunk], scorer.scaling
-    )
+    # Of a stack those of its longest images.
+    spec, size = getattr(store.spec, "main", store.spec), store.chunk
+    return lambda chunk: window_series(bars, spec, rows[chunk * size : (chunk + 1) * size], scorer.scaling)
 
 
 def _tell(cache: FactorCache, counts: dict[str, int] | None, progress: bool) -> None:

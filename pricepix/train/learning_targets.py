@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import short
 from pricepix.images.rows import store_rows
-from pricepix.windows.labels import ReturnRule, bridged_returns
+from pricepix.windows.labels import NO_TIME, ReturnRule, bridged_returns
 from pricepix.windows.targets import Targets, make_targets
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
             raise ValueError(
                 "values of your own are one target: give one horizon, by which windows are purged"
             )
-        return _own(images, target(images.index) if callable(target) else target, callable(target))
+        given = target(images.index) if callable(target) else target
+        # A window whose exit is not known could not be purged.
+        return _own(images, given, callable(target), images.exit_time(horizons[0]) != NO_TIME)
     # None is no target: `make_targets` says what is.
     every = [_one(images, target, h, panel) for h in horizons]
     if len(every) == 1:
@@ -175,8 +177,8 @@ def trailing_volatility(
     return found
 
 
-def _own(images: ImageSet, values: Any, by_function: bool) -> Targets:
-    """Targets that a user gives: classes or numbers, one a window."""
+def _own(images: ImageSet, values: Any, by_function: bool, ends: NDArray[np.bool_]) -> Targets:
+    """Targets that a user gives: classes or numbers, one a window; none where it is not known when a label ends."""
     found = np.asarray(values)
     by = "the target function gives" if by_function else "target is"
     if found.shape != (len(images),) or found.dtype.kind not in "biuf":
@@ -200,6 +202,8 @@ def _own(images: ImageSet, values: Any, by_function: bool) -> Targets:
                 "-1 for none; give floats to learn numbers"
             )
         targets = Targets(f"own:{digest}", len(present), np.where(usable, classes, 0), usable, excluded)
+    excluded["no_exit"] = int((usable & ~ends).sum())
+    usable &= ends
     if not usable.any():
         raise ValueError(f"{by} missing for every window")
     return targets

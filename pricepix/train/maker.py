@@ -82,8 +82,7 @@ class NetworkMaker:
             raise ValueError(f"inputs={short(inputs)}: give 'images' or 'series'")
         if isinstance(model, str) and model.startswith(TIMM):
             name = model.removeprefix(TIMM)
-            # Made when it is known how many outputs it needs.
-            # A stack is one image to it: the canvas.
+            # Made when it is known how many outputs it needs. A stack is one image to it: the canvas.
             named = unprobed_spec(name, model, inputs or "images", images).replace(parts=(), fields=0)
             if named.takes == "series":
                 raise ValueError(f"model {short(model)} takes images: leave inputs='series' out")

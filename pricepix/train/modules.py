@@ -216,7 +216,7 @@ def make_module(made_by: nn.Module | MakeModule, spec: ModuleSpec) -> nn.Module:
         If it makes no module, or cannot be called without arguments.
     """
     if isinstance(made_by, nn.Module):
-        return _sized(copy.deepcopy(made_by), spec)
+        return _sized(copy.deepcopy(made_by).cpu(), spec)
     name = printable(getattr(made_by, "__qualname__", type(made_by).__name__), "")
     try:
         module = made_by()

@@ -110,7 +110,9 @@ class Problem:
             row = store_rows(images, panel)
             check_bars(images, panel, row)
             if spec.takes == "series":
-                series = window_series(panel, images.spec, row, scaling_of(spec))
+                # Of a stack those of its longest images.
+                drawn = getattr(images.spec, "main", images.spec)
+                series = window_series(panel, drawn, row, scaling_of(spec))
         chosen = np.ones(len(images), bool)
         if instruments is not None or mask is not None:
             chosen[:] = False

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import short, whole_number
 from pricepix.bars.times import as_time, duration_ns
-from pricepix.train.splits import _add, _day, _length
+from pricepix.train.splits import day_of, later_by, parse_length
 from pricepix.windows.labels import NO_TIME
 
 __all__ = ["CombinatorialPurgedSplit", "PurgedSplit", "PurgedWalkForward", "Spans"]
@@ -295,9 +295,9 @@ class PurgedWalkForward(_Splitter):
         if not spans.are_times:
             begin = first + number * step
             return begin, begin + self.train, begin + self.train + self.test
-        day = _add(_day(first, None), _length("step", step), number)
-        cut = _add(day, _length("train", self.train))
-        stop = _add(cut, _length("test", self.test))
+        day = later_by(day_of(first, None), parse_length("step", step), number)
+        cut = later_by(day, parse_length("train", self.train))
+        stop = later_by(cut, parse_length("test", self.test))
         low, middle, high = (as_time(d, None) for d in (day, cut, stop))
         return low, middle, high
 

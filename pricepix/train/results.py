@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pricepix._checks import printable
 from pricepix.train.display import run_page
 from pricepix.train.models import Ensemble, Network
+from pricepix.train.modules import ModuleNetwork
 from pricepix.train.problem import Problem
 from pricepix.train.splits import Fold
 
@@ -77,6 +78,12 @@ class FitResult:
     def model(self) -> Network | Ensemble:
         """The model of the last fold, which is the only one except for walk-forward."""
         return self.folds[-1].model
+
+    @property
+    def module(self) -> Any:
+        """The user's module within the model, which scoring from the run's folder needs; None for our own networks."""
+        first = self.model.members[0] if isinstance(self.model, Ensemble) else self.model
+        return first.own if isinstance(first, ModuleNetwork) else None
 
     @property
     def test(self) -> dict[str, Any]:

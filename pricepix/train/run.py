@@ -140,7 +140,8 @@ def fit(
         say, by the training rows.
     freeze : str or sequence of str, optional
         Layers that do not learn, by the beginning of their names (``blocks.0``), or ``"features"``: all but the
-        last. Running statistics of layers that are frozen as a whole stay, too.
+        last, unless the module has a layer of that name. Running statistics of layers that are frozen as a whole
+        stay, too.
     layer_lr : dict, optional
         Factors of the learning rate by the beginning of a layer's name: ``{"features": 0.1}``.
     instruments, mask : optional

@@ -26,7 +26,10 @@ __all__ = [
     "Split",
     "TimeSplit",
     "WalkForward",
+    "day_of",
+    "later_by",
     "overlap_share",
+    "parse_length",
     "period_ends",
     "resolve_split",
 ]
@@ -151,24 +154,26 @@ class WalkForward:
         first, last : date
             First and last day that is used; the last test begins on or before `last`.
         """
-        train, test = _length("train", self.train), _length("test", self.test)
-        step = _length("step", self.step) if self.step is not None else test
+        train, test = parse_length("train", self.train), parse_length("test", self.test)
+        step = parse_length("step", self.step) if self.step is not None else test
         for k in itertools.count():
-            moved = _add(first, step, k)
-            cut = _add(moved, train)
+            moved = later_by(first, step, k)
+            cut = later_by(moved, train)
             if cut > last:
                 return
-            yield first if self.expanding else moved, cut, _add(cut, test)
+            yield first if self.expanding else moved, cut, later_by(cut, test)
 
     def folds(self, samples: Samples) -> list[Fold]:
         """Return the folds in order of time."""
         if not samples.usable.any():
             raise ValueError("no window has a target, so there is nothing to split")
         times = samples.time[samples.usable]
-        first = _day(int(times.min()) if self.start is None else as_time(self.start, samples.tz), samples.tz)
+        first = day_of(
+            int(times.min()) if self.start is None else as_time(self.start, samples.tz), samples.tz
+        )
         last = int(times.max()) if self.end is None else as_time(self.end, samples.tz, True)
         folds: list[Fold] = []
-        for begin, cut, stop in self.stretches(first, _day(last, samples.tz)):
+        for begin, cut, stop in self.stretches(first, day_of(last, samples.tz)):
             low, middle, high = (as_time(day, samples.tz) for day in (begin, cut, stop))
             in_test = (
                 samples.usable & (samples.time >= middle) & (samples.time < high) & (samples.time <= last)
@@ -376,7 +381,7 @@ def _late(times: Index, share: float) -> int:
     return int(ordered[min(int(len(ordered) * (1 - share)), len(ordered) - 1)])
 
 
-def _length(name: str, text: str) -> tuple[int, str]:
+def parse_length(name: str, text: str) -> tuple[int, str]:
     """Return the number and polars' unit of a length such as ``"6m"``."""
     found = re.fullmatch(r"(\d+)\s*([ymwd])", str(text).strip().lower())
     if not found or int(found[1]) == 0:
@@ -384,11 +389,12 @@ def _length(name: str, text: str) -> tuple[int, str]:
     return int(found[1]), "mo" if found[2] == "m" else found[2]
 
 
-def _day(ns: int, tz: str | None) -> dt.date:
+def day_of(ns: int, tz: str | None) -> dt.date:
+    """Return the day of a time."""
     return dt.date.fromisoformat(format_time(ns, tz)[:10])
 
 
-def _add(day: dt.date, length: tuple[int, str], times: int = 1) -> dt.date:
+def later_by(day: dt.date, length: tuple[int, str], times: int = 1) -> dt.date:
     """Return the day a length, or several, later; the last day of a shorter month stands for days that it lacks."""
     count, unit = length
     return pl.select(pl.lit(day).dt.offset_by(f"{count * times}{unit}")).item()
