@@ -124,9 +124,7 @@ def train(
     "--on-revision", "rescore", "keep", "raise", default="rescore",
     help="With --append: what to do with scores whose images changed, or are gone.",
 )  # fmt: skip
-@repeated(
-    "--rename", callback=read_pairs, metavar="OLD=NEW", help="With --append: an instrument's new name"
-)
+@repeated("--rename", callback=read_pairs, metavar="OLD=NEW", help="With --append: an instrument's new name")
 @click.option("--known", help="When the scores become known; by default the time of the last bar.")
 @progress
 def score(store: str, model: str, location: str, panel: str | None, **options: Any) -> None:
@@ -138,6 +136,24 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 
     bars = read_panel(panel, {}) if panel else None
     echo(repr(run(store, model, location, panel=bars, **options)))
+
+
+@main.command()
+@click.argument("cache")
+@click.argument("out")
+@choice_option(
+    "--format", "parquet", "csv", "qlib", "alphalens", help="Which columns; by the name of OUT by default."
+)
+@click.option("--start", help="First time of the values.")
+@click.option("--end", help="Last time of the values (inclusive).")
+@click.option("--as-of", help="The factor as it was known then.")
+@click.option("--last", type=click.IntRange(1), help="Only so many of the newest times.")
+@click.option("--partition", is_flag=True, help="OUT is a folder with a Parquet file a day.")
+def export(cache: str, out: str, **options: Any) -> None:
+    """Write the factor CACHE to the file OUT, which ends in .parquet or .csv, for other programs."""
+    from pricepix.factor import export as run
+
+    echo(run(cache, out, **options))
 
 
 @main.command()
