@@ -23,5 +23,6 @@ from .store.image_store import open_store as open_store
 from .windows.index import WindowIndex as WindowIndex
 from .windows.labels import forward_returns as forward_returns
 from .workflow.audit import audit as audit
+from .workflow.update import update as update
 from .workflow.warm_up import WarmUp as WarmUp
 from .workflow.warm_up import warm_up as warm_up

@@ -17,6 +17,14 @@ MOST_BARS: Final = 1 << 31
 """The longest horizon or delay, in bars: exit times are found with 64-bit arithmetic that stays exact."""
 
 
+class BadBarsError(ValueError):
+    """Bars that cannot be used as they are: faults, a feed that is not whole."""
+
+
+class RevisedHistoryError(ValueError):
+    """Bars that were used before are different now, and nobody has said what to do about it."""
+
+
 def printable(text: str, keep: str = "\n") -> str:
     """Return text with every character that is not printable written as an escape, except those of `keep`.
 

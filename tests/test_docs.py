@@ -25,7 +25,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMALLER = {"sweep_specs.py": "out --instruments 6 --bars 160 --epochs 1 --lookbacks 5 10"}
 MADE = {"sweep_specs.py": ("out/sweep_specs.csv", "out/sweep_specs.png")}
 WITHOUT_CODE = {"index.md", "performance.md"}
-NEED_TORCH = {"gpu.md", "on-the-fly.md", "paper.md", "plain-torch.md", "training.md", "sweep_specs.py"}
+NEED_TORCH = {
+    "every-evening.md",
+    "gpu.md",
+    "on-the-fly.md",
+    "paper.md",
+    "plain-torch.md",
+    "training.md",
+    "sweep_specs.py",
+}
 
 
 def name(path: Path) -> str:

@@ -120,3 +120,47 @@ def test_further_processes_only_train(
     assert run(config, echo=asked.append, progress=False) == tmp_path / "out" / "run"
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"train": {"train": "1990:1995"}},
+            r"train\.train: no bar lies in 1990:1995; the bars run from 2000-01-03",
+        ),
+        ({"train": {"test": "2050:"}}, r"train\.test: no bar lies in 2050:"),
+        ({"train": {"horizon": 7}}, r"train\.horizon: .* no returns over 7 bars, only over 5, 20, 60"),
+        (
+            {"store": {"start": "2050-01-01"}},
+            r"store\.start and store\.end: no bar lies in 2050-01-01 to None",
+        ),
+    ],
+)
+def test_periods_are_held_against_the_bars_before_anything_is_drawn(
+    sections: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=message):
+        quiet(Config.from_dict({"out": str(out), **TABLE, **sections}))
+    assert not out.exists()
+
+
+def test_runs_with_other_periods_share_their_images(tmp_path: Path) -> None:
+    """The folder of images does not depend on what a run does with them, and a frozen model trains nothing."""
+    pytest.importorskip("torch")
+    from pricepix.train.checkpoints import save_model
+    from pricepix.train.models import PriceCNN
+
+    save_model(PriceCNN("jkx5").eval(), tmp_path / "model.ckpt")
+    lines: list[str] = []
+    for name, end in (("a", "2000-03-31"), ("b", "2000-04-30")):
+        sections = {
+            **TABLE, "out": str(tmp_path / name), "store": {"images": str(tmp_path / "images"), "horizons": [5]},
+            "train": {"frozen": str(tmp_path / "model.ckpt")}, "score": {"end": end, "device": "cpu"},
+        }  # fmt: skip
+        run(Config.from_dict(sections), echo=lines.append, progress=False)
+    assert len(list((tmp_path / "images").iterdir())) == 1
+    assert sum(line.startswith("build     up to date") for line in lines) == 1
+    assert sum(line.startswith("train     frozen") for line in lines) == 2
+    assert not (tmp_path / "a" / "run").exists()

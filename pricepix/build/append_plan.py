@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import printable
+from pricepix._checks import RevisedHistoryError, printable
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time
@@ -172,7 +172,7 @@ def _revision(old: ImageStore, panel: Panel, overlap: _Overlap) -> ValueError:
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             parts.append(f"bars of {printable(', '.join(names[:_SHOWN]), '')}{more} {what}")
-    return ValueError(
+    return RevisedHistoryError(
         f"the history that store {old.location} was made from was revised: {'; '.join(parts)}. If that is "
         "right (a split, a correction), append with on_revision='rebuild', which draws their windows again "
         "(splits revise no prices that are read with anchor='first'); the panel must hold the whole history, not only "

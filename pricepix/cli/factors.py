@@ -147,6 +147,24 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 
 @main.command()
 @click.argument("cache")
+@click.argument("out")
+@choice_option(
+    "--format", "parquet", "csv", "qlib", "alphalens", help="Which columns; by the name of OUT by default."
+)
+@click.option("--start", help="First time of the values.")
+@click.option("--end", help="Last time of the values (inclusive).")
+@click.option("--as-of", help="The factor as it was known then.")
+@click.option("--last", type=click.IntRange(1), help="Only so many of the newest times.")
+@click.option("--partition", is_flag=True, help="OUT is a folder with a Parquet file a day.")
+def export(cache: str, out: str, **options: Any) -> None:
+    """Write the factor CACHE to the file OUT, which ends in .parquet or .csv, for other programs."""
+    from pricepix.factor import export as run
+
+    echo(run(cache, out, **options))
+
+
+@main.command()
+@click.argument("cache")
 @table_argument
 @click.argument("report")
 @click.option("--horizon", type=int, help="Bars of the forward return; by default what the model learned.")

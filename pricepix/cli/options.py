@@ -188,9 +188,13 @@ def spec_options(command: Command) -> Command:
 
 def read_panel(source: str, table: Mapping[str, Any], progress: bool = True, *, report: bool = False) -> Any:
     """Read a table of bars; print what was found in it if asked to."""
+    from pricepix._checks import BadBarsError
     from pricepix.bars.vendors.by_name import read_bars
 
-    found = read_bars(source, progress=progress, **table)
+    try:
+        found = read_bars(source, progress=progress, **table)
+    except ValueError as error:
+        raise BadBarsError(str(error)) from error
     if report:
         echo(str(found.report), err=True)
     return found

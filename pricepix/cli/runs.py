@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main
+from pricepix.cli.group import echo, main, result
 from pricepix.cli.options import choice_option, progress, repeated, several, workers
 
 
@@ -37,6 +37,21 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
     from pricepix.workflow.other_projects import run_file
 
     run_file(config, data=data, out=out, echo=echo, progress=progress)
+
+
+@main.command()
+@click.argument("config")
+@click.option("--now", help="The time, in the zone of the market, in place of the clock's.")
+@progress
+def update(config: str, now: str | None, progress: bool) -> None:
+    """Bring the images and the factor of the YAML file CONFIG up to the newest bars.
+
+    Run it every evening: what is done already is left alone, and a revised history is an error (exit code 4) unless
+    CONFIG lets it pass.
+    """
+    from pricepix.workflow.update import update as run
+
+    result(run(config, now=now, progress=progress))
 
 
 @main.command("warm-up")

@@ -12,5 +12,6 @@ from .evaluation.result import Evaluation as Evaluation
 from .evaluation.universe import Universe as Universe
 from .explain import Explanation as Explanation
 from .explain import explain as explain
+from .export_files import export as export
 from .panel_check import DifferentPanelWarning as DifferentPanelWarning
 from .scoring import score as score

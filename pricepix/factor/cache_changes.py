@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import printable
+from pricepix._checks import RevisedHistoryError, printable
 from pricepix.bars.times import format_time
 from pricepix.factor.placement import Placement, StoreWindows
 from pricepix.images.chunking import INDEX_CHUNK
@@ -195,7 +195,7 @@ def removal_error(base: FactorCache, count: int, day: int) -> ValueError:
 
 def _revised(base: FactorCache, count: int, shown: str, what: str) -> ValueError:
     more = ", ..." if count > _SHOWN else ""
-    return ValueError(
+    return RevisedHistoryError(
         f"the history that cache {base.location} was scored from was revised: {count:,} or more windows {what} "
         f"({shown}{more}). Pass on_revision='rescore', which scores them again and keeps in the cache's journal what "
         "stood there, or 'keep', which leaves their values as they are"

@@ -127,11 +127,15 @@ class Image(Section):
 class Store(Section):
     """The image store. See ``render_universe``; `path` is where it goes, by default into the folder `out`.
 
+    `images` is a folder that runs share: the store goes into a subfolder of it that is named by what the images are
+    made from, whatever a run then trains on, so that a run with other periods finds the images of the one before.
+
     The store of a market cache is built a stretch of days at a time, in about `memory`, and has the horizons
     1 and 50 and the layout ``bits`` by default; see ``pricepix.build.build_market_store``.
     """
 
     path: str | None = None
+    images: str | None = None
     horizons: list[int] = Field(default_factory=lambda: [5, 20, 60])
     delay: int = 0
     every: str | int = "bar"
@@ -153,9 +157,11 @@ class Store(Section):
 class Train(Section):
     """The networks. See ``pricepix.train.fit``; `settings` changes single hyper-parameters.
 
-    `sample` is the share of the images that train, validate and test, drawn by `seed`; all are scored.
+    `sample` is the share of the images that train, validate and test, drawn by `seed`; all are scored. `frozen` is a
+    checkpoint, or the folder of a run, that is used as it is: nothing is trained.
     """
 
+    frozen: str | None = None
     model: str = "jkx20"
     sample: float | None = Field(default=None, gt=0, le=1)
     horizon: int | None = None
@@ -211,6 +217,43 @@ class Evaluate(Section):
     end: str | None = None
 
 
+class Export(Section):
+    """A file that every update writes anew. See ``pricepix.factor.export``.
+
+    ``{date}`` in `path` is the day of the newest bar; `last` is the number of newest times that are written, all by
+    default.
+    """
+
+    path: str
+    format: Literal["parquet", "csv", "qlib", "alphalens"] | None = None
+    last: int | None = Field(default=None, ge=1)
+    partition: bool = False
+
+
+class Update(Section):
+    """What an evening's update does. See ``pricepix.update``.
+
+    For each class of a revised history: ``accept`` takes the feed's bars, ``keep`` goes on with the bars of the last
+    update, ``stop`` is an error that names them. The keys from `step` to `exchange` are those of the check of a feed.
+    """
+
+    step: str | None = None
+    stamp: Literal["close", "open"] = "close"
+    min_share: float = Field(default=0.9, ge=0, le=1)
+    partial: Literal["stop", "note"] = "stop"
+    steps: Literal["missing", "note"] = "missing"
+    exchange: str | None = None
+    rescaled: Literal["accept", "keep", "stop"] = "accept"
+    corrected: Literal["accept", "keep", "stop"] = "stop"
+    withdrawn: Literal["accept", "keep", "stop"] = "stop"
+    late: Literal["accept", "keep", "stop"] = "accept"
+    renamed: Literal["accept", "keep", "stop"] = "stop"
+    removed: Literal["accept", "keep", "stop"] = "keep"
+    rename: dict[str, str] = Field(default_factory=dict)
+    retrain: Literal["never", "yearly", "quarterly"] = "never"
+    exports: list[Export] = Field(default_factory=list)
+
+
 _SHOWN: Final = 30
 """Faults of a configuration that are told at once."""
 # What ``build_market_store`` takes by itself, where it differs from ``render_universe``.
@@ -228,6 +271,7 @@ class Config(Section):
     train: Train | None = None
     score: Score | None = None
     evaluate: Evaluate | None = None
+    update: Update | None = None
 
     @model_validator(mode="after")
     def _of_the_source(self) -> Config:
@@ -259,7 +303,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _in_order(self) -> Config:
         if self.score is not None and self.train is None:
-            raise ValueError("score needs a trained model: add the section train")
+            raise ValueError("score needs a trained model: add the section train, or train: {frozen: RUN}")
+        retrains = self.update is not None and self.update.retrain != "never"
+        if retrains and (self.train is None or self.train.frozen):
+            raise ValueError("update.retrain trains by the section train, which must not be frozen")
         if self.evaluate is not None and self.score is None:
             raise ValueError("evaluate needs a factor: add the section score (it may be empty: score: {})")
         return self
@@ -288,7 +335,7 @@ class Config(Section):
         def anchored(name: str) -> str:
             return name if "://" in name else str(Path(folder) / name)
 
-        source, cache, path = self.data.source, self.data.market_cache, self.store.path
+        source, cache = self.data.source, self.data.market_cache
         if isinstance(source, list):
             source = [anchored(name) for name in source]
         elif source is not None:
@@ -299,8 +346,17 @@ class Config(Section):
         if isinstance(delistings := self.data.vendor_options.get("delistings"), str):
             changed["vendor_options"] = {**self.data.vendor_options, "delistings": anchored(delistings)}
         data = self.data.model_copy(update=changed)
-        store = self.store.model_copy(update={"path": anchored(path)} if path else {})
-        return self.model_copy(update={"out": anchored(self.out), "data": data, "store": store})
+        given = {name: getattr(self.store, name) for name in ("path", "images")}
+        store = self.store.model_copy(
+            update={name: anchored(value) for name, value in given.items() if value}
+        )
+        changes: dict[str, Any] = {"out": anchored(self.out), "data": data, "store": store}
+        if self.train is not None and self.train.frozen:
+            changes["train"] = self.train.model_copy(update={"frozen": anchored(self.train.frozen)})
+        if self.update is not None:
+            exports = [one.model_copy(update={"path": anchored(one.path)}) for one in self.update.exports]
+            changes["update"] = self.update.model_copy(update={"exports": exports})
+        return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
         """Return the configuration with its defaults spelled out."""

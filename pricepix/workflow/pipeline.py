@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.bars.panel import Panel
+from pricepix.bars.times import period_ends, time_range
 from pricepix.factor.evaluation.report import check_installed
 from pricepix.location import atomic_file
 from pricepix.store.image_store import open_store
@@ -17,13 +19,13 @@ from pricepix.store.sealed_files import read_sealed_json
 from pricepix.train.hyper import is_first_rank
 from pricepix.workflow.config import Config, Train
 from pricepix.workflow.record import Record, digest_of
-from pricepix.workflow.source import Source, source_of
+from pricepix.workflow.source import Source, TableSource, source_of
 
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
     from pricepix.store.image_store import ImageStore
 
-__all__ = ["run"]
+__all__ = ["run", "store_path", "training_arguments"]
 
 
 def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> Path:
@@ -57,7 +59,10 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     if config.evaluate is not None:
         # Not after hours of training.
         check_installed()
-    steps = _Steps(config, source_of(config, progress), echo, progress)
+    source = source_of(config, progress)
+    if isinstance(source, TableSource):
+        check_periods(config, source.panel)
+    steps = _Steps(config, source, echo, progress)
     path = steps.build()
     steps.check()
     with atomic_file(steps.out / "config.yaml") as partial:
@@ -71,16 +76,58 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     return steps.factor if config.evaluate is None else steps.evaluate(cache)
 
 
+def check_periods(config: Config, panel: Panel) -> None:
+    """Hold the periods and the horizon of a configuration against the bars, before anything is drawn.
+
+    Raises
+    ------
+    ValueError
+        A period without a bar, or a horizon without returns.
+    """
+    periods: dict[str, Any] = {}
+    train = config.train
+    if train is not None and train.frozen is None:
+        if train.horizon is not None and train.horizon not in config.store.horizons:
+            listed = ", ".join(map(str, config.store.horizons))
+            raise ValueError(
+                f"train.horizon: the store is to have no returns over {train.horizon} bars, only over {listed}: add "
+                "it to store.horizons"
+            )
+        if train.split == "time":
+            periods |= {f"train.{name}": getattr(train, name) for name in ("train", "validation", "test")}
+    for name in ("store", "score", "evaluate"):
+        section: Any = getattr(config, name)
+        if section is not None and (section.start or section.end):
+            periods[f"{name}.start and {name}.end"] = (section.start, section.end)
+    for name, period in periods.items():
+        if period is None or isinstance(period, float) or (isinstance(period, str) and _is_number(period)):
+            continue
+        first, last = time_range(*period_ends(period), panel.tz)
+        if not ((panel.calendar >= first) & (panel.calendar <= last)).any():
+            shown = " to ".join(str(end) for end in period) if isinstance(period, tuple) else period
+            raise ValueError(
+                f"{name}: no bar lies in {shown}; the bars run from {panel.stamp(int(panel.calendar[0]))} to "
+                f"{panel.stamp(int(panel.calendar[-1]))}"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
 def _take_part(config: Config) -> Path:
     """Train on one more device; everything else is for the first process."""
     from pricepix.train import fit
 
     assert config.train is not None
     out = Path(config.out)
-    store = open_store(_store_path(config))
+    store = open_store(store_path(config))
     # The first process made the run's folder before it started this one.
     fit(store, panel=source_of(config, progress=False).training_panel(), out=out / "run", resume=True,
-        progress=False, **_training(config.train, store))  # fmt: skip
+        progress=False, **training_arguments(config.train, store))  # fmt: skip
     return out / "run"
 
 
@@ -96,14 +143,16 @@ class _Steps:
 
     def __post_init__(self) -> None:
         self.out = Path(self.config.out)
-        self.model, self.factor = self.out / "run", self.out / "factor.zarr"
+        frozen = self.config.train.frozen if self.config.train is not None else None
+        self.model = Path(frozen) if frozen else self.out / "run"
+        self.factor = self.out / "factor.zarr"
         self.out.mkdir(parents=True, exist_ok=True)
         self.record = Record(self.out)
         self.echo(f"data      {self.source.name}")
 
     def build(self) -> Path:
         """Build the store, and return where it is."""
-        path = _store_path(self.config)
+        path = store_path(self.config)
         # Resuming compares the plan with the one that the store was made from, and does only what is left.
         finished, mode = False, "resume" if path.exists() else "create"
         if path.exists():
@@ -124,10 +173,21 @@ class _Steps:
         for step, section, product in steps:
             if section is not None:
                 self.digests[step] = digest = digest_of(section.model_dump(mode="json"), digest)
-                self.record.check(step, digest, product)
+                if step != "train" or not self.is_frozen:
+                    self.record.check(step, digest, product)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the model is one that is there already."""
+        return self.config.train is not None and self.config.train.frozen is not None
 
     def train(self, settings: Train) -> None:
         """Train the networks."""
+        if self.is_frozen:
+            if not self.model.exists():
+                raise FileNotFoundError(f"train.frozen: there is no run and no checkpoint at {self.model}")
+            self.echo(f"train     frozen: {self.model}")
+            return
         digest, model = self.digests["train"], self.model
         if self.record.done("train", digest, model / "summary.json"):
             self.echo(f"train     up to date: {model}")
@@ -136,7 +196,7 @@ class _Steps:
 
         resume = self.record.started("train", digest, model)
         fit(self.store, panel=self.source.training_panel(), out=model, resume=resume, progress=self.progress,
-            **_training(settings, self.store))  # fmt: skip
+            **training_arguments(settings, self.store))  # fmt: skip
         self.record.finish("train", digest)
         self.echo(f"train     {_test_accuracy(model)}: {model}")
 
@@ -166,8 +226,8 @@ class _Steps:
         assert self.config.evaluate is not None
         report = self.out / "report.html"
         settings: dict[str, Any] = {
-            "horizon": _horizon(self.config, self.store), "start": _out_of_sample(self.config),
-            **self.config.evaluate.arguments(),
+            "horizon": None if self.is_frozen else _horizon(self.config, self.store),
+            "start": _out_of_sample(self.config), **self.config.evaluate.arguments(),
         }  # fmt: skip
         settings["horizon"], settings["delay"] = resolve_horizon(
             cache.attrs, settings["horizon"], settings.get("delay")
@@ -186,14 +246,21 @@ class _Steps:
         return report
 
 
-def _store_path(config: Config) -> Path:
-    return Path(config.store.path or Path(config.out) / "store.zarr")
+def store_path(config: Config) -> Path:
+    """Return where the store of a configuration lies."""
+    store = config.store
+    if store.images and not store.path:
+        # What the images are made from, and nothing of what a run does with them.
+        data = config.data.model_dump(mode="json")
+        made = store.model_dump(mode="json", exclude={"path", "images", "workers", "memory"})
+        return Path(store.images) / f"{digest_of([data, made], config.image.spec().digest)[:16]}.zarr"
+    return Path(store.path or Path(config.out) / "store.zarr")
 
 
-def _training(train: Train, store: ImageStore) -> dict[str, Any]:
+def training_arguments(train: Train, store: ImageStore) -> dict[str, Any]:
     """Return the arguments of ``fit`` that are the same in every process that trains."""
     return {
-        **train.arguments("settings", "sample"),
+        **train.arguments("settings", "sample", "frozen"),
         **train.settings,
         "mask": _sampled(store, train),
     }

@@ -61,10 +61,15 @@ class TableSource:
         self._panel = read_bars(table, progress=progress, **reading)
         self.name = repr(self._panel)
 
+    @property
+    def panel(self) -> Panel:
+        """All bars."""
+        return self._panel
+
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.build.universe import render_universe
 
-        return render_universe(self._panel, spec, path, **store.arguments("path"), **options)
+        return render_universe(self._panel, spec, path, **store.arguments("path", "images"), **options)
 
     def training_panel(self) -> Panel:
         return self._panel
@@ -106,7 +111,7 @@ class MarketSource:
     def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 
-        given = store.arguments("path", "workers", "price", "delisting")
+        given = store.arguments("path", "images", "workers", "price", "delisting")
 
         def taken(kind: type) -> Any:
             """Return an option object of the keys that belong to it."""
