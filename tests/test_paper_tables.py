@@ -85,7 +85,7 @@ def make_tables(panel: pp.Panel, folder: Path, tables: tuple[str, ...]) -> tuple
     rng = np.random.default_rng(8)
     results, scores = [], {}
     for name in ("I5/R5", "I5/R20", "I20/R60"):
-        cell = Cell.of(name).rebuilt("returns")
+        cell = Cell.of(name).rebuilt("returns" if "total_return" in panel.fields else None)
         parts, images = parts_of(split, panel), context.images(cell)
         window = scored_windows(context, cell, parts[0])
         row, time = images.windows.row[window], images.time[window]
@@ -104,7 +104,10 @@ def make_tables(panel: pp.Panel, folder: Path, tables: tuple[str, ...]) -> tuple
 
 
 def period_ends(frames: dict[str, Any], every: str) -> list[Any]:
-    index = frames["close"].index
+    """The last day of each period at which at least half of the names between their first and last bar have one."""
+    there = frames["close"].notna()
+    alive = there.cummax() & there[::-1].cummax()[::-1]
+    index = there.index[there.sum(axis=1) >= 0.5 * alive.sum(axis=1)]
     period = index.to_period({"week": "W", "month": "M", "quarter": "Q"}[every])
     return [index[period == p][-1] for p in period.unique()]
 
@@ -204,6 +207,29 @@ def test_table_iv(made: Any, frames: dict[str, Any], weighting: str) -> None:
     expected, turnover = deciles(frames, score.where(largest), "week", weighting)
     check(tables["IV"], f"R5, {weighting} weight", "I5/R5", expected, turnover, "week")
     assert tables["IV"].title == "The 12 largest names"
+
+
+def test_real_bars(shared: Path, tmp_path: Path) -> None:
+    """21 tickers, as they were traded: returns of prices, equal weights, holes and all."""
+    path = shared / "data" / "lean_daily.parquet"
+    if not path.is_file():
+        pytest.skip(f"real bars not found: {path}")
+    years = pl.col("date").is_between(pl.datetime(2013, 1, 1), pl.datetime(2017, 12, 31))
+    real = pp.Panel.from_table(pl.read_parquet(path).filter(years), instrument="ticker", progress=False)
+    tables, scores = make_tables(real, tmp_path, ("I", "II", "III"))
+    close = real.to_polars().to_pandas().pivot(index="time", columns="instrument", values="close")
+    step = close / close.ffill().shift(1) - 1
+    own = {"close": close, "step": step, "cap": close.notna().astype(float)}
+    for number, cell, every, panel in (
+        ("I", "I5/R5", "week", "Equal weight"),
+        ("II", "I5/R20", "month", "R20, equal weight"),
+        ("II", "I20/R60", "quarter", "R60, equal weight"),
+    ):
+        expected, turnover = deciles(own, scores[cell], every, "equal")
+        check(tables[number], panel, cell, expected, turnover, every)
+    spread = deciles(own, scores["I5/R20"], "month", "equal", (0, 5))[0][:, -1]
+    found = tables["III"].value("R20, equal weight", "Days 1 to 5", "I5/R20", "mean")
+    assert found == pytest.approx(spread.mean() * 12, abs=1e-9)
 
 
 def test_formations_are_those_of_an_evaluation(panel: pp.Panel) -> None:

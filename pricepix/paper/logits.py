@@ -18,6 +18,7 @@ from pricepix.paper.tables import Figure
 from pricepix.train.series import window_series
 
 __all__ = [
+    "MOST_WINDOWS",
     "Logit",
     "fit_logit",
     "has_statsmodels",
@@ -29,6 +30,9 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 _SERIES: Final = ("Open", "High", "Low", "Close", "Average", "Volume")
+MOST_WINDOWS: Final = 200_000
+"""Windows of a logit on numbers, evenly spaced among more: those of 60 bars take 2.9 kB each."""
+
 _SHOWN_BARS: Final = 5
 """Lags whose coefficients are printed one by one; of longer images only the fit is."""
 
@@ -96,7 +100,7 @@ def _fitted(up: NDArray[np.bool_], x: Floats) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = sm.Logit(up.astype(float), design).fit(disp=0, maxiter=100)
+            found = sm.Logit(up.astype(float), design).fit(disp=0, maxiter=35)
         except (np.linalg.LinAlgError, ValueError):
             return None
     return found if found.mle_retvals["converged"] and np.isfinite(found.bse).all() else None
@@ -141,22 +145,29 @@ def return_figures(
 
 
 def market_data_figures(
-    results: Sequence[CellResult], context: Context, lookup: Any, differs: str
+    results: Sequence[CellResult], signals: Mapping[str, Signals], context: Context, lookup: Any, differs: str
 ) -> Iterator[Figure]:
-    """Table VIII: predictions, and returns, on the numbers behind the image in its scale, lag by lag."""
+    """Table VIII: predictions, and returns, on the numbers behind the image in its scale, lag by lag.
+
+    Of the windows at formations, as the other logits.
+    """
     for result in results:
         image, name = result.cell.image, result.cell.name
-        series = window_series(context.panel, image, result.row).astype(np.float64)
+        decided = context.panel.calendar[signals[name].formation.decision]
+        own = np.flatnonzero(np.isin(result.time, decided))
+        own = own[:: max(1, -(-len(own) // MOST_WINDOWS))]
+        score, time, returns = result.scores["cnn"][own], result.time[own], result.returns[own]
+        series = window_series(context.panel, image, result.row[own]).astype(np.float64)
         design = np.nan_to_num(series.reshape(len(series), -1))
         # What the scale fixes, such as the highest high, does not vary; the logit cannot take it.
         varies = np.flatnonzero(design.std(axis=0) > 1e-9)
         lags = [f"{_SERIES[k // image.bars]}, lag {image.bars - k % image.bars - 1}" for k in varies]
-        returned = ~np.isnan(result.returns)
+        returned = ~np.isnan(returns)
         for target, up, kept in (
-            ("CNN prediction", result.scores["cnn"] > 0.5, np.ones(len(design), bool)),
-            ("Return", result.returns > 0, returned),
+            ("CNN prediction", score > 0.5, np.ones(len(design), bool)),
+            ("Return", returns > 0, returned),
         ):
-            fit = fit_logit(up[kept], design[kept][:, varies], result.time[kept])
+            fit = fit_logit(up[kept], design[kept][:, varies], time[kept])
             known = lookup("VIII", name, "cnn", "", "market data in image scale", "mcfadden_r2")
             known = known if target == "CNN prediction" else float("nan")
             yield Figure(target, "R2", name, "mcfadden_r2", fit.r2, known, differs)

@@ -21,7 +21,13 @@ from pricepix.paper.correlation_table import correlation_figures
 from pricepix.paper.decile_tables import Book, books_of, control_figures, decile_figures, holding_figures
 from pricepix.paper.differences import differences
 from pricepix.paper.formation import DECILES, deciles, period_of
-from pricepix.paper.logits import has_statsmodels, market_data_figures, prediction_figures, return_figures
+from pricepix.paper.logits import (
+    MOST_WINDOWS,
+    has_statsmodels,
+    market_data_figures,
+    prediction_figures,
+    return_figures,
+)
 from pricepix.paper.page import Section
 from pricepix.paper.parts import SPLITS
 from pricepix.paper.published_figures import lookup
@@ -168,9 +174,14 @@ def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) 
     if any(number in wanted for number in ("V", "VI", "VII")):
         yield from _characteristic_tables(maker, signals)
     if "VIII" in wanted and has_statsmodels():
-        figures = market_data_figures(maker.results, maker.context, lookup, maker.letters["model"])
+        figures = market_data_figures(maker.results, signals, maker.context, lookup, maker.letters["model"])
         yield maker.table(
-            "VIII", figures, ["Lag 0 is the image's last bar. Out of sample: the later half of the test."]
+            "VIII",
+            figures,
+            [
+                f"Lag 0 is the image's last bar. Out of sample: the later half of the test. At most {MOST_WINDOWS:,} "
+                "windows at formations, evenly spaced."
+            ],
         )
     if "IX" in wanted and len(maker.request.models) > 1:
         yield maker.table("IX", control_figures(maker.results, signals, maker.letters["model"]))
