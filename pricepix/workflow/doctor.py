@@ -68,7 +68,8 @@ class Doctor:
 
     def __str__(self) -> str:
         width = max((len(one.name) for one in self.findings), default=0)
-        lines, part = [], None
+        lines: list[str] = []
+        part = None
         for one in self.findings:
             if one.part != part:
                 lines += [*([""] if lines else []), one.part]
@@ -115,7 +116,9 @@ def _versions() -> list[Finding]:
     found = [Finding("versions", "pricepix", __version__), Finding("versions", "python", python)]
     for name in _NEEDED:
         version = _version(name)
-        found.append(Finding("versions", name, version or "missing", "" if version else f"pip install {name}"))
+        found.append(
+            Finding("versions", name, version or "missing", "" if version else f"pip install {name}")
+        )
     return [*found, Finding("versions", "system", platform.platform())]
 
 
@@ -127,7 +130,7 @@ def _cpu() -> list[Finding]:
     known = [name for name in _FEATURES if features.get(name)]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total = os.cpu_count() or usable
-    threads = int(numba.config.NUMBA_NUM_THREADS)
+    threads = numba.get_num_threads()
     few = "NUMBA_NUM_THREADS is set below them: unset it to draw with all" if threads < usable else ""
     wide = any(name in known for name in ("avx512f", "avx2", "neon", "sve"))
     slow = "" if wide else "the vector renderer is slower on this CPU"
@@ -193,7 +196,10 @@ def _disk(folder: Path) -> list[Finding]:
             os.fsync(file.fileno())
             written = _DISK_BYTES / (perf_counter() - began)
     except OSError as error:
-        return [*found, Finding("disk", "writing", f"not possible: {error.strerror}", "choose another folder")]
+        return [
+            *found,
+            Finding("disk", "writing", f"not possible: {error.strerror}", "choose another folder"),
+        ]
     slow = "builds may wait for this disk" if written < 50e6 else ""
     return [*found, Finding("disk", "writing", f"{written / 1e6:,.0f} MB/s, flushed", slow)]
 
