@@ -11,7 +11,7 @@ CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
 .PHONY: demo warm-up test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench release-check audit clean
+	test-benchmarks coverage bench docs release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -81,6 +81,11 @@ coverage: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
 		--benchmark-min-rounds=3 --benchmark-max-time=0.5
+
+# The site, in build/site: strict, so that a broken link or a missing reference fails.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python -m mkdocs build --strict
 
 warm-up: $(READY)
 	@$(BIN)/pricepix-cli warm-up

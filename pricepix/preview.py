@@ -577,10 +577,10 @@ def _label_times(axes: Axes, times: list[str], width: float) -> None:
         labels[0].set_horizontalalignment("left")
 
 
-def save_figure(figure: Figure, target: Path | IO[bytes]) -> None:
-    """Write a figure as PNG; the same figure gives the same bytes."""
+def save_figure(figure: Figure, target: Path | IO[bytes], *, transparent: bool = False) -> None:
+    """Write a figure as PNG, with or without its background; the same figure gives the same bytes."""
     with warnings.catch_warnings():
         # A name in a script that the font lacks becomes boxes; the images matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         # Matplotlib would write its version into the file.
-        figure.savefig(target, format="png", metadata={"Software": None})
+        figure.savefig(target, format="png", metadata={"Software": None}, transparent=transparent)

@@ -218,3 +218,82 @@ def test_sheets_show_every_pixel_and_the_scores(panel, store, tmp_path):
     height, width = best.shape
     assert np.array_equal(drawn[18 : 18 + 6 * height : 6, 18 : 18 + 6 * width : 6], best)
     assert drawn.shape[1] <= 990
+
+
+# ---- what is read first
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        # Powers of ten have nothing between 1 and 2.
+        (0.68, 1.17, {0.7, 0.8, 0.9, 1.0, 1.1}),
+        (0.95, 1.02, {0.96, 0.98, 1.0, 1.02}),
+        (0.2, 90.0, {0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0}),
+    ],
+)
+def test_log_axes_have_ticks_on_both_sides_of_one(low, high, expected):
+    from pricepix.factor.evaluation.figures import log_ticks
+
+    ticks = log_ticks(low, high)
+    assert expected <= {round(float(t), 6) for t in ticks}
+    assert (ticks >= low).all()
+    assert (ticks <= high * (1 + 1e-9)).all()
+
+
+def test_charts_have_a_picture_for_phones(written):
+    page = written.read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(page)
+    sources = [attrs for tag, attrs in tags.found if tag == "source"]
+    assert len(sources) == 7
+    assert {attrs["media"] for attrs in sources} == {"(max-width: 640px)"}
+    assert all(attrs["srcset"].startswith("data:image/png;base64,") for attrs in sources)
+    assert (written.parent / "factor_figures" / "ic_narrow.png").is_file()
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_the_first_table_says_what_was_left_out(written):
+    page = written.read_text(encoding="utf-8")
+    assert (
+        page.index("What was left out, and why") < page.index("<table>") < page.index("Quantile portfolios")
+    )
+    assert "values without a return" in page
+
+
+def test_words_follow_the_figures(panel, store):
+    from pricepix.factor.evaluation.headline import headline
+    from pricepix.factor.evaluation.words import in_words, left_out
+
+    cache = score(store, ink, None, progress=False)
+    found = evaluate(cache, panel, horizon=5, quantiles=3, progress=False)
+    f = found.figures
+    text = in_words(f)
+    assert f"mean rank correlation of {f['ic']['rank']['mean']:.4f}" in text
+    assert "after costs of 0.10% a side" in text
+    assert "Whether the model has seen any of these dates is not known." in text
+    rows = {row.what: row.number for row in left_out(f)}
+    assert rows["values without a return"] == f["data"]["values"] - f["data"]["values_with_return"]
+    assert all(rows.values())
+    tiles = {tile.name: tile for tile in headline(f)}
+    net = f["portfolios"]["equal"]["long_short"]["net"]["0.001"]["periods"]
+    assert tiles["long-short mean a year, after 0.10% a side"].value == f"{100 * net['annual_mean']:.1f}%"
+    # Without costs, without a p-value and with a skill of its own.
+    bare = evaluate(cache, panel, horizon=5, quantiles=3, costs=0.0, baselines=(), progress=False).figures
+    assert "before costs" in in_words(bare)
+    bare["ic"]["rank"] |= {"p_value": float("nan"), "t": float("nan")}
+    assert "too few independent dates" in in_words(bare)
+    assert headline(bare)[0].range == ""
+    bare["ic"]["rank"]["p_value"] = 0.001
+    assert "once in 1,000 times" in in_words(bare)
+
+
+def test_the_range_of_a_sharpe_ratio_is_that_of_lo():
+    from pricepix.factor.evaluation.headline import _sharpe_range
+
+    # Without autocorrelation t is sharpe * sqrt(n / periods a year): then Lo's standard error comes out.
+    n, per_year, sharpe = 120, 12, 1.2
+    t = sharpe * np.sqrt(n / per_year)
+    lo = np.sqrt(per_year) * np.sqrt((1 + (sharpe / np.sqrt(per_year)) ** 2 / 2) / n)
+    assert _sharpe_range({"sharpe": sharpe, "t": t, "periods": n}) == f"± {2 * lo:.2f}"

@@ -6,11 +6,7 @@ page around it: text and lines are drawn in its text colour, and the two accents
 
 from __future__ import annotations
 
-import base64
 import functools
-import html
-import importlib.resources
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +32,9 @@ _LARGEST_PICTURE: Final = 24_000
 
 @functools.cache
 def _style() -> str:
+    # Like the other imports within functions: this module is loaded with pricepix, and mostly for nothing.
+    import importlib.resources
+
     rules = importlib.resources.files("pricepix.bars").joinpath("display.css").read_text(encoding="utf-8")
     return rules.replace("\n", "")
 
@@ -48,6 +47,8 @@ class Html(str):
 
 def text(value: Any, limit: int = _LONGEST) -> Html:
     """Return a value as escaped text; what a terminal or a page would obey stays visible, long text is cut."""
+    import html
+
     if isinstance(value, Html):
         return value
     written = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -268,6 +269,8 @@ def pictures(images: np.ndarray, captions: Sequence[Sequence[Any]], *, tall: int
 
     Images too large for a page are made smaller: a pixel is then as bright as the brightest that it stands for.
     """
+    import base64
+
     cells = []
     for image, lines in zip(images, captions, strict=True):
         small, step = _reduced(image)
@@ -295,6 +298,8 @@ def _reduced(image: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _png(image: np.ndarray) -> bytes:
+    import io
+
     from PIL import Image
 
     file = io.BytesIO()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from pricepix.cli.group import echo
 
@@ -84,8 +85,24 @@ def repeated(*names: str, help: str, **settings: Any) -> Callable[[Command], Com
     return click.option(*names, multiple=True, help=f"{help}; may be repeated.", **settings)
 
 
-table_argument: Final = click.argument("table_path", metavar="TABLE")
-store_argument: Final = click.argument("store")
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete paths."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the names of image presets, with their sizes where the shell shows such."""
+    from pricepix.spec import ImageSpec
+
+    return [
+        CompletionItem(name, help=f"{spec.style}, {spec.height}x{spec.width}")
+        for name, spec in ImageSpec.presets().items()
+        if name.startswith(incomplete)
+    ]
+
+
+table_argument: Final = click.argument("table_path", metavar="TABLE", shell_complete=complete_files)
+store_argument: Final = click.argument("store", shell_complete=complete_files)
 progress: Final = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 seed: Final = click.option("--seed", type=int, default=0, help="Seed of all that is drawn at random.")
 workers: Final = click.option("--workers", type=int, help="Threads, or processes; all cores by default.")
@@ -160,7 +177,11 @@ def spec_options(command: Command) -> Command:
         "max_missing": click.option("--max-missing", type=int, help="Most missing bars of a window."),
     }
     options: list[Any] = [
-        click.option("--preset", help="Image preset, e.g. jkx20; see `pricepix-cli presets`."),
+        click.option(
+            "--preset",
+            shell_complete=complete_presets,
+            help="Image preset, e.g. jkx20; see `pricepix-cli presets`.",
+        ),
         click.option("--ma", type=int, multiple=True, help="Window of a moving average; may be repeated."),
         click.option("--no-ma", is_flag=True, help="Draw no moving average."),
         *fields.values(),

@@ -68,7 +68,8 @@ class Doctor:
 
     def __str__(self) -> str:
         width = max((len(one.name) for one in self.findings), default=0)
-        lines, part = [], None
+        lines: list[str] = []
+        part = None
         for one in self.findings:
             if one.part != part:
                 lines += [*([""] if lines else []), one.part]
@@ -129,7 +130,7 @@ def _cpu() -> list[Finding]:
     known = [name for name in _FEATURES if features.get(name)]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total = os.cpu_count() or usable
-    threads = int(numba.config.NUMBA_NUM_THREADS)
+    threads = numba.get_num_threads()
     few = "NUMBA_NUM_THREADS is set below them: unset it to draw with all" if threads < usable else ""
     wide = any(name in known for name in ("avx512f", "avx2", "neon", "sve"))
     slow = "" if wide else "the vector renderer is slower on this CPU"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
-
-import numpy as np
 
 from pricepix._checks import horizons as checked_horizons
 from pricepix._checks import whole_number
@@ -25,7 +24,7 @@ from pricepix.windows.index import NoCandidatesError, WindowIndex, nothing_to_dr
 __all__ = ["Estimate", "estimate", "is_market_cache"]
 
 _MOST_SAMPLED: Final = 20_000
-_STOCKS: Final = 48
+_STRETCH: Final = 16
 _BASE_BYTES: Final = 250_000_000
 """What Python, Numba and Polars take before anything is read."""
 
@@ -97,7 +96,7 @@ def estimate(
     Parameters
     ----------
     source : Panel, anything ``Panel.from_table`` takes, MarketCache or its folder
-        The bars. Of a market cache 48 stocks are read, evenly spread, and counts are scaled to all of them.
+        The bars. Of a market cache 48 stocks are read, from its front, middle and back, and counts are scaled to all.
     spec, horizons, every, layout
         As for ``render_universe``.
     store : path, optional
@@ -121,23 +120,29 @@ def estimate(
     spec = ImageSpec.of(spec)
     known = checked_horizons(horizons)
     whole_number(seed, "seed")
-    panel, scale, instruments = _bars(source, adjust)
-    windows = WindowIndex.from_panel(panel, spec, every, **choice)
+    panels, scale, instruments = _bars(source, adjust)
+    found = [WindowIndex.from_panel(panel, spec, every, **choice) for panel in panels]
+    counts: Counter[str] = Counter()
+    for part in found:
+        counts.update(part.counts)
+    windows = max(found, key=len)
+    candidates = sum(part.candidates for part in found)
     if not len(windows):
-        raise nothing_to_draw(windows.candidates, windows.counts, choice.get("max_gap"), "another mask")
-    images = round(len(windows) * scale)
-    measured, seconds, size = _build_some(panel, windows, known, every, layout, seed, choice)
+        raise nothing_to_draw(candidates, counts, choice.get("max_gap"), "another mask")
+    images = round(sum(map(len, found)) * scale)
+    measured, seconds, size = _build_some(windows, known, every, layout, seed, choice)
     index_bytes = 12 + 12 * len(known)
-    bars = round(len(panel) * scale)
+    bars = round(sum(map(len, panels)) * scale)
+    panel = windows.panel
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chunk_bytes = default_chunk(*spec.shape, layout) * spec.height * spec.width
     fields = sum(values.itemsize for values in panel.fields.values())
     folder = Path.cwd() if store is None else _existing(Path(store).absolute())
     return Estimate(
         images=images,
-        exact=scale == 1.0,
-        candidates=round(windows.candidates * scale),
-        dropped={name: round(count * scale) for name, count in windows.counts.items()},
+        exact=len(panels) == 1 and scale == 1.0,
+        candidates=round(candidates * scale),
+        dropped={name: round(count * scale) for name, count in counts.items()},
         instruments=instruments,
         bars=bars,
         bytes_an_image=size / measured,
@@ -153,20 +158,21 @@ def estimate(
     )
 
 
-def _bars(source: Any, adjust: bool) -> tuple[Panel, float, int]:
+def _bars(source: Any, adjust: bool) -> tuple[list[Panel], float, int]:
     """Return bars to look at, how many times as many there are, and the number of instruments."""
     cache: MarketCache | None = source if isinstance(source, MarketCache) else None
     if is_market_cache(source):
         cache = MarketCache(source)
     if cache is None:
         panel = Panel.of(source)
-        return panel, 1.0, panel.n_instruments
+        return [panel], 1.0, panel.n_instruments
     n = len(cache.instruments)
-    places = np.unique(np.linspace(0, n - 1, min(n, _STOCKS)).astype(np.int64))
-    panel = cache.panel(
-        stocks=[str(name) for name in cache.instruments[places]], adjust=adjust, on_bad="drop_bar"
-    )
-    return panel, n / len(places), n
+    size = min(n, _STRETCH)
+    # Stocks stand by their numbers, and so by board and age: from the front, the middle and the back.
+    firsts = sorted({0, (n - size) // 2, n - size})
+    stretches = [slice(first, first + size) for first in firsts]
+    panels = [cache.panel(stocks=stretch, adjust=adjust, on_bad="drop_bar") for stretch in stretches]
+    return panels, n / (size * len(panels)), n
 
 
 def is_market_cache(source: Any) -> bool:
@@ -177,7 +183,6 @@ def is_market_cache(source: Any) -> bool:
 
 
 def _build_some(
-    panel: Panel,
     windows: WindowIndex,
     horizons: tuple[int, ...],
     every: str | int,
@@ -197,8 +202,8 @@ def _build_some(
             began = perf_counter()
             try:
                 store = render_universe(
-                    panel, windows.spec, target, horizons, every=every, layout=layout, mode="overwrite", progress=False,
-                    **given,
+                    windows.panel, windows.spec, target, horizons, every=every, layout=layout, mode="overwrite",
+                    progress=False, **given,
                 )  # fmt: skip
             except (NoCandidatesError, ValueError) as error:
                 raise ValueError(f"no store can be built of a part of these windows: {error}") from error

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.times import format_times
+from pricepix.factor.evaluation.formatting import format_number
+from pricepix.factor.evaluation.headline import headline_cost
 from pricepix.factor.evaluation.portfolio import drawdown
-from pricepix.factor.evaluation.result import Evaluation, format_number
+from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.scorer import Scorer
 from pricepix.preview import image_grid, save_figure
 
@@ -19,15 +21,18 @@ if TYPE_CHECKING:
 
     from pricepix.images.image_set import ImageSet
 
-__all__ = ["Chart", "charts", "pictures", "png_bytes"]
+__all__ = ["Chart", "charts", "log_ticks", "pictures", "png_bytes"]
 
-_BLUE: Final = "#2f5d8a"
-_RED: Final = "#b2452f"
+# Each is read on white and on black alike: figures have no background of their own.
+_BLUE: Final = "#3f86c6"
+_RED: Final = "#c9603f"
 _GREY: Final = "#8a8f98"
-_INK: Final = "#20242a"
-# A page is 9 inches at this resolution: 990 pixels.
+_INK: Final = "#7c838d"
+# A page is 9 inches at this resolution, 990 pixels; a phone's is 3.6 inches.
 _DPI: Final = 110
 _WIDTH: Final = 990
+WIDE: Final = 9.0
+NARROW: Final = 3.6
 
 
 class Chart(NamedTuple):
@@ -39,30 +44,77 @@ class Chart(NamedTuple):
     """Of its section; empty where it belongs to the section before."""
     caption: str
     figure: Any
+    narrow: Any = None
+    """The same for a phone, with letters as large; None for sheets of images, which are scrolled."""
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """Return a figure as PNG; the same figure gives the same bytes."""
+def png_bytes(figure: Figure, *, transparent: bool = False) -> bytes:
+    """Return a figure as PNG, with or without its background; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    save_figure(figure, buffer)
+    save_figure(figure, buffer, transparent=transparent)
     return buffer.getvalue()
 
 
 # -------------------------------------------------------------------------------------------- curves
 
 
-def _new(width: float = 9.0, height: float = 3.6, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+def _new(
+    page: float, width: float = WIDE, height: float = 3.6, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Any, Any]:
+    """Return a figure no wider than the page, in inches, and its axes; on a phone's, side by side becomes below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for ax in axes.ravel():
+    if page < width and columns > 1:
+        rows, columns, height = columns, 1, 0.85 * height * columns
+        options.pop("width_ratios", None)
+    figure = Figure(figsize=(min(width, page), height), layout="constrained", dpi=_DPI)
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for ax in axes:
+        ax.patch.set_visible(False)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#c3c7cd")
-        ax.tick_params(which="both", colors="#5b616b", labelsize=8)
-        ax.grid(axis="y", color="#eceef1", linewidth=0.8)
+        ax.spines[["left", "bottom"]].set_color(_GREY)
+        ax.tick_params(which="both", colors=_INK, labelsize=8)
+        ax.grid(axis="y", color=_GREY, linewidth=0.8, alpha=0.25)
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def log_ticks(low: float, high: float) -> NDArray[np.float64]:
+    """Return round values to write along a log axis from `low` to `high`, 1 among them where it lies between.
+
+    Over less than a factor of 8 they are the round steps of a linear axis, since powers of ten have none there.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if high / low < 8.0:
+        found: Any = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    else:
+        found = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12).tick_values(low, high)
+    ticks = np.asarray(found, np.float64)
+    if low <= 1.0 <= high and not np.isclose(ticks, 1.0).any():
+        ticks = np.append(ticks, 1.0)
+    ticks = np.sort(ticks)
+    return ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9)) & (ticks > 0)]
+
+
+def _write_log_axis(ax: Any) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high).tolist()))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:.4g}")
+
+
+def _write_dates(ax: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.xaxis.get_offset_text().set_color(_INK)
+    ax.xaxis.get_offset_text().set_fontsize(8)
 
 
 def _dates(texts: list[str]) -> NDArray[np.datetime64]:
@@ -70,109 +122,112 @@ def _dates(texts: list[str]) -> NDArray[np.datetime64]:
 
 
 def charts(evaluation: Evaluation) -> list[Chart]:
-    """Draw the curves and bars of an evaluation."""
-    made = [_cumulative(evaluation), _long_short(evaluation), _by_quantile(evaluation), _ic(evaluation)]
+    """Draw the curves and bars of an evaluation, each for a wide page and for a phone."""
+    drawn = [_cumulative, _long_short, _by_quantile, _ic]
     if evaluation.figures["classification"]:
-        made.append(_calibration(evaluation))
-    return [*made, _turnover(evaluation), _delays(evaluation)]
+        drawn.append(_calibration)
+    drawn += [_turnover, _delays]
+    return [draw(evaluation, WIDE)._replace(narrow=draw(evaluation, NARROW).figure) for draw in drawn]
 
 
-def _cumulative(evaluation: Evaluation) -> Chart:
+def _cumulative(evaluation: Evaluation, page: float) -> Chart:
     from matplotlib import colormaps
 
     book = evaluation.series["portfolio_equal"]
     n = evaluation.figures["quantiles"]
-    figure, axes = _new(height=4.2)
-    ax = axes[0, 0]
+    figure, axes = _new(page, height=4.2)
+    ax = axes[0]
     time = _dates(book["time"])
-    shades = colormaps["viridis"](np.linspace(0.05, 0.92, n))
+    shades = colormaps["viridis"](np.linspace(0.25, 0.85, n))
     for k in range(n):
         worth = np.cumprod(1.0 + np.nan_to_num(book["bar_returns"][:, k]))
         ax.plot(time, worth, color=shades[k], linewidth=1.3, label=str(k + 1))
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.2g}")
-    ax.yaxis.set_minor_formatter("{x:.2g}")
+    ax.axhline(1.0, color=_GREY, linewidth=0.8)
+    _write_log_axis(ax)
+    _write_dates(ax)
     ax.set_ylabel("worth of 1, log scale", fontsize=8, color=_INK)
+    below = page < WIDE
     legend = ax.legend(
         title="quantile",
         fontsize=8,
         title_fontsize=8,
         frameon=False,
-        ncols=1,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        reverse=True,
+        labelcolor=_INK,
+        ncols=5 if below else 1,
+        loc="upper center" if below else "center left",
+        bbox_to_anchor=(0.5, -0.12) if below else (1.0, 0.5),
+        reverse=not below,
     )
+    legend.get_title().set_color(_INK)
     legend.set_in_layout(True)
     caption = "Worth of each quantile, equally weighted, before costs; 1 holds the lowest scores."
     return Chart("quantiles", "Quantile portfolios", caption, figure)
 
 
-def _long_short(evaluation: Evaluation) -> Chart:
+def _long_short(evaluation: Evaluation, page: float) -> Chart:
     book, figures = evaluation.series["portfolio_equal"], evaluation.figures
-    figure, axes = _new(height=4.2, rows=2, sharex=True, height_ratios=(2.2, 1))
+    figure, axes = _new(page, height=4.2, rows=2, sharex=True, height_ratios=(2.2, 1))
     time = _dates(book["time"])
     gross = np.nan_to_num(book["bar_returns"][:, -1])
-    axes[0, 0].plot(time, np.cumprod(1.0 + gross), color=_BLUE, linewidth=1.4, label="before costs")
-    costs = [float(c) for c in figures["portfolios"]["equal"]["long_short"]["net"] if float(c) > 0]
-    if costs and figures["convention"] != "paper":
-        cost = min(costs, key=lambda c: abs(c - 0.001))
+    axes[0].plot(time, np.cumprod(1.0 + gross), color=_BLUE, linewidth=1.4, label="before costs")
+    found = headline_cost(figures)
+    if found is not None and figures["convention"] != "paper":
+        cost = float(found)
         net = gross.copy()
         first = np.searchsorted(time, _dates(book["entry"]), side="right")
         np.subtract.at(net, first, 2.0 * cost * np.nan_to_num(book["turnover"][:, -1]))
-        axes[0, 0].plot(
-            time, np.cumprod(1.0 + net), color=_RED, linewidth=1.2, label=f"after {cost:.2%} a side"
-        )
-    axes[0, 0].axhline(1.0, color=_GREY, linewidth=0.8)
-    axes[0, 0].set_ylabel("worth of 1", fontsize=8, color=_INK)
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="upper left")
-    axes[1, 0].fill_between(time, drawdown(gross), 0.0, color=_BLUE, alpha=0.35, linewidth=0)
-    axes[1, 0].yaxis.set_major_formatter("{x:.0%}")
-    axes[1, 0].set_ylabel("drawdown", fontsize=8, color=_INK)
+        axes[0].plot(time, np.cumprod(1.0 + net), color=_RED, linewidth=1.2, label=f"after {cost:.2%} a side")
+    axes[0].axhline(1.0, color=_GREY, linewidth=0.8)
+    _write_log_axis(axes[0])
+    axes[0].set_ylabel("worth of 1, log scale", fontsize=8, color=_INK)
+    axes[0].legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best")
+    axes[1].fill_between(time, drawdown(gross), 0.0, color=_BLUE, alpha=0.35, linewidth=0)
+    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].set_ylabel("drawdown", fontsize=8, color=_INK)
+    _write_dates(axes[1])
     caption = "Highest quantile minus the lowest, equally weighted, and its drawdown before costs."
     return Chart("long_short", "Long-short", caption, figure)
 
 
-def _by_quantile(evaluation: Evaluation) -> Chart:
+def _by_quantile(evaluation: Evaluation, page: float) -> Chart:
     f = evaluation.figures
-    figure, axes = _new(height=3.0)
+    figure, axes = _new(page, height=3.0)
     mean = [np.nan if v is None else v for v in f["sorts"]["mean_forward_return"]]
-    axes[0, 0].bar(np.arange(1, len(mean) + 1), mean, color=_BLUE, width=0.7)
-    axes[0, 0].axhline(0.0, color=_INK, linewidth=0.8)
-    axes[0, 0].yaxis.set_major_formatter("{x:.2%}")
-    axes[0, 0].set_xticks(np.arange(1, len(mean) + 1))
-    axes[0, 0].set_xlabel("quantile", fontsize=8, color=_INK)
+    axes[0].bar(np.arange(1, len(mean) + 1), mean, color=_BLUE, width=0.7)
+    axes[0].axhline(0.0, color=_INK, linewidth=0.8)
+    axes[0].yaxis.set_major_formatter("{x:.2%}")
+    axes[0].set_xticks(np.arange(1, len(mean) + 1))
+    axes[0].set_xlabel("quantile", fontsize=8, color=_INK)
     caption = f"Mean return over the next {f['horizon']} bars by quantile, over all dates of the factor."
     return Chart("by_quantile", "", caption, figure)
 
 
-def _ic(evaluation: Evaluation) -> Chart:
+def _ic(evaluation: Evaluation, page: float) -> Chart:
     ic = np.asarray(evaluation.series["rank_ic"], np.float64)
     time = _dates(evaluation.series["time"])
-    figure, axes = _new(rows=1, columns=2, width_ratios=(2.4, 1))
+    figure, axes = _new(page, rows=1, columns=2, width_ratios=(2.4, 1))
     known = ~np.isnan(ic)
-    axes[0, 0].plot(time[known], ic[known], color=_GREY, linewidth=0.5, alpha=0.7)
+    axes[0].plot(time[known], ic[known], color=_GREY, linewidth=0.5, alpha=0.7)
     span = max(2, min(int(known.sum()) // 10, 252))
     if known.sum() > span:
         mean = np.convolve(ic[known], np.ones(span) / span, "valid")
-        axes[0, 0].plot(
-            time[known][span - 1 :], mean, color=_BLUE, linewidth=1.6, label=f"mean of {span} dates"
-        )
-        axes[0, 0].legend(fontsize=8, frameon=False)
-    axes[0, 0].axhline(0.0, color=_INK, linewidth=0.8)
-    axes[0, 0].set_ylabel("rank IC", fontsize=8, color=_INK)
-    axes[0, 1].hist(ic[known], bins=30, color=_BLUE, alpha=0.8)
+        axes[0].plot(time[known][span - 1 :], mean, color=_BLUE, linewidth=1.6, label=f"mean of {span} dates")
+        axes[0].legend(fontsize=8, frameon=False, labelcolor=_INK)
+    axes[0].axhline(0.0, color=_INK, linewidth=0.8)
+    axes[0].set_ylabel("rank IC", fontsize=8, color=_INK)
+    _write_dates(axes[0])
+    axes[1].hist(ic[known], bins=30, color=_BLUE, alpha=0.8)
     if known.any():
-        axes[0, 1].axvline(float(ic[known].mean()), color=_RED, linewidth=1.2)
-    axes[0, 1].set_xlabel("rank IC; the line is its mean", fontsize=8, color=_INK)
+        axes[1].axvline(float(ic[known].mean()), color=_RED, linewidth=1.2)
+    axes[1].set_xlabel("rank IC; the line is its mean", fontsize=8, color=_INK)
     caption = "Rank correlation between factor and return across instruments, by date."
     return Chart("ic", "Information coefficient", caption, figure)
 
 
-def _calibration(evaluation: Evaluation) -> Chart:
+def _calibration(evaluation: Evaluation, page: float) -> Chart:
     found = evaluation.figures["calibration"]
-    figure, axes = _new(width=5.0, height=4.2)
-    ax = axes[0, 0]
+    figure, axes = _new(page, width=5.0, height=4.2)
+    ax = axes[0]
     low = min([*found["predicted"], *found["observed"]], default=0.0)
     high = max([*found["predicted"], *found["observed"]], default=1.0)
     pad = 0.05 * (high - low) or 0.05
@@ -187,23 +242,24 @@ def _calibration(evaluation: Evaluation) -> Chart:
     return Chart("calibration", "Calibration", caption, figure)
 
 
-def _turnover(evaluation: Evaluation) -> Chart:
+def _turnover(evaluation: Evaluation, page: float) -> Chart:
     book = evaluation.series["portfolio_equal"]
-    figure, axes = _new(height=2.6)
+    figure, axes = _new(page, height=2.6)
     time = _dates(book["entry"])[1:]
-    axes[0, 0].plot(time, book["turnover"][1:, -1], color=_BLUE, linewidth=1.2)
-    axes[0, 0].yaxis.set_major_formatter("{x:.0%}")
-    axes[0, 0].set_ylim(bottom=0.0)
+    axes[0].plot(time, book["turnover"][1:, -1], color=_BLUE, linewidth=1.2)
+    axes[0].yaxis.set_major_formatter("{x:.0%}")
+    axes[0].set_ylim(bottom=0.0)
+    _write_dates(axes[0])
     caption = "Turnover of the long-short portfolio at each rebalancing; 200% replaces both legs."
     return Chart("turnover", "Turnover", caption, figure)
 
 
-def _delays(evaluation: Evaluation) -> Chart:
+def _delays(evaluation: Evaluation, page: float) -> Chart:
     f = evaluation.figures
-    figure, axes = _new(height=3.0, rows=1, columns=2)
+    figure, axes = _new(page, height=3.0, rows=1, columns=2)
     for ax, rows, key, label in (
-        (axes[0, 0], f["delays"], "bars_late", "bars late at entry"),
-        (axes[0, 1], f["decay"], "horizon", "bars of the return"),
+        (axes[0], f["delays"], "bars_late", "bars late at entry"),
+        (axes[1], f["decay"], "horizon", "bars of the return"),
     ):
         x = np.arange(len(rows))
         mean = np.array([row["rank_ic"]["mean"] for row in rows])
@@ -216,7 +272,7 @@ def _delays(evaluation: Evaluation) -> Chart:
         ax.axhline(0.0, color=_INK, linewidth=0.8)
         ax.set_xticks(x, [str(row[key]) for row in rows])
         ax.set_xlabel(label, fontsize=8, color=_INK)
-    axes[0, 0].set_ylabel("mean rank IC", fontsize=8, color=_INK)
+    axes[0].set_ylabel("mean rank IC", fontsize=8, color=_INK)
     caption = "Mean rank IC by delay of the entry and by horizon, with two standard errors either way (those of its t)."
     return Chart("delays", "Delay and decay", caption, figure)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pricepix.factor.evaluation.figures import charts, pictures, png_bytes
-from pricepix.factor.evaluation.result import Evaluation, format_number, format_percent
+from pricepix.factor.evaluation.formatting import format_number, format_percent
+from pricepix.factor.evaluation.headline import headline
+from pricepix.factor.evaluation.result import Evaluation
+from pricepix.factor.evaluation.words import in_words, left_out
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -76,14 +79,34 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for chart in made:
-        png = png_bytes(chart.figure)
-        (folder / f"{chart.name}.png").write_bytes(png)
-        uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        shown.append({"heading": chart.heading, "caption": chart.caption, "uri": uri})
+        entry = {"heading": chart.heading, "caption": chart.caption, "narrow": None}
+        entry["uri"] = _data_uri(chart.figure, folder / f"{chart.name}.png", chart.narrow is not None)
+        if chart.narrow is not None:
+            entry["narrow"] = _data_uri(chart.narrow, folder / f"{chart.name}_narrow.png", True)
+        shown.append(entry)
     evaluation.to_json(path.with_suffix(".json"))
-    page = _environment().get_template(_TEMPLATE).render(title=title, f=evaluation.figures, charts=shown)
+    figures = evaluation.figures
+    page = (
+        _environment()
+        .get_template(_TEMPLATE)
+        .render(
+            title=title,
+            f=figures,
+            charts=shown,
+            tiles=headline(figures),
+            words=in_words(figures),
+            dropped=left_out(figures),
+        )
+    )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _data_uri(figure: Any, path: Path, transparent: bool) -> str:
+    """Write a figure beside the page, and return it as what the page holds."""
+    png = png_bytes(figure, transparent=transparent)
+    path.write_bytes(png)
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def check_installed() -> None:
