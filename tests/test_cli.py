@@ -178,7 +178,13 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table, read_bars),
         "warm-up": (pp.warm_up,),
-        "replicate": (pp.paper.replicate, pp.paper.Training, pp.factor.Universe, pp.Panel.from_table),
+        "replicate": (
+            pp.paper.replicate,
+            pp.paper.Training,
+            pp.factor.Universe,
+            pp.Panel.from_table,
+            read_bars,
+        ),
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.
     own = {

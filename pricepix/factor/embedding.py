@@ -195,7 +195,7 @@ def _opened(images: ImageSet, scorer: Scorer, location: Any, append: bool) -> tu
             "instruments": [str(name) for name in images.instruments],
             "created_by": f"pricepix {__version__}",
         }
-        group.attrs.update({**about, **own, "windows": 0, "wanted": len(images)})
+        group.attrs.update(about | own | {"windows": 0, "wanted": len(images)})
         return group, 0
     found = dict(group.attrs)
     if found.get("format") != FORMAT:

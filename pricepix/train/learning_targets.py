@@ -69,7 +69,7 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
     return replace(every[0], values=values, usable=usable, excluded=excluded)
 
 
-def _one(images: ImageSet, target: str, horizon: int, panel: Panel | None) -> Targets:
+def _one(images: ImageSet, target: str | None, horizon: int, panel: Panel | None) -> Targets:
     kind, _, number = str(target).partition(":")
     returns = images.returns(horizon)
     if kind not in ("scaled", "barrier"):
