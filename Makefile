@@ -51,8 +51,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# A file stays in one process, so that what its tests share is made once. What wants the whole machine comes after.
+# What all kernels need is compiled once, by as many processes as there are cores; else every worker compiles it. A file
+# stays in one process, so that what its tests share is made once. What wants the whole machine comes after.
 unit: $(READY)
+	@$(BIN)/python tests/compiled_code.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not nightly and not serial" $(ARGS)
 	$(BIN)/python -m pytest -m "serial and not nightly" $(ARGS)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled_code import forget_stale_kernels
 from hypothesis import HealthCheck, settings
 
 # Compiling a kernel takes seconds and its speed says nothing about its pixels: no example has a deadline.
@@ -22,6 +23,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 # A shell starts what it puts into the background with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Images of containers often switch bytecode off: each of the many processes that tests start would compile all of
+# pricepix's modules again. It lies where Numba keeps compiled kernels.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How much of what is drawn at random: a few for every push, with a seed that is printed, all of it every night.
 os.environ.setdefault("PRICEPIX_KILLS", "8")
@@ -36,26 +41,9 @@ def pytest_report_header():
     return f"at random: {chosen} PRICEPIX_SCENES={os.environ['PRICEPIX_SCENES']}"
 
 
-def forget_stale_kernels(package: Path) -> None:
-    """Delete compiled code beside the sources if it was compiled from others.
-
-    Numba notices an edit of the file that defines a function, and not of the files that it calls into: the tests
-    would pass on code that is no longer there.
-    """
-    sources = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
-    digest = hashlib.sha256(b"".join(source for source in sources if b"numba" in source or b"jit" in source))
-    seen = package / "__pycache__" / "compiled-from"
-    if seen.is_file() and seen.read_text() == digest.hexdigest():
-        return
-    for compiled in [*package.rglob("__pycache__/*.nbi"), *package.rglob("__pycache__/*.nbc")]:
-        compiled.unlink(missing_ok=True)
-    seen.parent.mkdir(exist_ok=True)
-    seen.write_text(digest.hexdigest())
-
-
 def pytest_configure(config):
     if "NUMBA_CACHE_DIR" not in os.environ:
-        forget_stale_kernels(Path(__file__).resolve().parents[1] / "pricepix")
+        forget_stale_kernels()
     # Compiled kernels divide as IEEE 754 does, without a word. Interpreted, for coverage, NumPy speaks up.
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         kernels = r"pricepix\.(.*kernels|bars\.hashing|render\..*)"

@@ -2,19 +2,24 @@
 """Kills scoring, training and pipelines at their file operations, and looks at what is left; run by test_kills.py.
 
 A process of its own, so that it can fork a child for every kill, and whose children alone do any work: threads, such as
-those of polars, do not outlive a fork. An audit hook counts what Python does to files below
-a folder (opened to be written, made, renamed, removed), and the child dies by SIGKILL before the chosen one. A torn
-write is a kill before the next one, of which the file that was being written keeps only half.
+those of polars, do not outlive a fork. It imports what its first child imported, once, so that later children start
+with torch and all else in place: importing took them up to nine tenths of their time. An audit hook counts what Python
+does to files below a folder (opened to be written, made, renamed, removed), and the child dies by SIGKILL before the
+chosen one. A torn write is a kill before the next one, of which the file that was being written keeps only half.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import importlib
 import json
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -95,6 +100,26 @@ def run_child(work: Work, target: Path, at: int = -1) -> tuple[bool, list[list[A
     return died, operations
 
 
+def import_what_children_import(work: Work, target: Path) -> list[list[Any]]:
+    """Do work in a child, import here the modules that it imported, and return its operations."""
+    names = target.parent / f"{target.name}.modules"
+
+    def work_and_tell(target: Path) -> None:
+        work(target)
+        names.write_text(json.dumps(list(sys.modules)))
+
+    _, operations = run_child(work_and_tell, target)
+    for name in json.loads(names.read_text()):
+        # Some exist only while another is imported, or have a name of their own making.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    names.unlink()
+    # Imports start none but those of allocators and BLAS, which see to it themselves that they outlive a fork.
+    assert threading.active_count() == 1, f"children would be forked without {threading.enumerate()[1:]}"
+    gc.freeze()  # so that children do not copy what they only walk through
+    return operations
+
+
 def tear(operation: list[Any]) -> None:
     """Leave of the file that was written last only half of what was written."""
     event, name, before = operation
@@ -128,7 +153,7 @@ class Kills:
     ) -> None:  # fmt: skip
         self.folder, self.start, self.work, self.look, self.content = folder, start, work, look, content
         whole = self.fresh("whole")
-        _, self.operations = run_child(work, whole)
+        self.operations = import_what_children_import(work, whole)
         self.expected = content(whole)
         self.failures: list[str] = []
         self.tried = 0
@@ -251,15 +276,25 @@ def kill_score_append(folder: Path, kills: int, rng: np.random.Generator) -> dic
 # ------------------------------------------------------------------------------------------------ training
 
 
+def use_one_thread() -> None:
+    """Let torch compute with one thread, so that weights are the same bytes in every process.
+
+    Numba shares OpenMP with torch and sets its number of threads when it starts its own: it does so first.
+    """
+    import numba
+    import torch
+
+    numba.get_num_threads()
+    torch.set_num_threads(1)
+
+
 def training(store: Path) -> Work:
     from pricepix import train
 
     spec = train.CNNSpec("small", 32, 15, (train.ConvBlock(2, pool=(4, 1)),))
 
     def work(target: Path) -> None:
-        import torch
-
-        torch.set_num_threads(1)
+        use_one_thread()
         train.fit(
             store, spec, out=target, resume=target.exists(), ensemble=2, batch_size=32, epochs=1, lr=1e-3,
             patience=None, checkpoint_minutes=0.0, log_every=1000, device="cpu", progress=False,
@@ -292,8 +327,6 @@ def run_content(target: Path) -> dict[str, bytes]:
 
 
 def kill_train(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
-    from pricepix import train  # noqa: F401
-
     run_child(make_stores, folder)
 
     def look(target: Path) -> None:
@@ -307,12 +340,10 @@ def kill_train(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, 
 
 
 def pipeline(target: Path) -> None:
-    import torch
-
     from pricepix.workflow.config import Config
     from pricepix.workflow.pipeline import run
 
-    torch.set_num_threads(1)
+    use_one_thread()
     config = Config.from_dict(
         {
             "out": str(target),
@@ -341,9 +372,6 @@ def pipeline_content(target: Path) -> dict[str, bytes]:
 
 
 def kill_run(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
-    from pricepix import train  # noqa: F401
-    from pricepix.workflow.pipeline import run  # noqa: F401
-
     def content(target: Path) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         path = folder / "content"

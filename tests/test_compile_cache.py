@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import forget_stale_kernels
+from compiled_code import forget_stale_kernels
 
 import pricepix
 

@@ -9,6 +9,8 @@ import pytest
 
 import pricepix as pp
 from pricepix.workflow import demo as module
+from pricepix.workflow.config import Config
+from pricepix.workflow.source import source_of
 
 pytest.importorskip("bokeh_sampledata")
 
@@ -39,3 +41,13 @@ def test_demo_says_what_it_does_and_what_to_open(tmp_path: Path, monkeypatch: py
         assert line.split()[0] == str(tmp_path / "demo" / name)
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     assert len(pp.open_store(tmp_path / "demo" / "jkx5.zarr")) > 10_000
+
+
+def test_prices_of_the_simulated_market_are_adjusted(tmp_path: Path) -> None:
+    """Else its evaluation warns of a factor that was not applied, of which a demo should have none."""
+    config = Config.from_dict({"out": str(tmp_path), **module.SIMULATED})
+    panel = source_of(config, progress=False).training_panel()
+    assert isinstance(panel, pp.Panel)
+    assert "unapplied_factor" not in panel.report.counts
+    as_traded = pp.Panel.from_table(pp.samples.simulate(**config.data.simulate), progress=False)
+    assert as_traded.report.counts["unapplied_factor"] > 0

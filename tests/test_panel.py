@@ -511,7 +511,7 @@ def test_locate_what_is_not_there(panel):
     with pytest.raises(ValueError, match="'2020-13-01' is not a time"):
         panel.locate("A", "2020-13-01")
     with pytest.raises(ValueError, match="expected a time, got NaT"):
-        panel.locate("A", np.datetime64("NaT"))
+        panel.locate("A", np.datetime64("NaT", "ns"))
     for odd in (1.5, None, True, ["2020-01-03"]):
         with pytest.raises(TypeError, match=r"expected a time \(ISO text"):
             panel.locate("A", odd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -12,33 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivers import drive, needs_fork, small_disk
 
 import pricepix as pp
 
-DRIVER = Path(__file__).with_name("scale_driver.py")
+DRIVER = "scale_driver.py"
 KILLS = int(os.environ["PRICEPIX_KILLS"])
-
-
-def drive(what: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), what, str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children: needs os.fork")
 
 
 @needs_fork
 @pytest.mark.parametrize("what", ["build", "finalise", "append", "rebuild"])
 def test_killed_at_any_write_nothing_is_between(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often; the driver compares every byte with an undisturbed store."""
-    found = drive(what, tmp_path, "--kills", str(KILLS), "--seed", os.environ["PRICEPIX_KILL_SEED"])
+    found = drive(DRIVER, what, tmp_path, "--kills", str(KILLS), "--seed", os.environ["PRICEPIX_KILL_SEED"])
     assert found["kills"] == KILLS
     if what == "finalise":
         assert found["finished"] >= 1
@@ -47,17 +32,8 @@ def test_killed_at_any_write_nothing_is_between(what: str, tmp_path: Path) -> No
 
 @needs_fork
 def test_disk_full(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs can not be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        told = drive("full-disk", tmp_path)["told"]
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with small_disk(tmp_path, "4m"):
+        told = drive(DRIVER, "full-disk", tmp_path)["told"]
     assert "No space left" in told
     assert "partitions done" in told
 
@@ -68,11 +44,11 @@ def test_permission_lost_midway(tmp_path: Path) -> None:
         if folder == Path("/tmp") or not os.access(folder, os.W_OK):
             break
         folder.chmod(folder.stat().st_mode | 0o711)
-    assert "Permission denied" in drive("permission", tmp_path)["told"]
+    assert "Permission denied" in drive(DRIVER, "permission", tmp_path)["told"]
 
 
 def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
-    found = drive("interrupt", tmp_path)
+    found = drive(DRIVER, "interrupt", tmp_path)
     assert found["chunks drawn after"] > 0
 
 

@@ -12,40 +12,6 @@ import numpy as np
 import pytest
 
 from pricepix.render import simd
-from pricepix.render.simd import (
-    absolute,
-    bits_of,
-    bytes_in,
-    chain,
-    count_from,
-    fence,
-    floats_in,
-    higher_of,
-    ink,
-    interleave,
-    load_b,
-    load_bars,
-    load_f,
-    load_i,
-    load_wide_bars,
-    load_word,
-    lower_of,
-    pointer,
-    prefetch,
-    shift_down,
-    shift_up,
-    splat,
-    splat_f,
-    store,
-    store_nontemporal,
-    store_planes,
-    store_swapped,
-    store_word,
-    where_above,
-    where_higher,
-    where_nan,
-    words_in,
-)
 
 N = 48
 RNG = np.random.default_rng(0)
@@ -57,79 +23,79 @@ BYTES = RNG.integers(0, 256, (3, 64)).astype(np.uint8)
 
 def four_floats(a, b, c, out):
     n = len(a)
-    a, b, c = pointer(a), pointer(b), pointer(c)
+    a, b, c = simd.pointer(a), simd.pointer(b), simd.pointer(c)
     for i in range(0, n, 4):
-        x, y, z = load_f(a, i), load_f(b, i), load_f(c, i)
-        store(out, i, x + y)
-        store(out, n + i, x - 2.5)
-        store(out, 2 * n + i, x * y)
-        store(out, 3 * n + i, x / y)
-        store(out, 4 * n + i, lower_of(x, y))
-        store(out, 5 * n + i, higher_of(x, y))
-        store(out, 6 * n + i, absolute(x))
-        store(out, 7 * n + i, where_nan(x, y, z))
-        store(out, 8 * n + i, where_higher(x, y, z, splat_f(0.5)))
+        x, y, z = simd.load_f(a, i), simd.load_f(b, i), simd.load_f(c, i)
+        simd.store(out, i, x + y)
+        simd.store(out, n + i, x - 2.5)
+        simd.store(out, 2 * n + i, x * y)
+        simd.store(out, 3 * n + i, x / y)
+        simd.store(out, 4 * n + i, simd.lower_of(x, y))
+        simd.store(out, 5 * n + i, simd.higher_of(x, y))
+        simd.store(out, 6 * n + i, simd.absolute(x))
+        simd.store(out, 7 * n + i, simd.where_nan(x, y, z))
+        simd.store(out, 8 * n + i, simd.where_higher(x, y, z, simd.splat_f(0.5)))
 
 
 def four_ints(a, b, shift, out):
     n = len(shift)
     for i in range(0, n, 4):
-        x, y, k = load_i(a, i), load_i(b, i), load_i(shift, i)
-        store(out, i, x + y)
-        store(out, n + i, x - 3)
-        store(out, 2 * n + i, x & y)
-        store(out, 3 * n + i, x | ~y)
-        store(out, 4 * n + i, shift_up(x, k))
-        store(out, 5 * n + i, shift_down(x, k))
-        store(out, 6 * n + i, where_above(x, y, splat(i), count_from(i)))
+        x, y, k = simd.load_i(a, i), simd.load_i(b, i), simd.load_i(shift, i)
+        simd.store(out, i, x + y)
+        simd.store(out, n + i, x - 3)
+        simd.store(out, 2 * n + i, x & y)
+        simd.store(out, 3 * n + i, x | ~y)
+        simd.store(out, 4 * n + i, simd.shift_up(x, k))
+        simd.store(out, 5 * n + i, simd.shift_down(x, k))
+        simd.store(out, 6 * n + i, simd.where_above(x, y, simd.splat(i), simd.count_from(i)))
 
 
 def rearranged(a, b, c, d, e, f, out):
     for i in range(0, len(a), 4):
-        v, w, x = load_i(a, i), load_i(b, i), load_i(c, i)
-        first, second, third = interleave(v, w, x)
-        store(out, 6 * i, first)
-        store(out, 6 * i + 4, second)
-        store(out, 6 * i + 8, third)
-        first, second, third = chain(v, w, x, load_i(d, i), load_i(e, i))
-        store(out, 6 * i + 12, first)
-        store(out, 6 * i + 16, second)
-        store(out, 6 * i + 20, third)
-        store(out, 6 * len(a) + i, bits_of(load_f(f, i)))
+        v, w, x = simd.load_i(a, i), simd.load_i(b, i), simd.load_i(c, i)
+        first, second, third = simd.interleave(v, w, x)
+        simd.store(out, 6 * i, first)
+        simd.store(out, 6 * i + 4, second)
+        simd.store(out, 6 * i + 8, third)
+        first, second, third = simd.chain(v, w, x, simd.load_i(d, i), simd.load_i(e, i))
+        simd.store(out, 6 * i + 12, first)
+        simd.store(out, 6 * i + 16, second)
+        simd.store(out, 6 * i + 20, third)
+        simd.store(out, 6 * len(a) + i, simd.bits_of(simd.load_f(f, i)))
 
 
 def rows_to_columns(bars, wide, out):
-    o, h, l, c, v = load_bars(bars, 3)  # noqa: E741
+    o, h, l, c, v = simd.load_bars(bars, 3)  # noqa: E741
     for k, column in enumerate((o, h, l, c, v)):
-        store(out, 4 * k, column)
-    o, h, l, c, v, m = load_wide_bars(wide, 5)  # noqa: E741
+        simd.store(out, 4 * k, column)
+    o, h, l, c, v, m = simd.load_wide_bars(wide, 5)  # noqa: E741
     for k, column in enumerate((o, h, l, c, v, m)):
-        store(out, 20 + 4 * k, column)
+        simd.store(out, 20 + 4 * k, column)
 
 
 def many_bytes(a, b, out):
     for i in (0, 1, 31):
-        store(out, 64 * i, ink(load_b(a, i), load_b(b, i)))
-        store(out, 64 * i + 32, load_b(a, i) & load_b(b, i) | load_b(b, 0))
+        simd.store(out, 64 * i, simd.ink(simd.load_b(a, i), simd.load_b(b, i)))
+        simd.store(out, 64 * i + 32, simd.load_b(a, i) & simd.load_b(b, i) | simd.load_b(b, 0))
 
 
 def words_to_bytes(words, source, out):
-    store_planes(words, 2, 8, out, 5, 40, 2)
-    store_planes(words, 3, 3, out, 700, 33, 4)
-    store_swapped(words, 1, out, 1111)
+    simd.store_planes(words, 2, 8, out, 5, 40, 2)
+    simd.store_planes(words, 3, 3, out, 700, 33, 4)
+    simd.store_swapped(words, 1, out, 1111)
     for k in range(7):
-        store_word(out, 1150 + 9 * k, load_word(source, 3 * k))
+        simd.store_word(out, 1150 + 9 * k, simd.load_word(source, 3 * k))
 
 
 def past_the_cache(a, begin, out):
     for i in range(0, 64, 32):
-        prefetch(a, i)
-        store_nontemporal(out, begin + i, load_b(a, i))
-    fence()
+        simd.prefetch(a, i)
+        simd.store_nontemporal(out, begin + i, simd.load_b(a, i))
+    simd.fence()
 
 
 def parts_of_memory(out):
-    words, floats, rest = words_in(out, 8), floats_in(out, 24), bytes_in(out, 40)
+    words, floats, rest = simd.words_in(out, 8), simd.floats_in(out, 24), simd.bytes_in(out, 40)
     for k in range(2):
         words[k] = 1234567 + k
         floats[k] = 0.1 + k

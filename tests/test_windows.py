@@ -837,7 +837,7 @@ def test_counts_add_up_and_threads_do_not_matter(market, how, every):
         ({"max_gap": -1}, "-1 is not a duration"),
         ({"max_gap": 1.5}, "1.5 is not a duration"),
         ({"max_gap": True}, "True is not a duration"),
-        ({"max_gap": np.timedelta64("NaT")}, "is not a duration"),
+        ({"max_gap": np.timedelta64("NaT", "D")}, "is not a duration"),
         ({"max_gap": np.timedelta64(1, "M")}, "is not a duration"),
     ],
     ids=str,

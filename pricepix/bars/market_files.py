@@ -141,7 +141,7 @@ def read_days(path: Path) -> NDArray[np.datetime64]:
         )
     except ValueError as error:
         raise ValueError(f"{path}: trading days are whole numbers YYYYMMDD; {error}") from None
-    wrong = np.flatnonzero(np.diff(dates) <= np.timedelta64(0))
+    wrong = np.flatnonzero(np.diff(dates) <= np.timedelta64(0, "D"))
     if len(wrong):
         k = int(wrong[0])
         raise ValueError(f"{path}: trading days must ascend, but {dates[k + 1]} follows {dates[k]}")

@@ -141,7 +141,7 @@ def write_market_cache(
 
 def _dates(days: Any) -> NDArray[np.datetime64]:
     dates = np.array([as_date(day) for day in days], "datetime64[D]")
-    if not len(dates) or (np.diff(dates) <= np.timedelta64(0)).any():
+    if not len(dates) or (np.diff(dates) <= np.timedelta64(0, "D")).any():
         raise ValueError("days must hold at least one day, and ascend without repeating")
     return dates
 

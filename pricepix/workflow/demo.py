@@ -20,6 +20,7 @@ SIMULATED: Final[dict[str, Any]] = {
     "data": {
         "sample": "simulate",
         "simulate": {"instruments": 60, "bars": 400, "bayes_accuracy": 0.65, "horizon": 5, "seed": 7},
+        "adjust": "multiply",
     },
     "image": {"preset": "jkx5"},
     "store": {"horizons": [5], "layout": "bits"},

@@ -1,0 +1,45 @@
+"""Running the drivers that kill: programs of their own, since what they do to a process a test cannot do to itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children: needs os.fork")
+
+
+def drive(driver: str, what: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a driver, a file beside this one, and return what it prints as JSON; the timeout of tests ends it too."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(driver)), what, str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system of some size on a folder; skips the test where that is not possible."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
