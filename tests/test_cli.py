@@ -156,8 +156,9 @@ def test_errors_are_one_message_and_no_traceback(
 def test_options_are_keyword_arguments_of_the_functions() -> None:
     pytest.importorskip("torch")
     from pricepix.build import import_jkx
-    from pricepix.factor import evaluate, score, write_report
+    from pricepix.factor import evaluate, export, score, write_report
     from pricepix.factor.scorer import Scorer
+    from pricepix.factor.scoring import ScoreOptions
     from pricepix.train import fit
     from pricepix.windows.schedule import Periods
     from pricepix.workflow.templates import init_config
@@ -173,6 +174,8 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "train": (fit, pp.Panel.from_table),
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table),
+        "export": (export,),
+        "update": (pp.update,),
         "warm-up": (pp.warm_up,),
     }
     # What only the command line knows: files, switches that stand for a value, and a cluster's address.
@@ -189,6 +192,8 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     }
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own
+        # The keyword arguments that ``score`` takes as **options are listed by their type.
+        known |= set(ScoreOptions.__annotations__) if name == "score" else set()
         command = cli.main.commands[name]
         options = {p.name for p in command.params if isinstance(p, click.Parameter)}
         assert options <= known, f"{name}: {sorted(options - known)}"
