@@ -160,8 +160,9 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     pytest.importorskip("torch")
     from pricepix.bars.vendors.by_name import read_bars
     from pricepix.build import import_jkx
-    from pricepix.factor import evaluate, score, write_report
+    from pricepix.factor import evaluate, export, score, write_report
     from pricepix.factor.scorer import Scorer
+    from pricepix.factor.scoring import ScoreOptions
     from pricepix.train import fit
     from pricepix.windows.schedule import Periods
     from pricepix.workflow.templates import init_config
@@ -177,6 +178,8 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "train": (fit, pp.Panel.from_table, read_bars),
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table, read_bars),
+        "export": (export,),
+        "update": (pp.update,),
         "warm-up": (pp.warm_up,),
         "replicate": (
             pp.paper.replicate,
@@ -203,6 +206,8 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     }
     for name, functions in commands.items():
         known = {p for f in functions for p in inspect.signature(f).parameters} | own
+        # The keyword arguments that ``score`` takes as **options are listed by their type.
+        known |= set(ScoreOptions.__annotations__) if name == "score" else set()
         command = cli.main.commands[name]
         options = {p.name for p in command.params if isinstance(p, click.Parameter)}
         assert options <= known, f"{name}: {sorted(options - known)}"

@@ -351,6 +351,7 @@ def test_the_ledger_gives_back_the_bars(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ retraining
 
 
+@pytest.mark.nightly
 def test_a_model_is_trained_again_when_a_quarter_begins(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     frame, live = bars_of(6, 90, seed=5), Live(tmp_path, Path("none"), retrain="quarterly")

@@ -151,8 +151,8 @@ def score(store: str, model: str, location: str, panel: str | None, **options: A
 @choice_option(
     "--format", "parquet", "csv", "qlib", "alphalens", help="Which columns; by the name of OUT by default."
 )
-@click.option("--start", help="First time of the values.")
-@click.option("--end", help="Last time of the values (inclusive).")
+@start
+@end
 @click.option("--as-of", help="The factor as it was known then.")
 @click.option("--last", type=click.IntRange(1), help="Only so many of the newest times.")
 @click.option("--partition", is_flag=True, help="OUT is a folder with a Parquet file a day.")

@@ -28,7 +28,6 @@ EXIT_CODES: Final = {
     5: "locked: another process writes the same store, cache or folder; run again later",
     6: "the network, or a server behind it, failed; run again later",
     7: "the disk is full, or a quota is used up",
-    8: "done, but a threshold of the health report was crossed",
     130: "interrupted; the same call resumes",
 }
 """What a scheduler can tell from an exit code."""
@@ -213,7 +212,7 @@ def main(
 
     \b
     Exit codes: 0 done, 1 refused or a fault was found, 2 bad arguments, 3 bad bars, 4 revised history, 5 locked,
-    6 network, 7 disk full, 8 a threshold was crossed, 130 interrupted.
+    6 network, 7 disk full, 130 interrupted.
     """
     if log_level is not None or log_file is not None:
         _start_log(log_level or "info", log_format, log_file)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Final, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack, get_type_hints
 
 import numpy as np
 import zarr
@@ -47,6 +47,14 @@ _LOG: Final = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class ScoreOptions(ScorerOptions, total=False):
+    """Further arguments of ``score``: those of the model, and how an append follows what was revised."""
+
+    on_revision: str
+    rename: Mapping[str, str] | None
+    known: Any
+
+
 def score(
     store: ImageSet | CacheLike,
     model: Any,
@@ -57,13 +65,10 @@ def score(
     start: Any = None,
     end: Any = None,
     append: bool = False,
-    on_revision: str = "rescore",
-    rename: Mapping[str, str] | None = None,
-    known: Any = None,
     panel: Calendar | None = None,
     progress: bool = True,
     client: Any = None,
-    **options: Unpack[ScorerOptions],
+    **options: Unpack[ScoreOptions],
 ) -> FactorCache:
     """Score every image of a store and keep the scores as a factor.
 
@@ -96,15 +101,6 @@ def score(
     append : bool
         Bring a cache up to the store as it is now: score the windows that came since, and those whose images were
         revised. Images are compared by their pixels; what did not change is neither scored nor written.
-    on_revision : {"rescore", "keep", "raise"}
-        What to do with values whose image changed since they were scored, or whose window is gone from the store
-        (a correction, a split, an instrument that was removed): score them again and take out what is gone, with a
-        note in the cache's journal of what stood there; leave them; or refuse. The cache's attribute ``kept`` counts
-        the values that were left.
-    rename : mapping of str to str, optional
-        New names of instruments of the cache, by the old ones: their values stay.
-    known : str, date or datetime, optional
-        When the values become known, for ``FactorCache.as_of``; by default the time of the calendar's last bar.
     panel : Panel or MarketCalendar, optional
         Its calendar gives the cache its days and times of day, and `shift` its bars. By default that is the
         times of the store's windows, which is enough unless `shift` is above 0 and the store skips bars. A model
@@ -115,11 +111,20 @@ def score(
         Score on its workers, one model each. The store must be one that they can open: panel images, loaded
         stores and stores in memory are refused.
     **options
-        How the model is run, and what it returns: `batch`, `device`, `precision`, `values`, `model_id`,
-        `module` and `horizon`, as below.
+        How an append follows what was revised: `on_revision`, `rename` and `known`; how the model is run, and what
+        it returns: `batch`, `device`, `precision`, `values`, `model_id`, `module` and `horizon`. All as below.
 
     Other Parameters
     ----------------
+    on_revision : {"rescore", "keep", "raise"}
+        What to do with values whose image changed since they were scored, or whose window is gone from the store
+        (a correction, a split, an instrument that was removed): score them again and take out what is gone, with a
+        note in the cache's journal of what stood there; leave them; or refuse. The cache's attribute ``kept`` counts
+        the values that were left.
+    rename : mapping of str to str, optional
+        New names of instruments of the cache, by the old ones: their values stay.
+    known : str, date or datetime, optional
+        When the values become known, for ``FactorCache.as_of``; by default the time of the calendar's last bar.
     batch : int
         Images a forward pass; 256 by default.
     device : str, optional
@@ -159,14 +164,16 @@ def score(
     UserWarning
         No image has a value. How many have none is in the cache's attribute ``without_value``.
     """
-    if unknown := [name for name in options if name not in ScorerOptions.__annotations__]:
-        near = nearest(unknown[0], ScorerOptions.__annotations__, 1)
+    known_options = get_type_hints(ScoreOptions)
+    if unknown := [name for name in options if name not in known_options]:
+        near = nearest(unknown[0], known_options, 1)
         raise TypeError(f"score has no argument {unknown[0]!r}{near}")
     store = open_images(store)
     # Values never move back in time.
     shift = bars(shift, "shift", 0)
-    choice(on_revision, "on_revision", ON_REVISION)
-    scorer = Scorer(model, tz=store.tz, images=store, **options)
+    on_revision = choice(options.pop("on_revision", "rescore"), "on_revision", ON_REVISION)
+    rename, known = options.pop("rename", None), options.pop("known", None)
+    scorer = Scorer(model, tz=store.tz, images=store, **options)  # type: ignore[misc]
     label = f"{store.kind} {store.location}"
     scorer.check(store.spec, label)
     if spread and len(scorer.members) < 2:
