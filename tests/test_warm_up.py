@@ -105,7 +105,7 @@ def test_presets_share_what_is_compiled_for_them() -> None:
     assert set(", ".join(families).split(", ")) == set(pp.ImageSpec.presets())
     assert list(module._steps(["jkx60"])) == [
         "bars", "plain renderer", "renderer of jkx60", "rebuilt prices", "column bits", "batches of jkx60", "stores",
-        "market caches",
+        "market caches", "factors",
     ]  # fmt: skip
     some = module._steps(["jkx60", "jkx5"], ["stores", "bars"])
     assert some == {
