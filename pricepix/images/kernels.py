@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -39,18 +39,62 @@ def find_fault(code: Any, time: int, bars: Any, latest: Any, fault: Any) -> int:
     return -1
 
 
-@jit
-def push_bars(
-    code: Any, time: int, bars: Any, returns: Any, up: Any, down: Any,
-    table: Any, table_returns: Any, table_up: Any, table_down: Any,
-    size: Any, total: Any, latest: Any, room: int, kept: int, lookback: int, needed: int, max_missing: int,
-    max_gap: int, times: Any, first: Any, last: Any, which: Any,
-) -> int:  # fmt: skip
-    """Write a bar of each instrument `code` behind its others; return how many windows they complete.
+class NewBars(NamedTuple):
+    """A bar of each of some instruments, at one time."""
 
-    ``table`` has `room` rows an instrument, of which the first ``size[k]`` are in use; when they are full the last
-    `kept` move to the front. Windows go to `first`, `last` and `which`. Empty field arrays are left out.
-    """
+    code: Any
+    """int64 (n,): the instruments, ascending."""
+    time: int
+    bars: Any
+    """float64 (n, 5)."""
+    returns: Any
+    up: Any
+    down: Any
+    """Of each field of the images' rules (n,), or empty."""
+
+
+class RecentBars(NamedTuple):
+    """The last bars of every instrument: as many rows each, of which the first ``size[k]`` are in use."""
+
+    bars: Any
+    """float64 (instruments x room, 5)."""
+    returns: Any
+    up: Any
+    down: Any
+    """Of each field (instruments x room,), or empty."""
+    times: Any
+    size: Any
+    total: Any
+    """int64 (instruments,): bars that were ever pushed."""
+    latest: Any
+
+
+class PushRules(NamedTuple):
+    """Rows an instrument, those that stay when they are full, and what a window needs."""
+
+    room: int
+    kept: int
+    lookback: int
+    needed: int
+    max_missing: int
+    max_gap: int
+
+
+class Completed(NamedTuple):
+    """Where the windows that a push completes are written: first and last row, and the instrument."""
+
+    first: Any
+    last: Any
+    which: Any
+
+
+@jit
+def push_bars(new: NewBars, recent: RecentBars, rules: PushRules, completed: Completed) -> int:
+    """Write a bar of each instrument behind its others; return how many windows they complete."""
+    code, time, bars, returns, up, down = new
+    table, table_returns, table_up, table_down, times, size, total, latest = recent
+    room, kept, lookback, needed, max_missing, max_gap = rules
+    first, last, which = completed
     found = 0
     for i in range(code.shape[0]):
         k = code[i]

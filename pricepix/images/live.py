@@ -105,24 +105,34 @@ class LiveImages:
         self._code = {str(name): k for k, name in enumerate(self.instruments.tolist())}
         if len(self._code) < n:
             raise ValueError(f"{n - len(self._code)} of {n} instruments have a name that another has, too")
-        self._kept = spec.lookback + spec.history - 1
-        self._room = self._kept + max(_SLACK, self._kept)
-        rows = n * self._room
-        self._table = np.full((rows, 5), np.nan)
-        self._times = np.zeros(rows, np.int64)
-        self._returns = np.full(rows, np.nan) if spec.rebuild == "returns" else np.zeros(0)
-        self._up, self._down = (np.zeros(rows if limits else 0, np.bool_) for _ in range(2))
-        self._size, self._total = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self._latest = np.full(n, _NEVER, np.int64)
-        self._needed = spec.lookback + (spec.history if spec.ma_warmup == "drop" else 0)
-        self._max_gap = -1 if max_gap is None else duration_ns(max_gap, "max_gap")
-        self._max_missing = -1 if spec.max_missing is None else min(spec.max_missing, spec.lookback)
+        kept = spec.lookback + spec.history - 1
+        self._rules = kernels.PushRules(
+            room=kept + max(_SLACK, kept),
+            kept=kept,
+            lookback=spec.lookback,
+            needed=spec.lookback + (spec.history if spec.ma_warmup == "drop" else 0),
+            max_missing=-1 if spec.max_missing is None else min(spec.max_missing, spec.lookback),
+            max_gap=-1 if max_gap is None else duration_ns(max_gap, "max_gap"),
+        )
+        rows = n * self._rules.room
+        limit_rows = rows if limits else 0
+        self._recent = kernels.RecentBars(
+            bars=np.full((rows, 5), np.nan),
+            returns=np.full(rows, np.nan) if spec.rebuild == "returns" else np.zeros(0),
+            up=np.zeros(limit_rows, np.bool_),
+            down=np.zeros(limit_rows, np.bool_),
+            times=np.zeros(rows, np.int64),
+            size=np.zeros(n, np.int64),
+            total=np.zeros(n, np.int64),
+            latest=np.full(n, _NEVER, np.int64),
+        )
         self._all = np.arange(n, dtype=np.int64)
-        self._first, self._last, self._which, self._dest = (np.arange(n, dtype=np.int64) for _ in range(4))
+        first, last, which, self._dest = (np.arange(n, dtype=np.int64) for _ in range(4))
+        self._completed = kernels.Completed(first, last, which)
         self._reason = np.zeros(n, np.uint8)
         self._fault = np.zeros(1, np.int64)
         self._images = memory_for((n, *spec.shape))
-        self._arrays = PanelArrays(self._table, self._returns, self._up, self._down, np.zeros((0, 0)))
+        self._arrays = PanelArrays(*self._recent[:4], np.zeros((0, 0)))
         self._job: Any = fast_job(self._arrays, spec)
         self._starts = fast.plan_tasks(n)
 
@@ -142,17 +152,18 @@ class LiveImages:
         """
         options.setdefault("limits", "up_limit" in panel.fields or "down_limit" in panel.fields)
         live = cls(spec, panel.instruments.tolist(), tz=panel.tz, **options)
+        recent, rules = live._recent, live._rules
         for k, (a, b) in enumerate(zip(panel.offsets[:-1].tolist(), panel.offsets[1:].tolist(), strict=True)):
-            first = max(a, b - live._kept)
-            here = slice(k * live._room, k * live._room + b - first)
-            live._table[here] = panel.bars[first:b]
-            live._times[here] = panel.time[first:b]
-            fields = (("total_return", live._returns), ("up_limit", live._up), ("down_limit", live._down))
+            first = max(a, b - rules.kept)
+            here = slice(k * rules.room, k * rules.room + b - first)
+            recent.bars[here] = panel.bars[first:b]
+            recent.times[here] = panel.time[first:b]
+            fields = (("total_return", recent.returns), ("up_limit", recent.up), ("down_limit", recent.down))
             for name, values in fields:
                 if len(values) and name in panel.fields:
                     values[here] = panel.fields[name][first:b]
-            live._size[k], live._total[k] = b - first, b - a
-            live._latest[k] = panel.time[b - 1] if b > a else _NEVER
+            recent.size[k], recent.total[k] = b - first, b - a
+            recent.latest[k] = panel.time[b - 1] if b > a else _NEVER
         return live
 
     def __len__(self) -> int:
@@ -201,23 +212,20 @@ class LiveImages:
         fields = self._fields(total_return, up_limit, down_limit, len(code))
         if order is not None:
             code, given, fields = code[order], given[order], tuple(f[order] if len(f) else f for f in fields)
-        bad = kernels.find_fault(code, ns, given, self._latest, self._fault)
+        bad = kernels.find_fault(code, ns, given, self._recent.latest, self._fault)
         if bad >= 0:
             name = printable(str(self.instruments[code[bad]]), "")
             raise BadBarsError(
                 f"the bar of {name} at {format_time(ns, self.tz)} cannot be used: "
                 f"{_FAULTS[int(self._fault[0])]}; nothing was pushed"
             )
-        push: Any = kernels.push_bars
-        count = push(
-            code, ns, given, *fields, self._table, self._returns, self._up, self._down, self._size, self._total,
-            self._latest, self._room, self._kept, self.spec.lookback, self._needed, self._max_missing,
-            self._max_gap, self._times, self._first, self._last, self._which,
-        )  # fmt: skip
+        count = kernels.push_bars(
+            kernels.NewBars(code, ns, given, *fields), self._recent, self._rules, self._completed
+        )
         count = self._draw(count)
         images = self._images[:count]
         scores = None if self.model is None else self.model(images)
-        return LiveBatch(ns, self._which[:count].copy(), images, scores)
+        return LiveBatch(ns, self._completed.which[:count].copy(), images, scores)
 
     def _positions(self, instruments: Any, bars: NDArray[np.float64]) -> tuple[NDArray[np.int64], Any]:
         """Return the positions that were asked for, and the order that makes them ascend, None if they do."""
@@ -244,13 +252,13 @@ class LiveImages:
 
     def _fields(self, total_return: Any, up: Any, down: Any, count: int) -> tuple[NDArray[Any], ...]:
         """Return total returns and flags as the kernel takes them, checked against what was announced."""
-        if len(self._returns) and total_return is None:
+        if len(self._recent.returns) and total_return is None:
             raise ValueError(
                 "the spec rebuilds prices from returns: give total_return= of each bar, NaN where none"
             )
-        returns = np.ascontiguousarray(total_return, np.float64) if len(self._returns) else _NO_VALUES
+        returns = np.ascontiguousarray(total_return, np.float64) if len(self._recent.returns) else _NO_VALUES
         flags = [_NO_FLAGS, _NO_FLAGS]
-        if len(self._up):
+        if len(self._recent.up):
             flags = [
                 np.zeros(count, np.bool_) if part is None else np.ascontiguousarray(part, np.bool_)
                 for part in (up, down)
@@ -266,7 +274,7 @@ class LiveImages:
         """Draw the windows found by a push to the front of the images; return how many could be drawn."""
         if not count:
             return 0
-        rows = WindowRows(self._first[:count], self._last[:count], self._dest[:count])
+        rows = WindowRows(self._completed.first[:count], self._completed.last[:count], self._dest[:count])
         reason, out = self._reason[:count], self._images[:count]
         if self._job is None:
             run_plain(self._arrays, self.spec, rows, out, rules.PIXELS, reason, 1)
@@ -294,5 +302,5 @@ class LiveImages:
         for place, k in enumerate(drawn.tolist()):
             if place != k:
                 out[place] = out[k]
-                self._which[place] = self._which[k]
+                self._completed.which[place] = self._completed.which[k]
         return len(drawn)

@@ -72,7 +72,7 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
 def _one(images: ImageSet, target: str | None, horizon: int, panel: Panel | None) -> Targets:
     kind, _, number = str(target).partition(":")
     returns = images.returns(horizon)
-    if kind not in ("scaled", "barrier"):
+    if target is None or kind not in ("scaled", "barrier"):
         return make_targets(target, returns, images.time)
     if panel is None:
         raise ValueError(
