@@ -180,7 +180,7 @@ def embed(
 def _opened(images: ImageSet, scorer: Scorer, location: Any, append: bool) -> tuple[zarr.Group, int]:
     """Return the group to write to, new or begun, and how many of its windows are done."""
     where = str(location) if isinstance(location, Path) else location
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "format_version": EMBEDDING_VERSION,
         "model": {"name": scorer.name, "digest": scorer.digest},

@@ -79,7 +79,7 @@ class Explanation:
             Without matplotlib; the message is the line that installs it.
         """
         figures = optional_module("matplotlib.figure", "report", "figure")
-        maps = [("image", self.image, "gray", False)]
+        maps: list[tuple[str, NDArray[Any], str, bool]] = [("image", self.image, "gray", False)]
         if self.grad_cam is not None:
             maps.append(("Grad-CAM", self.grad_cam, "magma", False))
         maps.append(("integrated gradients", self.integrated_gradients, "coolwarm", True))

@@ -216,8 +216,9 @@ def _mirrored(
 
 
 def _horizons(images: ImageSet, horizon: int | Sequence[int] | None) -> tuple[int, ...]:
-    if horizon is None or is_whole(horizon) or isinstance(horizon, str) or not isinstance(horizon, Iterable):
-        return (_horizon(images, horizon),)  # type: ignore[arg-type]
+    given: Any = horizon
+    if given is None or is_whole(given) or isinstance(given, str) or not isinstance(given, Iterable):
+        return (_horizon(images, given),)
     several = checked_horizons(horizon)
     if not several:
         raise ValueError("horizon is empty: give one horizon or several")
