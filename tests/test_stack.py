@@ -133,8 +133,8 @@ class TestTraining:
         from pricepix.train.loop import Trainer
 
         specs = [
-            train.CNNSpec(f"n{width}", height, width, (train.ConvBlock(4, pool=(4, 1)),))
-            for height, width in ((32, 15), (64, 60), (96, 180))
+            train.CNNSpec(f"n{width}", height, width, (train.ConvBlock(4, stride=(1, stride), pool=(4, 1)),))
+            for height, width, stride in ((32, 15, 1), (64, 60, 3), (96, 180, 3))
         ]
         bars = pp.samples.simulate(
             8, 240, seed=5, delist_rate=0, split_rate=0, halt_rate=0, list_late=0, bayes_accuracy=0.9

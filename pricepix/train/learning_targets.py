@@ -45,7 +45,7 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
     ValueError
         If the target is unknown or needs a panel, or no window has one.
     """
-    if target is not None and not isinstance(target, str):
+    if not isinstance(target, str | None):
         if len(horizons) > 1:
             raise ValueError(
                 "values of your own are one target: give one horizon, by which windows are purged"
@@ -53,7 +53,6 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
         given = target(images.index) if callable(target) else target
         # A window whose exit is not known could not be purged.
         return _own(images, given, callable(target), images.exit_time(horizons[0]) != NO_TIME)
-    # None is no target: `make_targets` says what is.
     every = [_one(images, target, h, panel) for h in horizons]
     if len(every) == 1:
         return every[0]
@@ -69,10 +68,11 @@ def targets_of(images: ImageSet, target: Any, horizons: Sequence[int], panel: Pa
     return replace(every[0], values=values, usable=usable, excluded=excluded)
 
 
-def _one(images: ImageSet, target: str | None, horizon: int, panel: Panel | None) -> Targets:
+def _one(images: ImageSet, target: Any, horizon: int, panel: Panel | None) -> Targets:
+    # None is no target: `make_targets` says what is.
     kind, _, number = str(target).partition(":")
     returns = images.returns(horizon)
-    if target is None or kind not in ("scaled", "barrier"):
+    if kind not in ("scaled", "barrier"):
         return make_targets(target, returns, images.time)
     if panel is None:
         raise ValueError(
