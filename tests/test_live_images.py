@@ -34,7 +34,7 @@ def pushed(panel: pp.Panel, live: LiveImages, after: int | None = None) -> dict[
         fields = {
             n: panel.fields[n][rows] for n in ("total_return",) if live.spec.rebuild and n in panel.fields
         }
-        if len(live._up):
+        if len(live._recent.up):
             fields |= {n: panel.fields[n][rows] for n in ("up_limit", "down_limit")}
         batch = live.push(time, panel.bars[rows], owner[rows], **fields)
         for k, image in zip(batch.which.tolist(), batch.images, strict=True):

@@ -39,7 +39,7 @@ _NETWORK: Final = (
     errno.ETIMEDOUT, errno.EPIPE,
 )  # fmt: skip
 # A keyword argument in a message of the library.
-_KEYWORD: Final = re.compile(r"\b([a-z_]+)=('[^']*'|\"[^\"]*\"|\.\.\.|[\w.:-]*[\w])?")
+_KEYWORD: Final = re.compile(r"\b([a-z_]+)=(?!\()('[^']*'|\"[^\"]*\"|\.\.\.|[\w.:-]*[\w])?")
 
 
 class Group(click.Group):

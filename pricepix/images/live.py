@@ -132,7 +132,8 @@ class LiveImages:
         self._reason = np.zeros(n, np.uint8)
         self._fault = np.zeros(1, np.int64)
         self._images = memory_for((n, *spec.shape))
-        self._arrays = PanelArrays(*self._recent[:4], np.zeros((0, 0)))
+        # Read-only, as a panel's are: compiled code tells the two kinds of arrays apart.
+        self._arrays = PanelArrays(*map(_read_only, self._recent[:4]), np.zeros((0, 0)))
         self._job: Any = fast_job(self._arrays, spec)
         self._starts = fast.plan_tasks(n)
 
@@ -304,3 +305,12 @@ class LiveImages:
                 out[place] = out[k]
                 self._completed.which[place] = self._completed.which[k]
         return len(drawn)
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a view that cannot be written through; an empty array as it is."""
+    if not len(values):
+        return values
+    view = values.view()
+    view.flags.writeable = False
+    return view
