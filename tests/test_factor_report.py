@@ -241,6 +241,18 @@ def test_log_axes_have_ticks_on_both_sides_of_one(low, high, expected):
     assert (ticks <= high * (1 + 1e-9)).all()
 
 
+def test_a_loss_of_more_than_everything_is_drawn_on_a_plain_axis():
+    pytest.importorskip("matplotlib")
+    from pricepix.factor.evaluation import figures
+
+    for worth, scale in (([1.0, 1.1, 0.9], "log"), ([1.0, 0.2, -0.3], "linear")):
+        _, axes = figures._new(figures.WIDE)
+        axes[0].plot(worth)
+        axes[0].axhline(1.0)
+        figures._write_log_axis(axes[0])
+        assert axes[0].get_yscale() == scale
+
+
 def test_charts_have_a_picture_for_phones(written):
     page = written.read_text(encoding="utf-8")
     tags = Tags()

@@ -98,8 +98,11 @@ def log_ticks(low: float, high: float) -> NDArray[np.float64]:
 
 
 def _write_log_axis(ax: Any) -> None:
+    """Make the axis logarithmic, unless a loss of more than everything stands on it."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    if any(np.nanmin(line.get_ydata()) <= 0.0 for line in ax.get_lines() if len(line.get_ydata())):
+        return
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high).tolist()))
@@ -179,7 +182,8 @@ def _long_short(evaluation: Evaluation, page: float) -> Chart:
         axes[0].plot(time, np.cumprod(1.0 + net), color=_RED, linewidth=1.2, label=f"after {cost:.2%} a side")
     axes[0].axhline(1.0, color=_GREY, linewidth=0.8)
     _write_log_axis(axes[0])
-    axes[0].set_ylabel("worth of 1, log scale", fontsize=8, color=_INK)
+    scale = ", log scale" if axes[0].get_yscale() == "log" else ""
+    axes[0].set_ylabel(f"worth of 1{scale}", fontsize=8, color=_INK)
     axes[0].legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best")
     axes[1].fill_between(time, drawdown(gross), 0.0, color=_BLUE, alpha=0.35, linewidth=0)
     axes[1].yaxis.set_major_formatter("{x:.0%}")
