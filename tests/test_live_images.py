@@ -124,7 +124,7 @@ def test_bad_bars_are_refused_and_nothing_is_pushed():
             live.push("2024-01-02", bars, names)
     with pytest.raises(BadBarsError, match="not later than that of its last bar; nothing was pushed"):
         live.push("2024-01-01", np.ones((1, 5)), ["B"])
-    assert live._total.tolist() == [1, 1]
+    assert live._recent.total.tolist() == [1, 1]
     with pytest.raises(ValueError, match="'C' is none of the 2 instruments"):
         live.push("2024-01-02", np.ones((1, 5)), ["C"])
     with pytest.raises(ValueError, match=r"bars has shape \(1, 5\), expected \(2, 5\)"):

@@ -129,11 +129,14 @@ class LiveImages:
         self._all = np.arange(n, dtype=np.int64)
         first, last, which, self._dest = (np.arange(n, dtype=np.int64) for _ in range(4))
         self._completed = kernels.Completed(first, last, which)
+        # Plain tuples: Numba looks up the type of a named one in Python at every call, which takes 100 kB.
+        self._state = (tuple(self._recent), tuple(self._rules), tuple(self._completed))
         self._reason = np.zeros(n, np.uint8)
         self._fault = np.zeros(1, np.int64)
         self._images = memory_for((n, *spec.shape))
         # Read-only, as a panel's are: compiled code tells the two kinds of arrays apart.
-        self._arrays = PanelArrays(*map(_read_only, self._recent[:4]), np.zeros((0, 0)))
+        table, returns, up, down = map(_read_only, self._recent[:4])
+        self._arrays = PanelArrays(table, returns, up, down, np.zeros((0, 0)))
         self._job: Any = fast_job(self._arrays, spec)
         self._starts = fast.plan_tasks(n)
 
@@ -220,9 +223,7 @@ class LiveImages:
                 f"the bar of {name} at {format_time(ns, self.tz)} cannot be used: "
                 f"{_FAULTS[int(self._fault[0])]}; nothing was pushed"
             )
-        count = kernels.push_bars(
-            kernels.NewBars(code, ns, given, *fields), self._recent, self._rules, self._completed
-        )
+        count = kernels.push_bars((code, ns, given, *fields), *self._state)
         count = self._draw(count)
         images = self._images[:count]
         scores = None if self.model is None else self.model(images)
