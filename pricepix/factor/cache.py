@@ -395,6 +395,11 @@ def _as_known(cache: FactorCache, known: int) -> FactorCache:
     if cache.spread is not None:
         values["spread"] = np.asarray(cache.spread[:kept])
     undone = journal.undone(commit)
+    places = undone["instrument"]
+    if len(places) and (places.min() < 0 or places.max() >= cache.shape[1]):
+        raise ValueError(
+            f"the journal of cache {cache.location} names instruments that it lacks: it is damaged"
+        )
     flat = cache.time[:kept].reshape(-1)
     order = np.argsort(flat, kind="stable")
     at = order[np.minimum(np.searchsorted(flat[order], undone["time"]), max(len(order) - 1, 0))]
