@@ -96,7 +96,8 @@ def past_the_cache(a, begin, out):
 
 def assert_compiled_equals_plain(kernel, *arguments):
     """Run a kernel as compiled and with the plain functions; the last argument is where it writes."""
-    plain = types.FunctionType(kernel.__code__, {**kernel.__globals__, **simd.PLAIN})
+    vectors = types.SimpleNamespace(**simd.PLAIN)
+    plain = types.FunctionType(kernel.__code__, {**kernel.__globals__, "simd": vectors})
     *given, out = arguments
     expected = out.copy()
     with np.errstate(all="ignore"):
