@@ -104,9 +104,8 @@ def parts_of_memory(out):
 
 def assert_compiled_equals_plain(kernel, *arguments):
     """Run a kernel as compiled and with the plain functions; the last argument is where it writes."""
-    plain = types.FunctionType(
-        kernel.__code__, {**kernel.__globals__, "simd": types.SimpleNamespace(**simd.PLAIN)}
-    )
+    vectors = types.SimpleNamespace(**simd.PLAIN)
+    plain = types.FunctionType(kernel.__code__, {**kernel.__globals__, "simd": vectors})
     *given, out = arguments
     expected = out.copy()
     with np.errstate(all="ignore"):
