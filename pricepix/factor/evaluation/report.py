@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pricepix.factor.evaluation.figures import charts, pictures, png_bytes
 from pricepix.factor.evaluation.result import Evaluation, format_number, format_percent
+from pricepix.location import atomic_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -82,7 +83,8 @@ def write_report(
         shown.append({"heading": chart.heading, "caption": chart.caption, "uri": uri})
     evaluation.to_json(path.with_suffix(".json"))
     page = _environment().get_template(_TEMPLATE).render(title=title, f=evaluation.figures, charts=shown)
-    path.write_text(page, encoding="utf-8")
+    with atomic_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.factor.cache import FactorCache
+from pricepix.location import atomic_file
 
 __all__ = ["Evaluation", "format_number", "format_percent"]
 
@@ -51,7 +52,8 @@ class Evaluation:
 
     def to_json(self, path: str | PathLike[str]) -> Path:
         """Write `to_dict` as JSON; return the path."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
         return Path(path)
 
     def table(self) -> pl.DataFrame:
