@@ -10,7 +10,7 @@ CORE = .venv-core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_
 CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
-.PHONY: demo warm-up test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
+.PHONY: demo warm-up test test-all test-core lint types unit fuzz test-kills test-scenes test-gpu-kernel test-compiling \
 	test-benchmarks coverage bench docs release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
@@ -57,6 +57,14 @@ unit: $(READY)
 	@$(BIN)/python tests/compiled_code.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not nightly and not serial" $(ARGS)
 	$(BIN)/python -m pytest -m "serial and not nightly" $(ARGS)
+
+# Every parser of foreign bytes, for FUZZ_SECONDS each, guided by coverage. atheris runs on Linux and macOS.
+FUZZ_SECONDS ?= 60
+FUZZED = store-root cache-root names manifest chunk-bits chunk-uint8 run-json run-yaml run-metrics checkpoint \
+	table-csv table-parquet yaml
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group fuzz
+	set -e; for parser in $(FUZZED); do $(BIN)/python tests/fuzz_parsers.py $$parser -max_total_time=$(FUZZ_SECONDS); done
 
 test-kills: $(READY)
 	$(BIN)/python -m pytest tests/test_scale_faults.py tests/test_kills.py

@@ -1,8 +1,7 @@
 """Locations of stores: a folder, a bucket, or any zarr store, as one small set of object operations.
 
-zarr-python costs about 0.2 ms an object and hides whether a write is atomic, so everything that must be fast or
-must survive a kill goes through this module. Files that somebody else may have written come through it too: it opens
-regular files only, so that a named pipe cannot stop a program, and reads no more than was asked for.
+zarr-python costs about 0.2 ms an object and hides whether a write is atomic, so what must be fast or survive a kill
+goes through this module. So do files of others: only regular ones are opened, and no more is read than was asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -179,7 +179,7 @@ class Folder(Location):
     def get(self, key: str, max_bytes: int | None = None) -> bytes | None:
         file_name = os.path.join(self.name, key)
         try:
-            with open(open_regular(file_name), "rb", buffering=0) as file:
+            with opened(file_name) as file:
                 if max_bytes is not None:
                     check_size(os.fstat(file.fileno()).st_size, max_bytes, file_name)
                 return file.readall()
@@ -188,7 +188,7 @@ class Folder(Location):
 
     def get_range(self, key: str, start: int | None, length: int) -> bytes | None:
         try:
-            with open(open_regular(os.path.join(self.name, key)), "rb", buffering=0) as file:
+            with opened(os.path.join(self.name, key)) as file:
                 size = os.fstat(file.fileno()).st_size
                 first = max(0, size - length) if start is None else min(start, size)
                 return os.pread(file.fileno(), min(length, size - first), first)
@@ -212,16 +212,13 @@ class Folder(Location):
         except BaseException as error:
             with suppress(OSError):
                 os.unlink(scratch)
-            _name_file(error, target)
+            name_file(error, target)
             raise
 
     @staticmethod
     def _write(file_name: str, content: Content | Sequence[Content]) -> None:
         with open(file_name, "wb") as file:
-            if isinstance(content, (bytes, bytearray, memoryview)):
-                file.write(content)
-            else:
-                file.writelines(content)
+            file.writelines([content] if isinstance(content, (bytes, bytearray, memoryview)) else content)
 
     def put_new(self, key: str, content: bytes) -> bool:
         target = self.path / key
@@ -340,6 +337,14 @@ class Bucket(Location):
         except FileNotFoundError:
             return None
 
+    def size(self, key: str) -> int | None:
+        """Return the bytes of an object, None where there is none."""
+        try:
+            with self._reworded():
+                return int(self._api.head(self._objects, key)["size"])
+        except FileNotFoundError:
+            return None
+
     def put(self, key: str, content: Content | Sequence[Content]) -> None:
         whole = content if isinstance(content, (bytes, bytearray, memoryview)) else b"".join(content)
         with self._reworded():
@@ -453,6 +458,17 @@ def open_regular(path: StrPath) -> int:
     return descriptor
 
 
+@contextmanager
+def opened(path: StrPath) -> Iterator[FileIO]:
+    """Open a regular file for reading; errors name it, which those of a read do not."""
+    try:
+        with FileIO(open_regular(path)) as file:
+            yield file
+    except OSError as error:
+        name_file(error, os.fspath(path))
+        raise
+
+
 def check_regular(path: StrPath) -> None:
     """Raise ValueError if a path that exists is not a regular file, for readers that open it themselves."""
     mode = os.stat(path).st_mode
@@ -462,11 +478,8 @@ def check_regular(path: StrPath) -> None:
 
 def _not_regular(path: StrPath, mode: int) -> ValueError:
     kinds = {
-        stat.S_ISDIR: "folder",
-        stat.S_ISFIFO: "named pipe",
-        stat.S_ISCHR: "device",
-        stat.S_ISBLK: "device",
-    }
+        stat.S_ISDIR: "folder", stat.S_ISFIFO: "named pipe", stat.S_ISCHR: "device", stat.S_ISBLK: "device",
+    }  # fmt: skip
     kind = next((name for test, name in kinds.items() if test(mode)), "socket")
     return ValueError(f"{os.fspath(path)} is a {kind}, not a regular file: only regular files are read")
 
@@ -482,7 +495,7 @@ def check_size(size: int, max_bytes: int, name: str) -> None:
 
 def read_regular(path: StrPath, max_bytes: int) -> bytes:
     """Return the content of a regular file of at most `max_bytes`; ValueError for anything else."""
-    with open(open_regular(path), "rb", buffering=0) as file:
+    with opened(path) as file:
         check_size(os.fstat(file.fileno()).st_size, max_bytes, os.fspath(path))
         return file.readall()
 
@@ -522,7 +535,7 @@ def read_yaml(path: StrPath, max_nodes: int = YAML_NODES) -> Any:
     except yaml.YAMLError as error:
         why = str(error)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
-        # The constructors of PyYAML turn text into dates and numbers, and let everything through that fails there.
+        # The constructors of PyYAML make dates and numbers, and let everything through that fails there.
         why = str(error) or type(error).__name__
     raise ValueError(f"{path} is not YAML: {printable(' '.join(why.split()))[:500]}")
 
@@ -578,12 +591,12 @@ def atomic_file(path: StrPath) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        _name_file(error, os.fspath(path))
+        name_file(error, os.fspath(path))
         raise
 
 
-def _name_file(error: BaseException, path: str) -> None:
-    """Make an error say which file it is about: that of a write, as on a full disk, names none."""
+def name_file(error: BaseException, path: str) -> None:
+    """Make an error say which file it is about: those of reads and writes, as on a full disk, name none."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = path
 

@@ -27,6 +27,7 @@ import pricepix.workflow.config
 
 with suppress(ImportError):
     import pricepix.train.checkpoints
+    import pricepix.train.run_verify
 
 # A mistake must not take the machine along.
 ADDRESS_SPACE = 16 << 30

@@ -11,8 +11,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,150 @@ def test_names_of_which_one_is_long(refused, store: Path) -> None:
     assert "max_bytes" in refused("pp.open_store(path).instruments", store)
 
 
+# -------------------------------------------------------------------------------------------- factor caches
+
+
+@pytest.fixture(scope="module")
+def sound_cache(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pricepix.factor import score
+
+    target = tmp_path_factory.mktemp("sound") / "factor"
+    score(sound, white, target, progress=False)
+    return target
+
+
+def white(images: np.ndarray) -> np.ndarray:
+    return (images > 0).mean(axis=(1, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def cache(sound_cache: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound_cache, tmp_path / "factor"))
+
+
+READ_CACHE = "import pricepix.factor as f; c = f.open_cache(path); repr(c); c.matrix(); c.to_polars()"
+
+
+def set_cache(cache: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the metadata of a cache, and the digest with them."""
+    root = json.loads((cache / ROOT).read_text())
+    change(root)
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    (cache / ROOT).write_bytes(dump(root))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec": None}, {"spec": {"lookback": 10**9}}, {"windows": "9"}, {"windows": -1}, {"windows": 10**30},
+        {"shift": -1}, {"shift": 10**30}, {"shift": None}, {"tz": "Mars/X"}, {"tz": 5}, {"model": None},
+        {"model": {"name": 5}}, {"skipped": []}, {"without_value": "x"}, {"store_digest": 5}, {"format_version": [1]},
+        {"checksums_digest": None}, {"values": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attributes_that_cannot_be_those_of_a_cache(refused, cache: Path, changes: dict[str, Any]) -> None:
+    set_cache(cache, lambda root: root["attributes"].update(changes))
+    assert str(cache) in refused(READ_CACHE, cache)
+
+
+SHAPES: dict[str, Any] = {
+    "names": {"factor": (1, 10**9), "instrument": (0, 10**9)},
+    "days": {"factor": (0, 10**9), "day": (0, 10**9), "time": (0, 10**9)},
+    "only values": {"factor": (1, 10**9)},
+    "negative": {"factor": (1, -5)},
+    "text": {"factor": (1, "x")},
+    "huge": {"factor": (1, 10**30), "instrument": (0, 10**30)},
+}
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["", "one chunk"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_that_no_object_fills(refused, cache: Path, case: str, blocks: bool) -> None:
+    """Of the issue: a cache of shape (192, 10^9, 1) that asked for 715 GiB."""
+
+    def change(root: dict[str, Any]) -> None:
+        members = root["consolidated_metadata"]["metadata"]
+        for name, (axis, size) in SHAPES[case].items():
+            members[name]["shape"][axis] = size
+            if blocks and case == "names":
+                members[name]["chunk_grid"]["configuration"]["chunk_shape"][axis] = size
+
+    set_cache(cache, change)
+    assert str(cache) in refused(READ_CACHE, cache)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: root.pop("consolidated_metadata"),
+        lambda root: root["consolidated_metadata"].update(metadata=5),
+        lambda root: root["consolidated_metadata"]["metadata"].pop("time"),
+        lambda root: root["consolidated_metadata"]["metadata"]["time"].pop("codecs"),
+        lambda root: root["consolidated_metadata"]["metadata"]["factor"].update(data_type="float64"),
+        lambda root: root["consolidated_metadata"]["metadata"]["factor"].update(
+            codecs=[{"name": "numcodecs.zlib"}]
+        ),
+        lambda root: root["consolidated_metadata"]["metadata"]["factor"].update(shape=[1] * 30),
+        lambda root: root["consolidated_metadata"]["metadata"]["factor"]["chunk_grid"][
+            "configuration"
+        ].update(chunk_shape=[0, 0, 0]),
+    ],
+)
+def test_arrays_that_cannot_be_those_of_a_cache(refused, cache: Path, change: Any) -> None:
+    set_cache(cache, change)
+    assert str(cache) in refused(READ_CACHE, cache)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["zarr.json", "integrity/checksums/c/0", "day/c/0", "time/c/0/0", "instrument/c/0", "factor/c/9/0/0"],
+)
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "sparse", "empty", "bomb"])
+def test_what_is_no_object_of_a_cache(refused, cache: Path, key: str, kind: str) -> None:
+    replace_by(cache / key, kind)
+    assert key in refused(READ_CACHE, cache)
+
+
+def replace_by(path: Path, kind: str) -> None:
+    """Put something else in the place of a file."""
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "zero":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "bomb":
+        path.write_bytes(with_checksum(zstd_bomb(4 << 30)))
+    else:
+        with open(path, "wb") as file:
+            file.truncate((1 << 40) if kind == "sparse" else 0)
+
+
+def set_cache_chunk(cache: Path, key: str, content: bytes) -> None:
+    """Replace a chunk of a cache, and its checksum with it."""
+    from pricepix.factor.cache_format import CHECKSUM_KEY, table_digest
+    from pricepix.factor.cache_objects import CacheObjects, cache_location
+    from pricepix.store.chunks import seal
+
+    objects = CacheObjects.open(cache_location(cache))
+    sums = {**objects.checksums, key: int.from_bytes(content[-4:], "little")}
+    table = np.array(list(sums.values()), np.int64)
+    (cache / key).write_bytes(content)
+    (cache / CHECKSUM_KEY).write_bytes(seal(table))
+    set_cache(cache, lambda root: root["attributes"].update(checksums_digest=table_digest(table)))
+
+
+@pytest.mark.parametrize("key", ["day/c/0", "instrument/c/0", "interval/c/0", "factor/c/9/0/0"])
+@pytest.mark.parametrize("what", ["bomb", "header"])
+def test_chunks_of_a_cache_that_expand(refused, cache: Path, key: str, what: str) -> None:
+    raw = (2**31 - 1).to_bytes(4, "little") + b"\0" * 100
+    content = zstd_bomb(4 << 30) if what == "bomb" else bytes(Zstd(level=1).encode(raw))
+    set_cache_chunk(cache, key, with_checksum(content))
+    assert key in refused(READ_CACHE, cache)
+
+
 # ----------------------------------------------------------------------------------------------- checkpoints
 
 torch = pytest.importorskip("torch")
@@ -387,6 +533,60 @@ def test_checkpoints_of_other_projects(refused, tmp_path: Path, tensors: dict[st
     assert str(path) in refused(LOAD, path)
 
 
+# ----------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """The files of a run of one network, as training leaves them."""
+    from pricepix.store.sealed_files import write_sealed_json, write_sealed_yaml
+    from pricepix.train.checkpoints import describe, write_checkpoint
+    from pricepix.train.journal import _encode
+    from pricepix.train.models import CNNSpec, ConvBlock, PriceCNN
+
+    folder, own = tmp_path / "run", tmp_path / "run" / "member_0"
+    own.mkdir(parents=True)
+    model = PriceCNN(CNNSpec("small", 32, 15, (ConvBlock(2),)))
+    content = describe(model) | {"state_dict": model.state_dict()}
+    write_sealed_yaml(folder / "config.yaml", {"ensemble": 1, "folds": [{"name": "0"}]})
+    write_sealed_json(folder / "summary.json", {"folds": []})
+    write_sealed_json(own / "done.json", {"steps": 5})
+    write_checkpoint(content, own / "best.ckpt")
+    write_checkpoint(content | {"training": {}}, own / "last.ckpt")
+    row = dict.fromkeys(
+        ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_second"), 0.5
+    )
+    (own / "metrics.csv").write_bytes(_encode([{"step": 5, "epoch": 0, **row}]))
+    return folder
+
+
+RUN_FILES = {
+    "config.yaml": "import pricepix.train.run_folder as r; from pathlib import Path\n"
+    "r.find_run_folder(Path(path).parent, 'a', {'horizon': 5}, True)",
+    "summary.json": "import pricepix.store.sealed_files as r; r.read_sealed_json(path)",
+    "member_0/done.json": "import pricepix.store.sealed_files as r; r.read_sealed_json(path)",
+    "member_0/best.ckpt": LOAD,
+    "member_0/last.ckpt": "import pricepix.train.checkpoints as c; from pathlib import Path\n"
+    "c.read_checkpoint(Path(path))",
+    "member_0/metrics.csv": "from pathlib import Path; import pricepix.train.journal as j\n"
+    "k = j.Journal(Path(path).parent, 50); k.load_state_dict({'sums': [0, 0, 0], 'last_row': 5}); k.open(5)",
+}
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "sparse", "empty"])
+def test_what_is_no_file_of_a_run(refused, run: Driver, run_folder: Path, name: str, kind: str) -> None:
+    path = run_folder / name
+    replace_by(path, kind)
+    if not (kind == "folder" and path.suffix == ".ckpt"):
+        assert str(path) in refused(RUN_FILES[name], path)
+    named = f"any({str(path)!r} in problem for problem in report.problems)"
+    code = f"import pricepix.train as t; report = t.verify_run(path); assert {named}, report"
+    answer = run(code, run_folder)
+    assert answer["error"] is None, answer
+    assert answer["megabytes"] < MEGABYTES, answer
+
+
 # -------------------------------------------------------------------------------------------- configurations
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -495,6 +695,42 @@ def test_rows_that_expand(refused, tmp_path: Path) -> None:
     path = tmp_path / "bars.csv.zst"
     path.write_bytes(zstd_bomb(4 << 30))
     assert "max_bytes" in refused(READ, path)
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "csv.zst"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_rows_in_the_middle_that_expand(
+    refused, bars: pl.DataFrame, tmp_path: Path, suffix: str, joined: bool
+) -> None:
+    """After megabytes of honest rows, in the same compressed stream or in a second one behind it."""
+    path, rng = tmp_path / f"bars.{suffix}", np.random.default_rng(1)
+    rows = "".join(f"A,{i},{x:.17f},1,1,1\n" for i, x in enumerate(rng.random(120_000)))
+    honest, bomb = (HEADER + rows).encode(), bytes(1 << 20)
+    if suffix == "csv.gz":
+        with open(path, "wb") as file:
+            parts = [[honest], [bomb] * 512] if joined else [[honest, *[bomb] * 512]]
+            for part in parts:
+                with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as packed:
+                    packed.writelines(part)
+    elif joined:
+        path.write_bytes(bytes(Zstd(level=1).encode(honest)) + zstd_bomb(4 << 30))
+    else:
+        # Raw blocks of honest rows in front of those of the bomb, in one frame without a size.
+        blocks = [honest[a : a + (1 << 17)] for a in range(0, len(honest), 1 << 17)]
+        raw = b"".join((len(block) << 3).to_bytes(3, "little") + block for block in blocks)
+        path.write_bytes(b"\x28\xb5\x2f\xfd\x00\x38" + raw + zstd_bomb(4 << 30)[13:])
+    assert path.stat().st_size < 8_000_000
+    assert "max_bytes" in refused(READ, path)
+
+
+def test_joined_gzip_files_are_read(bars: pl.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv.gz"
+    text = bars.write_csv().encode()
+    half = text.index(b"\n", len(text) // 2) + 1
+    path.write_bytes(gzip.compress(text[:half]) + gzip.compress(text[half:]))
+    assert (
+        pp.Panel.from_table(path, progress=False).digest == pp.Panel.from_table(bars, progress=False).digest
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "csv.zst", "parquet", "feather"])
@@ -609,6 +845,44 @@ def test_a_server_that_never_answers(refused, silence: str, code: str) -> None:
     quick += "l._CLIENT_LIMITS['allow_http'] = 'true'; l._RETRY_LIMITS['max_retries'] = 1\n"
     message = refused(quick + code, f"http://{silence}/bars.csv", timeout=60)
     assert "cannot be reached" in message
+
+
+@pytest.fixture
+def stalling():
+    """Address of a server that says how large every object is, and never sends one."""
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nAccept-Ranges: bytes\r\nLast-Modified: "
+    said += b'Thu, 01 Jan 2026 00:00:00 GMT\r\nETag: "1"\r\n\r\n'
+    held = []
+
+    def answer(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            held.append(connection)
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    def talk(connection: socket.socket) -> None:
+        with suppress(OSError):
+            while asked := connection.recv(65_536):
+                if asked.startswith(b"HEAD"):
+                    connection.sendall(said)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_server_that_stalls_after_the_probe(refused, stalling: str, suffix: str) -> None:
+    pytest.importorskip("obstore")
+    quick = "import pricepix.location as l; l._CLIENT_LIMITS['allow_http'] = 'true'\n"
+    quick += "import pricepix.bars.remote as r; r.PATIENCE.update(seconds=0.5)\n"
+    message = refused(quick + READ, f"http://{stalling}/bars.{suffix}", timeout=60)
+    assert "the server stopped answering" in message
 
 
 # ------------------------------------------------------------------------------------------------- terminals

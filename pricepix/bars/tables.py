@@ -8,8 +8,10 @@ import glob
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import polars as pl
 from pricepix._checks import printable, short
 from pricepix.bars import vendor_files
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FLOAT_FIELDS, resolve_columns
+from pricepix.bars.expansion import check_expansion
 from pricepix.bars.options import ReadOptions
+from pricepix.bars.remote import seconds_allowed, within
 from pricepix.bars.times import TimeOptions, Times, is_zone, mixed_zones, read_column
 from pricepix.bars.vendors import binance, by_symbol, polygon, qlib, yfinance
 from pricepix.location import Location, check_regular
@@ -36,9 +40,6 @@ ACCEPTED = (
 _PATH = "__pricepix_path__"
 _MAX_HEADER = 1 << 20
 """The most characters of a header: a compressed file of 4 MB may hold a line of 4 GB."""
-_PROBED_BYTES = 1 << 20
-_SMALL_BYTES = 64 << 20
-_MAX_RATIO = 100
 _DAMAGED = (
     pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error,
 )  # fmt: skip
@@ -61,6 +62,8 @@ class Part:
     rows: int = 0
     remarks: list[str] = field(default_factory=list)
     float32: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    """How long a pass over `scan` may take, where a server is read."""
 
 
 # ------------------------------------------------------------------------------------------------- sources
@@ -300,18 +303,17 @@ def _check_files(paths: list[str]) -> None:
             check_regular(path)
         elif _kind(path) == "zip":
             raise ValueError(f"{path}: zips are read from this machine alone: download it first")
-        elif not path.startswith("file://"):
-            # Polars waits for ever for a server that never answers.
-            base, _, name = path.partition("?")[0].rpartition("/")
-            if Location.of(base).get_range(name, 0, 1) is None:
-                raise FileNotFoundError(f"{path}: there is no such object")
+    # One that is large is unpacked twice, the first time to see how large it becomes.
+    packed = [path for path in paths if "://" not in path and path.lower().endswith((".gz", ".zst"))]
+    with ThreadPoolExecutor(thread_name_prefix="pricepix-unpack") as pool:
+        list(pool.map(check_expansion, packed))
 
 
 def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
     _check_files(paths)
     groups: dict[tuple, list[str]] = {}
     for path in paths:
-        key = (_kind(path), *_header(path))
+        key = (_kind(path), *within(seconds_allowed([path]), path, partial(_header, path)))
         # Files stay in the order given: of two rows at one time the first is kept.
         groups.setdefault(key, []).append(path)
     parts = []
@@ -321,10 +323,16 @@ def _read_files(paths: list[str], options: ReadOptions) -> list[Part]:
         plain = bool(options.columns) or options.times.time_unit is not None
         vendor = None if plain or kind != "csv" else vendor_files.reader_of([n for n, _ in schema])
         with reworded(origin):
+            seconds = seconds_allowed(group)
             if kind == "zip" or vendor is not None:
-                parts += _read_vendor(group, vendor, separator, origin, options)
-            else:
-                parts.append(_read_group(kind, separator, dict(schema), group, origin, options))
+                parts += within(
+                    seconds, origin, partial(_read_vendor, group, vendor, separator, origin, options)
+                )
+                continue
+            read = partial(_read_group, kind, separator, dict(schema), group, origin, options)
+            part = within(seconds, origin, read)
+            part.seconds = seconds
+            parts.append(part)
     return parts
 
 
@@ -377,8 +385,6 @@ def _header(path: str) -> tuple[str, tuple]:
             return "", tuple(pl.scan_parquet(path, **_hive([path])).collect_schema().items())
         if kind == "ipc":
             return "", tuple(pl.scan_ipc(path, **_hive([path])).collect_schema().items())
-        if "://" not in path:
-            _check_expansion(path)
         if "://" in path or path.lower().endswith(".zst"):
             names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
             return ",", tuple((n, pl.String()) for n in names)
@@ -413,50 +419,6 @@ def _header(path: str) -> tuple[str, tuple]:
         duplicate = next(n for n in names if names.count(n) > 1)
         raise ValueError(f"{path}: more than one column is named {duplicate!r}")
     return separator, tuple((n, pl.String()) for n in names)
-
-
-def _check_expansion(path: str) -> None:
-    """Raise ValueError if the front of a compressed CSV expands as no table does: 4 MB of gzip may hold 4 GB.
-
-    Tables of bars shrink to a fifth, constant ones to a fiftieth.
-    """
-    expand = {".gz": _gzip_bytes, ".zst": _zstd_bytes}.get(Path(path).suffix.lower())
-    if expand is None:
-        return
-    with open(path, "rb") as file:
-        packed = file.read(_PROBED_BYTES)
-    size, limit = expand(packed), max(_SMALL_BYTES, _MAX_RATIO * len(packed))
-    if size > limit:
-        raise ValueError(
-            f"{path}: its first {len(packed):,} bytes expand to {size:,} or more, beyond the {limit:,} that a table of "
-            "this size may take (max_bytes): unpack it first if it is sound"
-        )
-
-
-def _gzip_bytes(packed: bytes) -> int:
-    """Return how many bytes the front of a gzip file expands to, a megabyte at a time, up to the limit."""
-    stream, size = zlib.decompressobj(31), 0
-    while packed and size <= max(_SMALL_BYTES, _MAX_RATIO * _PROBED_BYTES):
-        size += len(stream.decompress(packed, 1 << 20))
-        packed = stream.unconsumed_tail
-    return size
-
-
-def _zstd_bytes(packed: bytes) -> int:
-    """Return the most bytes that the front of a zstd frame can expand to, by the headers of its blocks (RFC 8878)."""
-    if packed[:4] != b"\x28\xb5\x2f\xfd" or len(packed) < 6:
-        return 0
-    flags = packed[4]
-    single = flags >> 5 & 1
-    at, size = 6 - single + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6], 0
-    while at + 3 <= len(packed):
-        header = int.from_bytes(packed[at : at + 3], "little")
-        kind, length = header >> 1 & 3, header >> 3
-        size += 1 << 17 if kind == 2 else length
-        at += 3 + (1 if kind == 1 else length)
-        if header & 1:
-            break
-    return size
 
 
 def _read_group(

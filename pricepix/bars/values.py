@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS
+from pricepix.bars.remote import within
 from pricepix.bars.tables import Part, reworded
 
 BLOCK = 1 << 17
@@ -177,7 +178,7 @@ def _batches(part: Part, names: Sequence[str]) -> Iterator[tuple[dict[str, Any],
     batches = iter(select.collect_batches(chunk_size=BLOCK, maintain_order=True))
     while True:
         with reworded(part.origin):
-            batch = next(batches, None)
+            batch = within(part.seconds, part.origin, lambda: next(batches, None))
         if batch is None:
             break
         yield {n: batch.get_column(part.names[n]) for n in names}, batch.height

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import re
+import shlex
 import sys
 import traceback
 import uuid
@@ -18,6 +19,12 @@ from pricepix._checks import BadBarsError, RevisedHistoryError, printable
 from pricepix._version import __version__
 
 CLEAN_ERRORS: Final = (ValueError, TypeError, KeyError, OSError, ImportError, MemoryError)
+_GIVEN: Final = "pricepix.given"
+# Commands that take long: those that resume by another value of an option, `train`, and those that are given again.
+_BY_MODE: Final = ("build-store", "build-market", "import-jkx")
+_AGAIN: Final = (
+    "append", "score", "evaluate", "run", "update", "replicate", "export", "verify", "audit", "demo", "preview",
+)  # fmt: skip
 
 EXIT_CODES: Final = {
     0: "done, or nothing to do",
@@ -64,9 +71,36 @@ class Group(click.Group):
                 echo(traceback.format_exc(), err=True)
                 sys.exit(code)
             raise _Refusal(message, code) from error
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+        except KeyboardInterrupt as error:
+            why = "; ".join([*(str(part) for part in error.args), *getattr(error, "__notes__", ())])
+            echo(f"interrupted: {why}" if why else "interrupted", err=True)
+            command = ctx.find_root().meta.get(_GIVEN, [])
+            if command and command[0] in (*_BY_MODE, "train", *_AGAIN):
+                echo(f"resume with: {_resuming(command, getattr(error, 'out', None))}", err=True)
             sys.exit(130)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        ctx.meta[_GIVEN] = words[next((i for i, word in enumerate(words) if not word.startswith("-")), 0) :]
+        return super().parse_args(ctx, args)
+
+
+def _resuming(command: list[str], out: str | None) -> str:
+    """Return the command line that resumes a command; `out` is the folder that it made a name for itself."""
+    added: dict[str, str | None] = {"--mode": "resume"} if command[0] in _BY_MODE else {}
+    if command[0] == "train" and out is not None:
+        added = {"--resume": None, "--out": out}
+    words: list[str] = []
+    given = iter(command)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name not in added:
+            words.append(word)
+        elif not equals and added[name] is not None:
+            next(given, None)
+    for name, value in added.items():
+        words += [name] if value is None else [name, value]
+    return shlex.join(["pricepix-cli", *words])
 
 
 class _Refusal(click.ClickException):

@@ -33,7 +33,7 @@ from pricepix.factor.cache_journal import Journal
 from pricepix.factor.cache_objects import CacheObjects, cache_location
 from pricepix.factor.cache_verify import verify_objects
 from pricepix.factor.display import cache_page
-from pricepix.location import Location
+from pricepix.location import METADATA_BYTES, Location
 from pricepix.spec import ImageSpec
 from pricepix.store.chunks import seal
 from pricepix.store.format import ROOT
@@ -80,10 +80,6 @@ class FactorCache:
         ]
         if missing:
             raise ValueError(f"cache {self.location} has no array {missing[0]!r}: it is foreign; score again")
-        self.factor: zarr.Array[Any] = members["factor"]
-        """The zarr array, float32 (day, instrument, interval); NaN where nothing is known."""
-        self.spread: zarr.Array[Any] | None = members.get("spread")
-        """Standard deviation over the members of an ensemble, as `factor`; None if it was not kept."""
         self._members = members
 
     def __repr__(self) -> str:
@@ -145,9 +141,30 @@ class FactorCache:
         return Journal.read(self.group, whole=whole)
 
     @property
+    def factor(self) -> zarr.Array[Any]:
+        """The zarr array, float32 (day, instrument, interval); NaN where nothing is known."""
+        return self._values("factor")
+
+    @property
+    def spread(self) -> zarr.Array[Any] | None:
+        """Standard deviation over the members of an ensemble, as `factor`; None if it was not kept."""
+        return self._values("spread") if "spread" in self._members else None
+
+    def _values(self, name: str) -> zarr.Array[Any]:
+        # The axes are read first: that there are so many days and names is what makes the shape worth its memory.
+        _ = self.days, self.instruments, self.intervals, self.time
+        found: zarr.Array[Any] = self._members[name]
+        return found
+
+    def _axis(self, name: str) -> Any:
+        # Zarr asks for all of the memory first: the objects must hold what the shape says.
+        self.objects.check_array(name)
+        return self._members[name][:]
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Days, instruments, times of day."""
-        days, instruments, intervals = self.factor.shape
+        days, instruments, intervals = self._members["factor"].shape
         return days, instruments, intervals
 
     @property
@@ -168,22 +185,22 @@ class FactorCache:
     @cached_property
     def days(self) -> NDArray[np.datetime64]:
         """datetime64[D] (day,): the market's days."""
-        return np.asarray(self._members["day"][:]).astype("datetime64[D]")
+        return np.asarray(self._axis("day")).astype("datetime64[D]")
 
     @cached_property
     def instruments(self) -> NDArray[np.str_]:
         """Names along the second axis."""
-        return np.array(self._members["instrument"][:].tolist(), np.str_)
+        return np.array(self._axis("instrument").tolist(), np.str_)
 
     @cached_property
     def intervals(self) -> list[str]:
         """Times of day along the third axis, ``HH:MM`` in the market's zone; daily data have one."""
-        return [str(x) for x in self._members["interval"][:].tolist()]
+        return [str(x) for x in self._axis("interval").tolist()]
 
     @cached_property
     def time(self) -> NDArray[np.int64]:
         """int64 (day, interval) nanoseconds: the time of each bar; the smallest int64 where there is none."""
-        return np.asarray(self._members["time"][:])
+        return np.asarray(self._axis("time"))
 
     def matrix(
         self, name: str = "factor", *, first: int | None = None, last: int | None = None
@@ -202,9 +219,9 @@ class FactorCache:
             Bars at which any value is known, ascending.
         values : numpy.ndarray, float32 (bars, instruments)
         """
-        array = self._members.get(name)
-        if array is None:
+        if name not in self._members:
             raise ValueError(f"cache {self.location} holds no {name!r}: score an ensemble with spread=True")
+        array = self._values(name)
         instruments = self.shape[1]
         wanted = self.time != NO_TIME
         if first is not None:
@@ -359,9 +376,9 @@ def open_cache(location: CacheLike | Location) -> FactorCache:
 def is_factor_cache(location: CacheLike) -> bool:
     """Whether a location holds a factor cache, of any version and in any state."""
     try:
-        root = json.loads(bytes(cache_location(location).get(ROOT) or b"{}"))
+        root = json.loads(bytes(cache_location(location).get(ROOT, METADATA_BYTES) or b"{}"))
         return bool(root["attributes"]["format"] == FORMAT)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import FsspecStore, MemoryStore
 
+from pricepix.factor.cache_attributes import check_metadata
 from pricepix.factor.cache_format import (
     CHECKSUM_KEY,
     FORMAT,
@@ -22,10 +24,11 @@ from pricepix.factor.cache_format import (
     array_layouts,
     table_digest,
 )
-from pricepix.location import BUILD, Folder, Location, StoreLike, ZarrObjects
+from pricepix.location import BUILD, METADATA_BYTES, Folder, Location, StoreLike, ZarrObjects
+from pricepix.store.blosc import zstd_content_bytes
 from pricepix.store.chunks import Content, check_sealed, unseal
 from pricepix.store.commit import finish_pending, staged
-from pricepix.store.format import ROOT, metadata_digest
+from pricepix.store.format import MAX_NAMES_BYTES, ROOT, decode, metadata_digest
 from pricepix.store.lock import WriteLock
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ __all__ = ["DONE", "PLAN", "CacheObjects", "cache_location", "read_root"]
 
 PLAN: Final = f"{BUILD}/scoring.json"
 """What a scoring that is under way, or was stopped, is of."""
+MAX_CHUNKS: Final = 1 << 20
+"""The most chunks of a cache: 4,000 years of days. Each takes 200 bytes of memory when the cache is opened."""
 DONE: Final = f"{BUILD}/done"
 """Folder of an object for every stretch of days that it has written; its name has the windows and days done."""
 
@@ -60,7 +65,7 @@ def read_root(location: Location) -> dict[str, Any] | None:
     ValueError
         If it is something else, of another version, damaged, or edited.
     """
-    content = location.get(ROOT)
+    content = location.get(ROOT, METADATA_BYTES)
     if content is None:
         return None
     name = location.name
@@ -68,7 +73,7 @@ def read_root(location: Location) -> dict[str, Any] | None:
         root = json.loads(bytes(content))
         if not isinstance(root, dict) or root.get("zarr_format") != 3 or root.get("node_type") != "group":
             raise ValueError("it does not describe a Zarr v3 group")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{name}/{ROOT} is damaged or foreign ({error}): restore it, or score again"
         ) from error
@@ -106,12 +111,14 @@ class CacheObjects:
         self.attrs: dict[str, Any] = self.root["attributes"]
         self.pending = self.attrs.pop("pending", None) is not None
         """Whether a committed append has not been moved into place yet; reads see it all the same."""
+        self._item_bytes = check_metadata(root, self.url)
         self.members: dict[str, Any] = root["consolidated_metadata"]["metadata"]
         self.layouts: list[ArrayLayout] = array_layouts(root)
         self.table = self._read_table()
         keys = (key for layout in self.layouts for key in layout.object_keys())
         self.checksums: dict[str, int] = dict(zip(keys, self.table.tolist(), strict=True))
         """crc32c by key of every chunk; -1 for a chunk without a value, which has no object."""
+        self._layout_of = {layout.name: layout for layout in self.layouts}
 
     @classmethod
     def open(cls, location: Location, *, finish: bool = True) -> CacheObjects:
@@ -142,13 +149,13 @@ class CacheObjects:
         present = {key for key, value in self.checksums.items() if value >= 0}
         return present | {ROOT, CHECKSUM_KEY} | {f"{name}/{ROOT}" for name in self.members}
 
-    def fetch(self, key: str) -> Content | None:
+    def fetch(self, key: str, max_bytes: int | None = None) -> Content | None:
         """Read an object of the cache as it was opened, None where there is none."""
         if self.pending:
-            found = self.location.get(staged(key))
+            found = self.location.get(staged(key), max_bytes)
             if found is not None:
                 return found
-        return self.location.get(key)
+        return self.location.get(key, max_bytes)
 
     def chunk(self, key: str) -> Content | None:
         """Read the stored bytes of a chunk, None for one without a value.
@@ -159,9 +166,29 @@ class CacheObjects:
             If it is missing, damaged, or another one. A missing chunk is never NaN.
         """
         expected = self.checksums[key]
+        name = key.rpartition("/c/")[0]
+        size, values = self._item_bytes[name], math.prod(self._layout_of[name].chunks)
         if expected < 0:
+            if name not in ("factor", "spread"):
+                raise self.error(key, "missing: only chunks of values may be left out")
             return None
-        return self._checked(key, self.fetch(key), expected)
+        # What does not shrink takes a little more.
+        limit = MAX_NAMES_BYTES if size is None else METADATA_BYTES + size * values
+        stored = self._checked(key, self.fetch(key, limit), expected)
+        try:
+            # Before Zarr asks for the memory that the chunk's shape, or its header, says.
+            if size is None:
+                decode("instruments", None, stored, values)
+            elif (found := zstd_content_bytes(memoryview(stored)[:-4])) != size * values:
+                raise ValueError(f"{max(found, 0):,} bytes after decompression, expected {size * values:,}")
+        except (ValueError, RuntimeError) as error:
+            raise self.error(key, f"damaged ({error})") from error
+        return stored
+
+    def check_array(self, name: str) -> None:
+        """Raise ValueError if an object of an array is missing, damaged, or holds less than its shape says."""
+        for key in self._layout_of[name].object_keys():
+            self.chunk(key)
 
     def _checked(self, key: str, stored: Content | None, expected: int | None = None) -> Content:
         if stored is None:
@@ -188,8 +215,17 @@ class CacheObjects:
 
     def _read_table(self) -> NDArray[np.int64]:
         key = CHECKSUM_KEY
-        table = np.frombuffer(unseal(self._checked(key, self.fetch(key))), "<i8")
         count = sum(layout.chunk_count for layout in self.layouts)
+        if count > MAX_CHUNKS:
+            raise ValueError(
+                f"{ROOT} of cache {self.url} describes {count:,} chunks, more than the {MAX_CHUNKS:,} that are read: "
+                "restore it, or score to several caches"
+            )
+        stored = self._checked(key, self.fetch(key, METADATA_BYTES + 9 * count))
+        try:
+            table = np.frombuffer(unseal(stored, 8 * count), "<i8")
+        except (ValueError, RuntimeError) as error:
+            raise self.error(key, f"damaged ({error})") from error
         if table_digest(table) != self.attrs["checksums_digest"] or len(table) != count:
             raise self.error(key, f"not the one that {ROOT} names")
         return table

@@ -11,7 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import Any, Final
 
-from pricepix.location import BUILD, Folder, Location
+from pricepix.location import BUILD, Folder, Location, name_file
 
 try:
     import fcntl
@@ -20,6 +20,7 @@ except ImportError:  # Windows: leases do there what the kernel's locks do elsew
 
 KEY: Final = f"{BUILD}/lock"
 LEASE_SECONDS: Final = 120.0
+_LONGEST_SECONDS: Final = 3600.0
 
 
 # The package filelock would replace half of `_lock_file` and nothing else: it leaves the lock file behind, does not say
@@ -49,6 +50,7 @@ class WriteLock:
         }
         self._file = -1
         self._stop = threading.Event()
+        self._renewed = time.monotonic()
         self.lost = False
         """Whether another process has taken the lock since."""
 
@@ -78,6 +80,9 @@ class WriteLock:
 
     def check(self) -> None:
         """Raise BlockingIOError if the lock was lost to another process."""
+        # A process that was stopped, or whose machine slept, gets here before its thread has looked.
+        if self._file < 0 and not self.lost and time.monotonic() - self._renewed > LEASE_SECONDS / 2:
+            self._renew_once()
         if self.lost:
             again = "build again with mode='resume'" if self._noun == "store" else "call it again"
             raise BlockingIOError(
@@ -103,8 +108,13 @@ class WriteLock:
                 if os.stat(path).st_ino == os.fstat(file).st_ino:
                     break
             os.close(file)
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps(self._ticket_fields).encode())
+        try:
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(self._ticket_fields).encode())
+        except OSError as error:
+            os.close(file)
+            name_file(error, str(path))
+            raise
         self._file = file
 
     def _lease(self) -> None:
@@ -115,15 +125,22 @@ class WriteLock:
             self._location.put(KEY, self._ticket())
             if self._holder().get("token") != self._ticket_fields["token"]:
                 raise self._busy(self._holder())
+        self._renewed = time.monotonic()
         threading.Thread(target=self._renew, name="pricepix-lock", daemon=True).start()
 
     def _renew(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 4):
             with suppress(Exception):  # a failed renewal is tried again; expiry is what counts
-                if self._holder().get("token") != self._ticket_fields["token"]:
-                    self.lost = True
-                    return
-                self._location.put(KEY, self._ticket())
+                self._renew_once()
+            if self.lost:
+                return
+
+    def _renew_once(self) -> None:
+        if self._holder().get("token") != self._ticket_fields["token"]:
+            self.lost = True
+            return
+        self._location.put(KEY, self._ticket())
+        self._renewed = time.monotonic()
 
     def _ticket(self) -> bytes:
         return json.dumps({**self._ticket_fields, "expires": time.time() + LEASE_SECONDS}).encode()
@@ -151,7 +168,9 @@ def _parse_ticket(content: bytes) -> dict[str, Any]:
 
 
 def _is_stale(holder: dict[str, Any]) -> bool:
-    if not holder or holder.get("expires", 0.0) < time.time():
+    expires = holder.get("expires", 0.0)
+    # Nobody takes a lease for an hour: whoever did has a clock that was wrong, or this one was set back since.
+    if not isinstance(expires, int | float) or not 0 < expires - time.time() < _LONGEST_SECONDS:
         return True
     if holder["host"] != socket.gethostname():
         return False

@@ -20,7 +20,7 @@ from pricepix.location import (
     RUN_YAML_NODES,
     StrPath,
     atomic_file,
-    open_regular,
+    opened,
     read_regular,
     read_yaml,
 )
@@ -136,7 +136,7 @@ def check_archive(path: StrPath) -> bool:
     ValueError
         If it does, and is not what was written.
     """
-    with open(open_regular(path), "rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _ARCHIVE.length))
         digits = _ARCHIVE.digits(file.read(_ARCHIVE.length))

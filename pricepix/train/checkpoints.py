@@ -74,7 +74,11 @@ def save_model(
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint, or replace it at once: a kill in the middle leaves the old one whole."""
     with atomic_file(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:
+            why = printable(str(error).strip().partition("\n")[0])[:300]
+            raise OSError(f"{path} cannot be written, as on a full disk: {why}") from error
         seal_archive(partial)
 
 

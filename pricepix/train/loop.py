@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from pricepix._checks import number, printable, short, whole_number
+from pricepix.location import name_file
 from pricepix.train.checkpoints import describe, read_checkpoint, write_checkpoint
 from pricepix.train.device import Device, Fabric, quiet_fabric
 from pricepix.train.hyper import Hyper
@@ -140,6 +141,9 @@ def train_member(member: Member, device: Device, options: LoopOptions) -> dict[s
     with quiet_fabric(), _StopRequest() as request, torch.random.fork_rng():
         fabric = device.fabric()
         report = fabric.launch(lambda fabric: Trainer(fabric, member, device, options, request).run())
+        # Asked for after the last step: it must not be forgotten.
+        if request.made and fabric.world_size == 1:
+            raise Interrupted(member.folder)
     return report | {"seconds": round(time.monotonic() - started, 3)}
 
 
@@ -199,6 +203,10 @@ class Trainer:
             self.network.train()
             while self.step < steps and not self._validations.stopped:
                 self._run_epoch()
+        except OSError as error:
+            # TensorBoard's own name no file, on a full disk for instance.
+            name_file(error, str(self.member.folder))
+            raise
         finally:
             self._bar.close()
             if self._journal is not None:

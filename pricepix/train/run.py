@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +30,7 @@ from pricepix.train.models import CNNSpec, Network, plain_values
 from pricepix.train.objective import BY_DATE
 from pricepix.train.problem import Problem
 from pricepix.train.results import FitResult, FoldResult, Predictor
-from pricepix.train.run_folder import DONE, START, SUMMARY, find_run_folder, open_run_folder
+from pricepix.train.run_folder import CONFIG, DONE, START, SUMMARY, find_run_folder, open_run_folder
 from pricepix.train.splits import Fold, Period, Split, resolve_split
 from pricepix.train.targets import balanced, class_weights
 from pricepix.train.tuning import Tuning
@@ -40,6 +41,16 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 _STATISTICS_IMAGES = 1 << 15
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after which the run in the folder `out` can be resumed."""
+
+    def __init__(self, saved: object, out: Path) -> None:
+        self.out = str(out)
+        super().__init__(
+            f"training stopped and was saved in {saved}; resume it with resume=True and out={self.out!r}"
+        )
 
 
 def fit(
@@ -213,19 +224,30 @@ def fit(
     name = f"{problem.spec.name}_h{'_'.join(map(str, problem.horizons))}"
     folder = find_run_folder(out, name, config, resume)
     result = FitResult(folder, config)
-    with open_run_folder(folder, config):
+    with _naming(folder), open_run_folder(folder, config):
         run = _starting_as_kept(folder, run)
         for fold, (index, of_classes) in zip(folds, training, strict=True):
             place = folder if len(folds) == 1 else folder / f"fold_{fold.name}"
             try:
                 result.folds.append(run.train_fold(fold, index, of_classes, place))
             except Interrupted as stopped:
-                raise KeyboardInterrupt(
-                    f"training stopped and was saved in {stopped}; resume it with resume=True and out={str(folder)!r}"
-                ) from None
+                raise TrainingStopped(stopped, folder) from None
         if is_first_rank():
             write_sealed_json(folder / SUMMARY, result.summary())
     return result
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Let every interruption say in which folder the run can be resumed, if anything is there."""
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except KeyboardInterrupt:
+        if (folder / CONFIG).exists():
+            raise TrainingStopped(folder, folder) from None
+        raise
 
 
 @dataclass(frozen=True)

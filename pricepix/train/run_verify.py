@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pricepix.bars.progress import progress_bar
-from pricepix.location import StrPath, open_regular
+from pricepix.location import StrPath, opened
 from pricepix.store.sealed_files import check_archive, extend_checksum, read_sealed_json
 from pricepix.store.verify import VerifyReport
 from pricepix.train.checkpoints import load_model, read_checkpoint
@@ -198,7 +198,7 @@ def _read_events(path: Path) -> bool:
 
     A record is its length in 8 bytes, their checksum, the content, and its checksum (TensorFlow's TFRecord).
     """
-    with open(open_regular(path), "rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         while (start := file.tell()) < size:
             head = file.read(12)
@@ -214,6 +214,8 @@ def _read_events(path: Path) -> bool:
             crc = 0
             while rest:
                 block = file.read(min(rest, _BLOCK_BYTES))
+                if not block:
+                    return True
                 crc, rest = extend_checksum(crc, block), rest - len(block)
             if _masked(crc) != file.read(4):
                 raise ValueError(

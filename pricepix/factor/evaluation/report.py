@@ -14,6 +14,7 @@ from pricepix.factor.evaluation.formatting import format_number, format_percent
 from pricepix.factor.evaluation.headline import headline
 from pricepix.factor.evaluation.result import Evaluation
 from pricepix.factor.evaluation.words import in_words, left_out
+from pricepix.location import atomic_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -98,7 +99,8 @@ def write_report(
             dropped=left_out(figures),
         )
     )
-    path.write_text(page, encoding="utf-8")
+    with atomic_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from pricepix.factor.cache import FactorCache
 from pricepix.factor.evaluation.display import evaluation_page
 from pricepix.factor.evaluation.formatting import format_number, format_percent
+from pricepix.location import atomic_file
 
 __all__ = ["Evaluation", "format_number", "format_percent"]
 
@@ -56,7 +57,8 @@ class Evaluation:
 
     def to_json(self, path: str | PathLike[str]) -> Path:
         """Write `to_dict` as JSON; return the path."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False))
         return Path(path)
 
     def table(self) -> pl.DataFrame:
