@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("statsmodels")
-torch = pytest.importorskip("torch")
 
-from test_paper_tables import frames, make_tables, panel  # noqa: E402, F401
+from test_paper_tables import frames, make_tables, panel  # noqa: F401
 
-from pricepix.paper.logits import fit_logit  # noqa: E402
+from pricepix.paper.logits import fit_logit
 
 
 def by_newton(up: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -84,6 +83,11 @@ def test_the_tables_are_filled(panel: Any, tmp_path: Path) -> None:  # noqa: F81
     assert "Close, lag 0" in [row for row, _ in grid.rows]
     # Longer images have no row a lag, and a column all the same.
     assert [column for column, _ in grid.columns] == ["I5/R5", "I5/R20", "I20/R60"]
+    assert 0 < tables["VIII"].value("CNN prediction", "R2", "I5/R5", "mcfadden_r2") < 0.2
+    assert abs(tables["VIII"].value("Return", "Open, lag 0", "I5/R5", "t")) < 6
+    # These bars open where they close, and the average at the last one is that of the five closes.
+    assert {"Open, lag 0", "Average, lag 1"} <= set(dict(grid.rows))
+    assert not {"Close, lag 0", "Average, lag 0"} & set(dict(grid.rows))
     cells = dict(grid.rows)["R2"]
     assert len(cells) == 5
     assert all(text.endswith("%") or text == "-" for text in (cells[0], cells[2], cells[4]))

@@ -386,7 +386,7 @@ def test_networks_move_to_another_market(made: Any, panel: pp.Panel) -> None:
     }
     lines: list[str] = []
     found = replicate(made[0].folder, panel=panel, echo=lines.append, **settings)
-    assert "transfer to there: 2 networks, 0 of them done" in lines
+    assert "transfer to there, plan: 2 networks, 0 of them done" in lines
     table = found.table("X")
     assert [figure.row for figure in table.figures if figure.column == "Mean"] == ["Direct", "Local"] * 2
     assert [c.published for c in table.comparisons()] == ["3.60", "2.30"]
@@ -398,7 +398,7 @@ def test_networks_move_to_another_market(made: Any, panel: pp.Panel) -> None:
     np.testing.assert_allclose(network.predict(images.read(index)), scores[-40:], atol=1e-6)
     before = found.page.read_bytes()
     again = replicate(made[0].folder, panel=panel, echo=lines.append, **settings)
-    assert "transfer to there: 2 networks, 2 of them done" in lines
+    assert "transfer to there, plan: 2 networks, 2 of them done" in lines
     assert again.page.read_bytes() == before
     bare = pp.Panel(other.bars, other.offsets, other.instruments, other.time, other.tz)
     with pytest.raises(

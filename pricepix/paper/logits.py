@@ -159,8 +159,7 @@ def market_data_figures(
         score, time, returns = result.scores["cnn"][own], result.time[own], result.returns[own]
         series = window_series(context.panel, image, result.row[own]).astype(np.float64)
         design = np.nan_to_num(series.reshape(len(series), -1))
-        # What the scale fixes, such as the highest high, does not vary; the logit cannot take it.
-        varies = np.flatnonzero(design.std(axis=0) > 1e-9)
+        varies = _independent(design)
         lags = [f"{_SERIES[k // image.bars]}, lag {image.bars - k % image.bars - 1}" for k in varies]
         returned = ~np.isnan(returns)
         for target, up, kept in (
@@ -177,6 +176,18 @@ def market_data_figures(
                 for label, coefficient, t in zip(lags, fit.coefficients, fit.t, strict=True):
                     yield Figure(target, label, name, "coefficient", float(coefficient), differs=differs)
                     yield Figure(target, label, name, "t", float(t), differs=differs)
+
+
+def _independent(x: Floats) -> NDArray[np.int64]:
+    """Columns that vary and are no sum of those before them, such as the average of the image's own closes."""
+    if len(x) < 2:
+        return np.empty(0, np.int64)
+    spread = x - x.mean(axis=0)
+    scale = np.sqrt((spread**2).sum(axis=0))
+    varies = np.flatnonzero(scale > 1e-9)
+    left = np.abs(np.diag(np.linalg.qr(spread[:, varies] / scale[varies], mode="r")))
+    # Numbers are those of float32: what is left of a sum is their rounding.
+    return varies[: len(left)][left > 1e-5]
 
 
 def _figures(column: str, names: Sequence[str], fit: Logit, differs: str) -> Iterator[Figure]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 
-from pricepix.bars.panel import Panel
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.context import Context
 from pricepix.paper.differences import differences
@@ -19,43 +17,47 @@ from pricepix.paper.results import cell_result, signals_of
 from pricepix.paper.sections import TABLES, Request
 from pricepix.paper.tables import Table
 from pricepix.paper.transfer import DIRECT, market_figures, with_direct_scores
-from pricepix.paper.workers import run_tasks
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-__all__ = ["check_markets", "transferred"]
+__all__ = ["Foreign", "other_markets", "transferred"]
 
 
-def check_markets(markets: Mapping[str, Panel], rebuild: str | None) -> None:
-    """Refuse a market whose images cannot be drawn as those that the networks learn."""
-    for name, panel in markets.items():
-        if rebuild == "returns" and "total_return" not in panel.fields:
+class Foreign(NamedTuple):
+    """Another market: its bars, and the networks that are trained on it."""
+
+    name: str
+    context: Context
+    plan: Plan
+
+
+def other_markets(home: Context, request: Request) -> list[Foreign]:
+    """Plan the cells on every other market.
+
+    Raises
+    ------
+    ValueError
+        A market without the total returns that the networks learn images rebuilt from.
+    """
+    found = []
+    for name, panel in request.markets.items():
+        if home.training.rebuild == "returns" and "total_return" not in panel.fields:
             raise ValueError(
-                f"transfer[{name!r}] has no total returns, and the networks learn images rebuilt from them: map "
-                "a column to total_return, or give Training(rebuild=None)"
+                f"transfer[{name!r}] has no total returns, and the networks learn images rebuilt from them: map a "
+                "column to total_return, or give Training(rebuild=None)"
             )
+        context = Context(home.folder / "transfer" / name, panel, home.training)
+        plan = make_plan(context, request.cells, request.splits, ("cnn",), request.seeds)
+        found.append(Foreign(name, context, plan))
+    return found
 
 
-def transferred(
-    home: Context,
-    plan: Plan,
-    request: Request,
-    name: str,
-    panel: Panel,
-    client: Client | None,
-    echo: Callable[[str], Any],
-) -> list[Section]:
-    """Train and score the cells on another market, and return a section of it for each split.
+def transferred(home: Context, plan: Plan, request: Request, foreign: Foreign) -> list[Section]:
+    """Score the cells on another market, whose networks are trained, and return a section of it for each split.
 
     Networks of both kinds are judged on the same windows: those of the market's test that lie in the test of the
     networks of `home`.
     """
-    target = Context(home.folder / "transfer" / name, panel, home.training)
-    own = make_plan(target, request.cells, request.splits, ("cnn",), request.seeds)
-    missing = own.missing(target)
-    echo(f"transfer to {name}: {len(own.tasks)} networks, {len(own.tasks) - len(missing)} of them done")
-    run_tasks(target, missing, client, echo)
+    name, target, own = foreign
+    panel = target.panel
     market = Market.of(panel, panel.instruments)
     sections = []
     for split in request.splits:

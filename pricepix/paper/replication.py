@@ -19,13 +19,14 @@ from pricepix.paper import page as pages
 from pricepix.paper.cells import MODELS, Cell, cells_of, check_model
 from pricepix.paper.context import Context
 from pricepix.paper.logits import has_statsmodels
-from pricepix.paper.markets import check_markets, transferred
+from pricepix.paper.markets import other_markets, transferred
 from pricepix.paper.page import Page
 from pricepix.paper.parts import splits_of
 from pricepix.paper.plan import Plan, make_plan
 from pricepix.paper.results import CellResult, cell_result
 from pricepix.paper.sections import TABLES, Request, section_of
 from pricepix.paper.tables import Table
+from pricepix.paper.tasks import Task
 from pricepix.paper.training import Training
 from pricepix.paper.transfer import SCALES, SOURCE, scales_of, with_direct_scores
 from pricepix.paper.truth import Truth
@@ -194,7 +195,7 @@ def run_replication(
             f"a universe of the {request.universe.top} largest needs market caps, and the panel has none: map a column "
             "to market_cap, or choose by min_dollar_volume"
         )
-    check_markets(request.markets, training.rebuild)
+    markets = other_markets(context, request)
     plan = make_plan(context, request.cells, request.splits, request.models, request.seeds)
     merged = {number: cell.rebuilt(training.rebuild) for number, cell in scales_of(request.tables).items()}
     plan.add(make_plan(context, tuple(merged.values()), request.splits, ("cnn",), request.seeds))
@@ -202,12 +203,16 @@ def run_replication(
         reasons = "\n".join(f"  {cell}, {split}: {why}" for (split, cell), why in plan.skipped.items())
         raise ValueError(f"no cell can be learned from {panel!r}:\n{reasons}")
     missing = plan.missing(context)
-    _tell(plan, context, missing, echo)
+    _tell("", plan, context, missing, echo)
+    for name, target, own in markets:
+        _tell(f"transfer to {name}, ", own, target, own.missing(target), echo)
     out.mkdir(parents=True, exist_ok=True)
     with WriteLock(Location.of(out), "replication"):
         root = {"format_version": FORMAT_VERSION, "panel": panel.digest, "training": training.describe()}
         write_json(out / _ROOT, root)
         run_tasks(context, missing, client, echo)
+        for _, target, own in markets:
+            run_tasks(target, own.missing(target), client, echo)
         results = _results(context, plan, request)
         sections = [
             section_of(
@@ -221,8 +226,8 @@ def run_replication(
             for split in request.splits
             if any(r.split == split for r in results)
         ]
-        for name, market in request.markets.items():
-            sections += transferred(context, plan, request, name, market, client, echo)
+        for foreign in markets:
+            sections += transferred(context, plan, request, foreign)
         tables = [table for section in sections for table in section.tables]
         pages.write_tables(tables, out / "tables")
         skipped = [(f"{cell}, split {split}", why) for (split, cell), why in plan.skipped.items()]
@@ -282,14 +287,16 @@ def _check_folder(context: Context) -> None:
             )
 
 
-def _tell(plan: Plan, context: Context, missing: Sequence[Any], echo: Callable[[str], Any]) -> None:
+def _tell(
+    where: str, plan: Plan, context: Context, missing: Sequence[Task], echo: Callable[[str], Any]
+) -> None:
     """Say what is planned, skipped and left, and what it will take."""
     for (split, cell), why in plan.skipped.items():
-        echo(f"skipped {cell}, split {split}: {why}")
+        echo(f"{where}skipped {cell}, split {split}: {why}")
     done = len(plan.tasks) - len(missing)
-    echo(f"plan: {len(plan.tasks)} networks, {done} of them done")
+    echo(f"{where}plan: {len(plan.tasks)} networks, {done} of them done")
     if missing:
-        echo(f"estimate: {plan.estimate(context, missing)}")
+        echo(f"{where}estimate: {plan.estimate(context, missing)}")
 
 
 def _merged_results(

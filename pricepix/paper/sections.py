@@ -180,7 +180,8 @@ def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) 
             figures,
             [
                 f"Lag 0 is the image's last bar. Out of sample: the later half of the test. At most {MOST_WINDOWS:,} "
-                "windows at formations, evenly spaced."
+                "windows at formations, evenly spaced. What is a sum of others, such as the average of the image's own "
+                "closes, is left out."
             ],
         )
     if "IX" in wanted and len(maker.request.models) > 1:
