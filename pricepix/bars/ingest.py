@@ -19,11 +19,14 @@ from pricepix.bars import arrays, kernels, tables, values
 from pricepix.bars.adjustment import factors_from_first
 from pricepix.bars.calendar import Gaps, fill_gaps, find_gaps
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, PRICES
+from pricepix.bars.compiling import announce_compiling
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.report import BAR_KINDS, ERRORS, NOTES, BadRow, PanelReport
 from pricepix.bars.times import TimeOptions, format_time
 from pricepix.bars.values import locked
+
+announce_compiling()
 
 _SHOWN = 5
 _ADJUST = {None: 0, "divide": 1, "multiply": 2}

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pricepix.bars.compiling import announce_compiling
-
 # Kinds of findings about a bar, one bit a kind. The names and the order are those of pricepix.bars.report.BAR_KINDS.
 HIGH_BELOW_LOW = 1
 NONPOSITIVE_PRICE = 2
@@ -26,8 +24,6 @@ MIDPOINT_PRICE = 128
 OUTSIDE_RANGE = 256
 N_BAR_KINDS = 9
 BAR_ERRORS = HIGH_BELOW_LOW | NONPOSITIVE_PRICE | INFINITE_PRICE | INFINITE_VOLUME | NEGATIVE_VOLUME
-
-announce_compiling()
 
 # Eight instruments side by side fill the cache lines of a (time, instrument) array of float64.
 _TILE = 8

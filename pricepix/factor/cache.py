@@ -121,8 +121,8 @@ class FactorCache:
 
     def values(self, name: str) -> zarr.Array[Any]:
         """Return an array of values by its name: ``factor``, ``spread`` or ``scored/image``."""
-        found: Any = self._members.get(name)
-        return self.group[name] if found is None else found  # type: ignore[return-value]
+        found: Any = self._values(name) if name in self._members else self.group[name]
+        return found
 
     @property
     def source_chunks(self) -> NDArray[np.int64]:

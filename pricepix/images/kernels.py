@@ -89,8 +89,11 @@ class Completed(NamedTuple):
 
 
 @jit
-def push_bars(new: NewBars, recent: RecentBars, rules: PushRules, completed: Completed) -> int:
-    """Write a bar of each instrument behind its others; return how many windows they complete."""
+def push_bars(new: Any, recent: Any, rules: Any, completed: Any) -> int:
+    """Write a bar of each instrument behind its others; return how many windows they complete.
+
+    Takes `NewBars`, `RecentBars`, `PushRules` and `Completed`, or plain tuples of the same.
+    """
     code, time, bars, returns, up, down = new
     table, table_returns, table_up, table_down, times, size, total, latest = recent
     room, kept, lookback, needed, max_missing, max_gap = rules

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
+from pricepix.bars.compiling import announce_compiling
 from pricepix.render import bits as render_bits
 from pricepix.render import fast, kernels, rules
 from pricepix.render.memory import memory_for
@@ -20,6 +21,8 @@ from pricepix.spec import ImageSpec
 
 if TYPE_CHECKING:
     from pricepix.bars.panel import Panel
+
+announce_compiling()
 
 _STYLE_CODES = {
     "jkx": rules.JKX,

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from pricepix.bars.compiling import announce_compiling
 from pricepix.render.reasons import (
     CONSTANT_VOLUME,
     FLAT,
@@ -27,8 +26,6 @@ from pricepix.render.reasons import (
     NO_PRICE,
     VALID,
 )
-
-announce_compiling()
 
 # One alias for all kernels. The NumPy error model drops a branch at each division: 0/0 is NaN, not an exception.
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from pricepix.bars.kernels import first_at_least
-
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 KEPT = 0
@@ -189,7 +187,7 @@ def _cash_time(time: Any, calendar: Any, entry: int, last: int, horizon: int, no
 
     The market's `horizon`-th bar after the entry, at the earliest its first bar after the last row.
     """
-    code = max(first_at_least(calendar, time[entry]) + horizon, first_at_least(calendar, time[last]) + 1)
+    code = max(np.searchsorted(calendar, time[entry]) + horizon, np.searchsorted(calendar, time[last]) + 1)
     return calendar[code] if code < calendar.shape[0] else no_time
 
 

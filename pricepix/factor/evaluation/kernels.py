@@ -1,20 +1,16 @@
 """Compiled loops of an evaluation: sorting the instruments of every date, rank correlations, forward returns.
 
 Nothing here checks its arguments. Matrices are C-contiguous (dates, instruments); a call works on the rows from
-`first` to below `last`, writes only those, and releases the interpreter's lock, so that `on_threads` can divide them.
+`first` to below `last`, writes only those, and releases the interpreter's lock, so that
+`row_blocks.on_threads` can divide them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
-
-from pricepix.bars.values import locked
-from pricepix.images.threads import default_threads, map_unordered
 
 __all__ = [
     "DIES",
@@ -24,10 +20,8 @@ __all__ = [
     "OwnBars",
     "average_ranks",
     "forward_spans",
-    "frozen",
     "lay_out",
     "mann_whitney",
-    "on_threads",
     "rank_correlations",
     "sort_rows",
     "trend_values",
@@ -48,23 +42,6 @@ _FEW: Final = 48
 _DIGITS: Final = 8
 _ALL_BUT_SIGN: Final = 2**63 - 1
 _SIGN: Final = -(2**63)
-
-# Steps of a kernel, about a millisecond, below which another block is not worth the hand-over to a thread.
-_CELLS_A_BLOCK: Final = 1 << 19
-
-
-def frozen(array: Any, dtype: Any = np.float64) -> NDArray[Any]:
-    """Return a contiguous array that cannot be written through: one type for the compiler, whoever owns it."""
-    return locked(np.ascontiguousarray(array, dtype))
-
-
-def on_threads(kernel: Callable[..., None], rows: int, cells: int, *arguments: Any) -> None:
-    """Run a kernel on blocks of rows, of which each takes about `cells` steps, on all threads."""
-    size = max(1, _CELLS_A_BLOCK // max(1, cells))
-    blocks = [(a, min(a + size, rows)) for a in range(0, rows, size)]
-    threads = default_threads() if len(blocks) > 1 else 0
-    for _ in map_unordered(lambda block: kernel(*block, *arguments), blocks, threads, 4 * threads):
-        pass
 
 
 @_jit

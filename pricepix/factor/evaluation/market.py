@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 
 from pricepix._checks import choice
 from pricepix.factor.evaluation.holding import Tradable
-from pricepix.factor.evaluation.kernels import (
-    DIES,
-    KNOWN,
-    LONGER,
-    OwnBars,
-    forward_spans,
-    frozen,
-    lay_out,
-    on_threads,
-)
+from pricepix.factor.evaluation.kernels import DIES, KNOWN, LONGER, OwnBars, forward_spans, lay_out
+from pricepix.factor.evaluation.row_blocks import frozen, on_threads
 from pricepix.windows.labels import label_price
 from pricepix.windows.schedule import PERIOD_END_SHARE, count_by_period, may_end
 

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.factor.evaluation.kernels import frozen, on_threads, trend_values, upper_triangle
+from pricepix.factor.evaluation.kernels import trend_values, upper_triangle
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.rebalancing import closes_month, month_ends
+from pricepix.factor.evaluation.row_blocks import frozen, on_threads
 
 __all__ = ["BASELINES", "TREND_LAGS", "history", "momentum", "reversal", "trend"]
 

@@ -9,12 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from pricepix.factor.evaluation.kernels import (
     average_ranks,
-    frozen,
     mann_whitney,
-    on_threads,
     rank_correlations,
     sort_rows,
 )
+from pricepix.factor.evaluation.row_blocks import frozen, on_threads
 
 __all__ = ["SortedRows"]
 
