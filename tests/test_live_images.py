@@ -154,21 +154,25 @@ def test_after_the_first_push_nothing_is_compiled_and_no_memory_is_taken():
     from numba.core import event
 
     rng = np.random.default_rng(1)
-    n = 500
-    live = LiveImages("jkx20", [f"S{k}" for k in range(n)])
-    close = 50.0 * np.exp(np.cumsum(rng.normal(0, 0.02, (120, n)), axis=0))
-    bars = np.stack([close, close * 1.01, close * 0.99, close, np.full_like(close, 1e6)], axis=2)
-    for k in range(45):
-        live.push(k + 1, bars[k])
-    with event.install_recorder("numba:compile") as recorded:
-        tracemalloc.start()
-        live.push(46, bars[45])
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        for k in range(46, 120):
-            assert len(live.push(k + 1, bars[k]).images) == n
-        peak = tracemalloc.get_traced_memory()[1] - before
-        tracemalloc.stop()
-    assert not recorded.buffer
-    # The positions that a push returns, and a few objects; an image a stock would be 500 * 3,840 bytes.
-    assert peak < 8 * n + 16_384
+    peaks = {}
+    for n in (500, 2000):
+        live = LiveImages("jkx20", [f"S{k}" for k in range(n)])
+        close = 50.0 * np.exp(np.cumsum(rng.normal(0, 0.02, (120, n)), axis=0))
+        bars = np.stack([close, close * 1.01, close * 0.99, close, np.full_like(close, 1e6)], axis=2)
+        for k in range(45):
+            live.push(k + 1, bars[k])
+        with event.install_recorder("numba:compile") as recorded:
+            tracemalloc.start()
+            live.push(46, bars[45])
+            peaks[n] = 0
+            for k in range(46, 120):
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
+                assert len(live.push(k + 1, bars[k]).images) == n
+                peaks[n] = max(peaks[n], tracemalloc.get_traced_memory()[1] - before)
+            tracemalloc.stop()
+        assert not recorded.buffer
+    # The scratch of a task of the renderer, whatever the number of instruments, and the positions that are returned.
+    # An image an instrument would be 3,840 bytes each.
+    assert peaks[500] < 128 << 10
+    assert peaks[2000] - peaks[500] < 10 * 1500
