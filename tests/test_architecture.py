@@ -135,9 +135,8 @@ def test_kernels_import_numbers_and_nothing_else():
         ours = {n for n in found if n.startswith("pricepix")}
         assert found - ours <= allowed, name
         kernels = {"reasons", "rules", "bits", "window_bars"}
-        # The notice that kernels are being compiled is asked for by the two modules that all others import.
-        allowed = {f"pricepix.render.{kernel}" for kernel in kernels}
-        assert ours <= allowed | {"pricepix.bars.kernels", "pricepix.bars.compiling"}, name
+        allowed = {f"pricepix.render.{kernel}" for kernel in kernels} | {"pricepix.bars.kernels"}
+        assert ours <= allowed, name
 
 
 def test_networks_know_nothing_of_the_rest():
@@ -161,7 +160,6 @@ WALLS = {
     "render/simd.py": "numba.core",
     "location.py": "zarr.core.sync",
     "workflow/warm_up.py": "numba.core.event",
-    "bars/compiling.py": "numba.core.event",
 }
 
 

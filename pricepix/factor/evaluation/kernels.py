@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 __all__ = [
     "DIES",
