@@ -302,6 +302,7 @@ class Wrapper:
 
 
 def test_a_network_wrapped_in_a_function_is_recognised(adjusted):
+    pytest.importorskip("torch")
     import functools
 
     from pricepix.factor.wrapped_networks import wrapped_networks

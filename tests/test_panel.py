@@ -958,7 +958,7 @@ def test_arrays_that_do_not_fit(change, error, text):
             "do not ascend within the day",
         ),
         (
-            {"time": DAYS[:5].astype("M8[h]") + 1, "intervals": ["11:00"] * 3},
+            {"time": DAYS[:5].astype("M8[h]") + np.timedelta64(1, "h"), "intervals": ["11:00"] * 3},
             ValueError,
             "dates without a time of day",
         ),

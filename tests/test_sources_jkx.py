@@ -29,7 +29,10 @@ def write_set(folder, years=(1999, 2000, 2001), *, seed=0, **changes):
     pool, at = store.read(), 0
     out = {}
     for year in years:
-        days = [np.busday_offset(f"{year}-{m + 1:02d}", 0, roll="forward") - 1 for m in range(1, 12)]
+        days = [
+            np.busday_offset(f"{year}-{m + 1:02d}", 0, roll="forward") - np.timedelta64(1, "D")
+            for m in range(1, 12)
+        ]
         days = [np.busday_offset(d, 0, roll="backward") for d in days]
         rows = [(stock, day) for stock in STOCKS for day in days if rng.random() < 0.9]
         n = len(rows)

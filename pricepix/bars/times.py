@@ -359,8 +359,10 @@ def as_time(value: Any, tz: str | None, end: bool = False) -> int:
         if tz is None:
             raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
         return int(at.astype("M8[ns]").astype(np.int64))
-    if end and np.datetime_data(at.dtype)[0] in ("Y", "M", "W", "D"):
-        return _localised(at + 1, tz) - 1
+    unit: Any
+    unit, step = np.datetime_data(at.dtype)
+    if end and unit in ("Y", "M", "W", "D"):
+        return _localised(at + np.timedelta64(step, unit), tz) - 1
     return _localised(at, tz)
 
 
@@ -428,7 +430,7 @@ def _moment(value: Any) -> tuple[np.datetime64, bool]:
             value = value.astimezone(dt.UTC)
         nanoseconds = getattr(value, "nanosecond", 0)  # Timestamps of pandas hold more than microseconds.
         wall = dt.datetime.combine(value.date(), value.time())
-        return np.datetime64(wall, "us").astype("M8[ns]") + nanoseconds, aware
+        return np.datetime64(wall, "us").astype("M8[ns]") + np.timedelta64(nanoseconds, "ns"), aware
     if isinstance(value, dt.date):
         return np.datetime64(value, "D"), False
     raise TypeError(

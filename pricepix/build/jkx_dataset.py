@@ -298,7 +298,7 @@ def _exit_times(
     """When a return is known: so many trading days later, or at the end of the next month."""
     if column == MONTH:
         month = time.astype("datetime64[ns]").astype("datetime64[M]")
-        after = (month + 2).astype("datetime64[ns]").astype(np.int64)
+        after = (month + np.timedelta64(2, "M")).astype("datetime64[ns]").astype(np.int64)
         return sessions[np.searchsorted(sessions, after) - 1]
     place = np.searchsorted(sessions, time, side="right") - 1 + horizon
     known = place < len(sessions)

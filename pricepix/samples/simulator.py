@@ -38,7 +38,7 @@ def trading_days(
         raise ValueError(f"start={start!r}: give a day as YYYY-MM-DD") from error
     year = int(str(first)[:4])
     holidays = [
-        np.arange(np.datetime64(_date(y, begin)), np.datetime64(_date(y, end)) + 1)
+        np.arange(np.datetime64(_date(y, begin)), np.datetime64(_date(y, end)) + np.timedelta64(1, "D"))
         for y in range(year, year + days // 200 + 2)
         for begin, end in closed
     ]
