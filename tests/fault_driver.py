@@ -167,40 +167,6 @@ def full(folder: Path) -> dict[str, Any]:
     return {"told": told, "wrong": compare(folder)}
 
 
-def permission(folder: Path) -> dict[str, Any]:
-    """As a user who may no longer write what he made."""
-    works = Works(folder)
-    folder.chmod(0o777)
-    user = 65534
-
-    def as_user(work: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            # What is loaded on the way may be for another user to read.
-            warm = Works(folder.parent / f"warm{os.getpid()}")
-            warm.prepare()
-            training(warm.store)(warm.run)
-            shutil.rmtree(warm.folder)
-            if os.geteuid() == 0:
-                os.setuid(user)
-            return work()
-
-        return run
-
-    def change(mode: int) -> None:
-        for path in [folder, *folder.rglob("*")]:
-            if path.is_dir():
-                path.chmod(mode)
-
-    in_fork(as_user(works.prepare))
-    change(0o555)
-    told = {
-        name: in_fork(as_user(lambda work=work: refused(work, errno.EACCES, folder)))
-        for name, (work, _) in works.works().items()
-    }
-    change(0o777)
-    return {"told": told, "wrong": compare(folder)}
-
-
 def descriptors(folder: Path) -> dict[str, Any]:
     """With 24 file descriptors: everything works."""
     works = Works(folder)
@@ -335,7 +301,7 @@ def scored_twice(folder: Path) -> dict[str, Any]:
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     found = {
-        "read-only": read_only, "full": full, "permission": permission, "descriptors": descriptors, "broken": broken,
+        "read-only": read_only, "full": full, "descriptors": descriptors, "broken": broken,
         "appenders": appenders, "scored-twice": scored_twice,
     }[what](folder)  # fmt: skip
     print(json.dumps(found))

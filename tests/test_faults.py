@@ -77,21 +77,6 @@ def test_disks_that_take_nothing(fault: str, tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 @needs_fork
-def test_permission_lost(tmp_path: Path) -> None:
-    pytest.importorskip("lightning")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder == Path("/tmp") or not os.access(folder, os.W_OK):
-            break
-        folder.chmod(folder.stat().st_mode | 0o711)
-    found = drive("fault_driver.py", "permission", str(tmp_path))
-    assert list(found["told"]) == WORKS
-    assert all(re.search("Permission denied|is not writable", told) for told in found["told"].values())
-    assert all(str(tmp_path) in told for told in found["told"].values())
-    assert found["wrong"] == []
-
-
-@pytest.mark.nightly
-@needs_fork
 def test_24_file_descriptors_are_enough(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     assert drive("fault_driver.py", "descriptors", str(tmp_path)) == {"done": WORKS, "wrong": []}

@@ -228,6 +228,10 @@ def test_files_with_checksums_round_trip(tmp_path: Path) -> None:
     content = {"a": {"crc32c": "x"}, "b": [], "crc": 'crc32c": "'}
     write_sealed_json(tmp_path / "a.json", content)
     assert read_sealed_json(tmp_path / "a.json") == content
+    held = (tmp_path / "a.json").read_bytes()
+    (tmp_path / "a.json").write_bytes(held[:-9] + b"\x1b\0" + held[-7:])
+    with pytest.raises(ValueError, match=r"it says .*\\x1b\\x00"):
+        read_sealed_json(tmp_path / "a.json")
 
 
 def test_the_command_says_what_it_found(run: Path, tmp_path: Path) -> None:

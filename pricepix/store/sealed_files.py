@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import google_crc32c
 import yaml
 
+from pricepix._checks import printable
 from pricepix.location import (
     METADATA_BYTES,
     RUN_YAML_NODES,
@@ -180,7 +181,7 @@ def _read_sealed(path: StrPath, max_bytes: int, seal: _Seal, remedy: str) -> byt
 def _damaged(path: StrPath, found: bytes, expected: bytes, remedy: str) -> ValueError:
     return ValueError(
         f"{os.fspath(path)} is damaged or was edited: its checksum is {found.decode()}, it says "
-        f"{expected.decode('ascii', 'backslashreplace')}; {remedy}"
+        f"{printable(expected.decode('latin-1'), '')}; {remedy}"
     )
 
 
