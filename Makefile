@@ -11,7 +11,7 @@ CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
 .PHONY: demo warm-up test test-all test-core lint types unit test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench release-check audit clean
+	test-benchmarks coverage bench bench-check release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -81,6 +81,10 @@ coverage: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
 		--benchmark-min-rounds=3 --benchmark-max-time=0.5
+
+# Instructions an image against the table that is kept: fails where one rose by more than 3%. Needs valgrind.
+bench-check: $(READY)
+	$(BIN)/python benchmarks/instructions.py
 
 warm-up: $(READY)
 	@$(BIN)/pricepix-cli warm-up
