@@ -11,7 +11,7 @@ CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
 .PHONY: demo warm-up test test-all test-core lint types unit fuzz test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench docs release-check audit clean
+	test-benchmarks coverage bench bench-check docs release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -96,6 +96,9 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	$(BIN)/python -m mkdocs build --strict
+# Instructions an image against the table that is kept: fails where one rose by more than 3%. Needs valgrind.
+bench-check: $(READY)
+	$(BIN)/python benchmarks/instructions.py
 
 warm-up: $(READY)
 	@$(BIN)/pricepix-cli warm-up

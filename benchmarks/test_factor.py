@@ -5,6 +5,8 @@ pytest benchmarks/test_factor.py --benchmark-columns=min,median,rounds --benchma
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from pricepix import ImageSpec, render_universe
 from pricepix.factor import evaluate, score
 from pricepix.factor.evaluation.holding import simulate_holding
 from pricepix.factor.evaluation.metrics import information_coefficient
-from pricepix.factor.evaluation.portfolio import quantiles
+from pricepix.factor.evaluation.portfolio import quantile_returns, quantiles
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,68 @@ def test_hold(benchmark, matrices, per_second, cohorts):
     benchmark.group = "portfolios"
     per_second("bars", level.size)
     benchmark(lambda: simulate_holding(factor[at], level, at, n=10, cohorts=cohorts))
+
+
+# ---- an evaluation at the size of a market, against alphalens
+
+
+HORIZONS = (1, 5, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def large(size):
+    """A factor and the closes of a market: 2,000 names over ten years, 4.9 million values; small where all is."""
+    shape = (60, 30) if size.bars < 1000 else (2462, 2000)
+    rng = np.random.default_rng(1)
+    close = np.exp(np.cumsum(rng.normal(0, 0.02, shape), axis=0))
+    factor = rng.random(shape)
+    factor[rng.random(shape) < 0.15] = np.nan
+    return factor, close
+
+
+def judge(factor, close):
+    """What alphalens computes of a clean factor: rank IC, returns of quantiles and of long minus short."""
+    group = quantiles(factor, 10)
+    found = {}
+    for horizon in HORIZONS:
+        forward = np.full(close.shape, np.nan)
+        forward[:-horizon] = close[horizon:] / close[:-horizon] - 1.0
+        by_quantile = quantile_returns(group, forward, 10)
+        found[horizon] = information_coefficient(factor, forward), by_quantile
+    return found
+
+
+def test_judge(benchmark, large, per_second):
+    benchmark.group = f"a factor by rank IC and quantiles, {len(HORIZONS)} horizons"
+    per_second("values", large[0].size)
+    benchmark.pedantic(judge, large, rounds=3, warmup_rounds=1)
+
+
+def test_judge_alphalens(benchmark, large, per_second):
+    """The same figures, on a tenth of the names where the market is large: it takes minutes on all."""
+    pd = pytest.importorskip("pandas")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        performance = pytest.importorskip("alphalens.performance")
+        utils = pytest.importorskip("alphalens.utils")
+    factor, close = large[0][:, :200], large[1][:, :200]
+    days = pd.bdate_range("2000-01-03", periods=len(factor), name="date")
+    names = pd.Index([f"{k:04}" for k in range(factor.shape[1])], name="asset")
+    series = pd.DataFrame(factor, days, names).stack()
+    prices = pd.DataFrame(close, days, names)
+    benchmark.group = f"a factor by rank IC and quantiles, {len(HORIZONS)} horizons"
+    per_second("values", factor.size)
+
+    def run():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what pandas deprecates, alphalens uses some
+            clean = utils.get_clean_factor_and_forward_returns(
+                series, prices, quantiles=10, periods=HORIZONS, max_loss=1.0
+            )
+            performance.factor_information_coefficient(clean)
+            performance.mean_return_by_quantile(clean, by_date=True)
+
+    benchmark.pedantic(run, rounds=1)
 
 
 def test_evaluate(benchmark, panel, store):

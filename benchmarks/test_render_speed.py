@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
 from pricepix.images.drawing import BatchRenderer
 from pricepix.render import fast, widen
+from pricepix.render.simd import fence, load_b, store_nontemporal
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
 OUTSIDE = {
@@ -53,6 +55,12 @@ TABLE = (
     *(
         Row(f"{name} images, of fill", f"{name} images", f"{name} fill", target)
         for name, target in zip(PRESETS, (0.85, 0.88, 0.88, 0.45), strict=True)
+    ),
+    # The limit: a compiled loop of nothing but stores past the caches, over the same buffer.
+    *(
+        Row(f"{name} images{how}, of bare streamed stores", f"{name} images{how}", f"{name} streamed", target)
+        for name, target in zip(PRESETS, (0.8, 0.8, 0.8, 0.4), strict=True)
+        for how in ("", " by time", " by time, 16 bytes off")
     ),
     Row("jkx20 column bits, of fill's images", "jkx20 bits", "jkx20 fill", 1.8),
     Row("column bits to images 64x60, of fill", "jkx20 widen", "jkx20 fill", 0.85),
@@ -146,6 +154,35 @@ def test_images(measure, market, scene, preset):
     measure(
         f"speed {preset}", f"{preset} images", len(out), render_panel, market, windows, out=out, threads=1
     )
+
+
+@numba.njit(nogil=True)
+def stream(out, first):
+    """Write over `out` from byte `first` on, a multiple of 32 in memory, past the caches."""
+    vector = load_b(out, first)
+    for i in range(first, out.shape[0] - 31, 32):
+        store_nontemporal(out, i, vector)
+    fence()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_streamed_stores(measure, scene, preset):
+    _, out = scene(ImageSpec.preset(preset))
+    flat = out.reshape(-1)
+    measure(f"speed {preset}", f"{preset} streamed", len(out), stream, flat, -flat.ctypes.data % 32)
+
+
+@pytest.mark.parametrize("off", [0, 16])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_images_in_order_of_time(measure, market, memory, preset, off):
+    """As stores hold them: the images of an instrument lie far apart. Memory that begins `off` bytes past a line."""
+    spec = ImageSpec.preset(preset)
+    skip = -memory.ctypes.data % 64 + off
+    n = (len(memory) - skip) // (spec.height * spec.width)
+    windows = WindowIndex.from_panel(market, spec)[:n]
+    out = memory[skip : skip + len(windows) * spec.height * spec.width].reshape(-1, *spec.shape)
+    name = f"{preset} images by time" + (", 16 bytes off" if off else "")
+    measure(f"speed {preset}", name, len(out), render_panel, market, windows, out=out, threads=1)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

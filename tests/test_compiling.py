@@ -73,6 +73,16 @@ def test_a_long_one_is_announced_while_it_runs_and_named_when_it_is_done(clock):
     assert lines[-1] == "pricepix: compiled kernels of pricepix.new, once: 3 s"
 
 
+def test_functions_of_other_programs_are_not_ours(clock):
+    lines = []
+    notice = CompilingNotice(lines.append)
+    notice.on_start(an_event("theirs"))
+    clock.now += 9.0
+    notice.on_end(an_event("theirs"))
+    assert lines == []
+    assert clock.timers == []
+
+
 def test_nothing_is_written_where_there_is_no_terminal(capsys, monkeypatch):
     compiling._to_terminal("a line")
     assert capsys.readouterr().err == ""

@@ -46,7 +46,7 @@ class CompilingNotice(event.Listener):
 
     def on_start(self, event: Any) -> None:
         self._began.append(perf_counter())
-        if len(self._began) == 1 and not self._announced:
+        if len(self._began) == 1 and not self._announced and _module(event).startswith("pricepix."):
             # A long kernel is announced while it is compiled.
             self._timer = threading.Timer(max(0.05, _SILENT_SECONDS - self._spent), self._announce)
             self._timer.daemon = True
@@ -59,10 +59,12 @@ class CompilingNotice(event.Listener):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        module = _module(event)
+        if not module.startswith("pricepix."):
+            return
         self._spent += seconds
         if seconds > _SILENT_SECONDS:
             self._announce()
-            module = str(event.data["dispatcher"].py_func.__module__)
             what = _NAMES.get(module, f"kernels of {module}")
             self._write(f"pricepix: compiled {what}, once: {seconds:.0f} s")
 
@@ -75,6 +77,11 @@ class CompilingNotice(event.Listener):
             "pricepix: compiling kernels for this CPU, once; later runs load them "
             "(`pricepix-cli warm-up` compiles all of them ahead)"
         )
+
+
+def _module(event: Any) -> str:
+    """Return the module of the function that is compiled; programs that use us compile functions of their own."""
+    return str(event.data["dispatcher"].py_func.__module__)
 
 
 def announce_compiling() -> None:
