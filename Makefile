@@ -96,6 +96,7 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
 	$(BIN)/python -m mkdocs build --strict
+
 # Instructions an image against the table that is kept: fails where one rose by more than 3%. Needs valgrind.
 bench-check: $(READY)
 	$(BIN)/python benchmarks/instructions.py

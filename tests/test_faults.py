@@ -140,7 +140,9 @@ def test_a_lease_of_another_host_holds_until_it_expires(tmp_path: Path) -> None:
     assert place.get(KEY) is None
 
 
-@pytest.mark.parametrize("expires", [time.time() + 1e6, "tomorrow", None, float("nan")])
+@pytest.mark.parametrize(
+    "expires", [time.time() + 1e6, "tomorrow", None, float("nan")], ids=["days", "text", "none", "nan"]
+)
 def test_a_lease_that_ends_in_days_is_of_a_clock_that_was_wrong(tmp_path: Path, expires: Any) -> None:
     """A clock that is set back must not lock a store for as long as it was wrong."""
     place = leased(tmp_path)
