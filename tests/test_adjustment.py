@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pricepix as pp
 from pricepix import Panel, WindowIndex, forward_returns, render_panel
-from pricepix.bars import MarketCache, write_market_cache
+from pricepix.bars import MarketArrays, MarketCache, write_market_cache
 from pricepix.bars.kernels import step_ratio
 from pricepix.build import MarketReading, StoreOptions, build_market_store
 
@@ -249,10 +249,12 @@ def market(folder: Path, histories: list[History], until: int, dtype: type = np.
 
     return write_market_cache(
         folder / f"cache{until}",
-        days=[DAY + dt.timedelta(days=day) for day in range(until)],
-        instruments=[f"S{k}" for k in range(len(histories))],
-        **{name: grid(name) for name in ("open", "high", "low", "close", "volume")},
-        adjustment_factor=np.stack([history.factor(until) for history in histories], axis=1),
+        MarketArrays(
+            days=[DAY + dt.timedelta(days=day) for day in range(until)],
+            instruments=[f"S{k}" for k in range(len(histories))],
+            **{name: grid(name) for name in ("open", "high", "low", "close", "volume")},
+            adjustment_factor=np.stack([history.factor(until) for history in histories], axis=1),
+        ),
         dtype=dtype,
         session="24h",
     )

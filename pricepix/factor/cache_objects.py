@@ -20,6 +20,7 @@ from pricepix.factor.cache_format import (
     CHECKSUM_KEY,
     FORMAT,
     FORMAT_VERSION,
+    IMAGES,
     ArrayLayout,
     array_layouts,
     table_digest,
@@ -169,7 +170,7 @@ class CacheObjects:
         name = key.rpartition("/c/")[0]
         size, values = self._item_bytes[name], math.prod(self._layout_of[name].chunks)
         if expected < 0:
-            if name not in ("factor", "spread"):
+            if name not in ("factor", "spread", IMAGES):
                 raise self.error(key, "missing: only chunks of values may be left out")
             return None
         # What does not shrink takes a little more.

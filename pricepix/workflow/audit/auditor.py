@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import FactorCache, open_cache
+from pricepix.factor.function_identity import identify
 from pricepix.factor.scorer import Scorer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.rows import store_rows
@@ -160,7 +161,14 @@ def _scorer(cache: FactorCache, model: Any) -> Scorer:
             f"cache {cache.location} does not say where its model {recorded['name']} is: pass model=, what scored it"
         )
     precision = cache.attrs.get("precision", "32-true")
-    scorer = Scorer(recorded["source"] if model is None else model, precision=precision, tz=cache.tz)
+    # A function that was scored under a model_id is known by that alone.
+    named = model is not None and recorded["digest"] == identify(None, recorded["name"])[0]
+    scorer = Scorer(
+        recorded["source"] if model is None else model,
+        precision=precision,
+        tz=cache.tz,
+        model_id=recorded["name"] if named else None,
+    )
     if scorer.digest is not None and recorded["digest"] is not None and scorer.digest != recorded["digest"]:
         raise ValueError(
             f"the model {scorer.name} (digest {scorer.digest}) is not the one of the cache ({recorded['digest']}): "
