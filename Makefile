@@ -38,7 +38,8 @@ test: lint types unit
 test-all: lint types
 	$(MAKE) unit PRICEPIX_KILLS=50 PRICEPIX_SCENES=2000 PRICEPIX_FUZZ=1000
 	PRICEPIX_KILLS=1000000 $(BIN)/python -m pytest tests/test_kills.py
-	$(MAKE) test-gpu-kernel test-compiling test-benchmarks coverage release-check
+	$(BIN)/python -m pytest -m nightly
+	$(MAKE) test-gpu-kernel test-benchmarks coverage release-check
 
 test-core: $(CORE_READY)
 	$(CORE)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not nightly" $(TESTS)

@@ -68,7 +68,7 @@ GENERAL = (
     "the horizon of",
     "span fewer than",
     "of instruments whose rows end",
-    "jump where",
+    "was not applied (adjust=None)",
 )
 
 

@@ -233,7 +233,13 @@ class CacheObjects:
 
     def group(self) -> zarr.Group:
         """Return the cache as a Zarr group whose chunks are checked as they are read."""
-        return zarr.open_group(_CheckedStore(self), mode="r", zarr_format=3)
+        try:
+            return zarr.open_group(_CheckedStore(self), mode="r", zarr_format=3)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"the metadata of cache {self.url} cannot be right: Zarr finds no group in {ROOT}; restore it, or "
+                "score again"
+            ) from error
 
 
 class _CheckedStore(Store):

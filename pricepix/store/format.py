@@ -219,7 +219,10 @@ def _decode_strings(raw: Content, count: int) -> NDArray[np.str_]:
     found = int.from_bytes(memoryview(raw)[:4], "little")
     if found != count or len(raw) < 4 + 4 * count:
         raise ValueError(f"{found:,} names in {len(raw):,} bytes, expected {count:,}")
-    names = VLenUTF8().decode(raw).tolist()
+    try:
+        names = VLenUTF8().decode(raw).tolist()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"names that are not UTF-8 ({error.reason})") from error
     size = 4 * count * max(map(len, names), default=0)
     if size > MAX_NAMES_BYTES:
         raise ValueError(f"{count:,} names take {size:,} bytes, more than {MAX_NAMES_BYTES:,} (max_bytes)")
