@@ -239,7 +239,7 @@ def test_formations_are_those_of_an_evaluation(panel: pp.Panel) -> None:
 
     market = Market.of(panel, panel.instruments)
     for horizon, every in ((5, "week"), (20, "month"), (60, "quarter")):
-        expected = of_market(market.time, panel.tz, every, market.thin(0.5))
+        expected = of_market(market.time, panel.tz, every, market.thin(every))
         np.testing.assert_array_equal(formation_times(panel, horizon), expected)
     np.testing.assert_array_equal(formation_times(panel, 100), np.arange(0, BARS, 100))
 

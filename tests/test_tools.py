@@ -59,7 +59,7 @@ def test_an_estimate_of_a_sample_counts_the_sample(panel):
 
 def test_an_estimate_of_a_market_cache_is_scaled(tmp_path):
     market = simulate_arrays(60, 30, seed=1)
-    write_market_cache(tmp_path, **vars(market), dtype=np.float64)
+    write_market_cache(tmp_path, market, dtype=np.float64)
     found = estimate(str(tmp_path), "it49", (49,), every="day")
     assert not found.exact
     assert found.instruments == 60

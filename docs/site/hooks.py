@@ -18,6 +18,7 @@ PACKAGES = (
     "pricepix.build",
     "pricepix.train",
     "pricepix.factor",
+    "pricepix.paper",
 )
 
 

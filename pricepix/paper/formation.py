@@ -15,6 +15,7 @@ from pricepix.factor.evaluation.evaluator import default_rebalance
 from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.paper import PAPER_PER_MONTH, paper_portfolios
 from pricepix.factor.evaluation.rebalancing import bars_per_year, period_ends
+from pricepix.windows.schedule import PERIOD_END_SHARE, count_by_period, may_end
 
 __all__ = ["DECILES", "Decile", "Formation", "deciles", "formation_times", "period_of"]
 
@@ -33,22 +34,14 @@ def period_of(panel: Panel, horizon: int) -> str:
 def formation_times(panel: Panel, horizon: int) -> Positions:
     """Positions along a panel's calendar at which portfolios of a horizon are formed or sold, int64.
 
-    The ends of weeks, months or quarters, at which at least half of the instruments then alive have a bar; every
-    `horizon` bars for other horizons.
+    The ends of weeks, months or quarters, by the rule of windows and evaluations; every `horizon` bars for other
+    horizons.
     """
     period, time = period_of(panel, horizon), panel.calendar
     if period == "horizon":
         return np.arange(0, len(time), horizon, dtype=np.int64)
-    return period_ends(time, panel.tz, period, _thin(panel, 0.5))
-
-
-def _thin(panel: Panel, share: float) -> NDArray[np.bool_]:
-    """Bars at which less than `share` of the instruments then alive have a bar, as of `Market.thin`."""
-    code, n = panel.time_code, len(panel.calendar)
-    filled = np.diff(panel.offsets) > 0
-    first, last = code[panel.offsets[:-1][filled]], code[panel.offsets[1:][filled] - 1]
-    change = np.bincount(first, minlength=n + 1) - np.bincount(last + 1, minlength=n + 1)
-    return np.asarray(np.bincount(code, minlength=n) < share * np.cumsum(change)[:n])
+    thin = ~may_end(*count_by_period(panel, period), PERIOD_END_SHARE)
+    return period_ends(time, panel.tz, period, thin)
 
 
 @dataclass(frozen=True)
