@@ -54,6 +54,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{kernels}")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_calls_on_threads():
+    """Draw on all threads that a test asks for, though a call this small is drawn sooner by one."""
+    from pricepix.render import draw
+
+    draw._THREAD_SECONDS = 1e-9
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of reference data (golden images of other renderers, real bars); skips the test without it."""

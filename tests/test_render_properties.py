@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import oracle
 import polars as pl
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_windows
+from pricepix.render import draw as drawing
 from pricepix.render import widen
 
 CODES = {
@@ -300,6 +303,24 @@ def test_later_bars_change_no_earlier_image(spec, market, data):
     }
     assert images[False].keys() == early.keys()
     assert all(np.array_equal(image, early[key]) for key, image in images[False].items())
+
+
+@pytest.mark.parametrize(("seconds", "started"), [(2.5e-4, 0), (1e-9, 1)])
+def test_a_small_call_starts_no_thread(make_walk, monkeypatch, seconds, started):
+    """To start one takes longer than to draw these images."""
+    market = {n: np.column_stack([make_walk(700, seed), np.zeros((700, 3))]) for seed, n in enumerate("AB")}
+    panel = panel_of(market)
+    index = WindowIndex.from_panel(panel, ImageSpec(5, 32, ma=(5,), volume=True))
+    pools = []
+
+    def counted(*arguments):
+        pools.append(arguments)
+        return ThreadPoolExecutor(*arguments)
+
+    monkeypatch.setattr(drawing, "ThreadPoolExecutor", counted)
+    monkeypatch.setattr(drawing, "_THREAD_SECONDS", seconds)
+    render_panel(panel, index, threads=2)
+    assert len(pools) == started
 
 
 def test_long_histories_equal_the_oracle(make_walk):

@@ -23,6 +23,9 @@ import os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel
+from pricepix.render import draw
+
+draw._THREAD_SECONDS = 1e-9  # small calls are shared by threads, too
 
 # Instruments of very different lengths, and enough windows for many tasks.
 lengths = [6000, 40, 26, 1500, 2] + 30 * [60]
