@@ -83,6 +83,13 @@ def test_functions_of_other_programs_are_not_ours(clock):
     assert clock.timers == []
 
 
+def test_a_compilation_that_another_listener_refused_is_none():
+    """Numba then tells of an end without a beginning: `warm_up` looks into the cache that way."""
+    lines = []
+    CompilingNotice(lines.append).on_end(an_event())
+    assert lines == []
+
+
 def test_nothing_is_written_where_there_is_no_terminal(capsys, monkeypatch):
     compiling._to_terminal("a line")
     assert capsys.readouterr().err == ""

@@ -53,6 +53,9 @@ class CompilingNotice(event.Listener):
             self._timer.start()
 
     def on_end(self, event: Any) -> None:
+        if not self._began:
+            # Another listener refused the compilation before this one was told of it, as a look into the cache does.
+            return
         seconds = perf_counter() - self._began.pop()
         if self._began:
             return
