@@ -284,7 +284,7 @@ def set_cache(cache: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     "changes",
     [
         {"spec": None}, {"spec": {"lookback": 10**9}}, {"windows": "9"}, {"windows": -1}, {"windows": 10**30},
-        {"shift": -1}, {"shift": 10**30}, {"shift": None}, {"tz": "Mars/X"}, {"tz": 5}, {"model": None},
+        {"shift": -(10**30)}, {"shift": 10**30}, {"shift": None}, {"tz": "Mars/X"}, {"tz": 5}, {"model": None},
         {"model": {"name": 5}}, {"skipped": []}, {"without_value": "x"}, {"store_digest": 5}, {"format_version": [1]},
         {"checksums_digest": None}, {"values": []},
     ],

@@ -113,10 +113,17 @@ def test_a_damaged_score_is_made_again(made: Any, panel: pp.Panel, tmp_path: Pat
 
 
 def kill_at_random(out: Path, kills: int, rng: random.Random) -> int:
-    """Start a replication again and again, killing it at random moments; return how often it was killed."""
+    """Start a replication again and again, killing it at random moments; return how often it was killed.
+
+    A moment is counted from the next network or the one after, so that it comes before the end on any machine.
+    """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "paper_driver.py"), str(out)]
     killed = 0
+
+    def done() -> int:
+        return len(list((out / "tasks").rglob("done.json")))
+
     while killed < kills:
         running = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -126,8 +133,11 @@ def kill_at_random(out: Path, kills: int, rng: random.Random) -> int:
         while running.poll() is None and not (out / "replication.json").exists():
             assert time.monotonic() - waited < 120
             time.sleep(0.02)
+        trained = done() + rng.randrange(2)
+        while running.poll() is None and done() < trained:
+            time.sleep(0.01)
         try:
-            _, errors = running.communicate(timeout=rng.uniform(0.0, 6.0))
+            _, errors = running.communicate(timeout=rng.uniform(0.0, 0.5))
             assert running.returncode == 0, errors.decode()
             return killed
         except subprocess.TimeoutExpired:
