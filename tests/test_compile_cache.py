@@ -128,6 +128,8 @@ def test_kernels_compiled_from_other_sources_are_forgotten(tmp_path):
         environment = {
             k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT")
         }
+        # Python takes bytecode for that of a source of the same size and second, which an edit here has.
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
