@@ -110,8 +110,8 @@ def commands(folder: Path) -> dict[str, tuple[list[str], str, str | None]]:
     }  # fmt: skip
 
 
-def prepare(folder: Path) -> None:
-    """Make what the commands start from, in a fork: threads do not outlive one."""
+def prepare(folder: Path, network: bool) -> None:
+    """Make what the commands start from, in a fork: threads do not outlive one. A network needs torch."""
     child = os.fork()
     if child:
         assert os.waitpid(child, 0)[1] == 0
@@ -125,12 +125,12 @@ def prepare(folder: Path) -> None:
         for name, frame in (("store", bars), ("short", early)):
             panel = pp.Panel.from_table(frame, progress=False)
             pp.render_universe(panel, "jkx5", folder / name, horizons=(5,), chunk=32, progress=False)
-        from pricepix.factor import score
-        from pricepix.train import PriceCNN, save_model
+        if network:
+            from pricepix.factor import score
+            from pricepix.train import PriceCNN, save_model
 
-        net = PriceCNN("jkx5")
-        save_model(net, folder / "net.ckpt")
-        score(folder / "store", folder / "net.ckpt", folder / "scored", progress=False)
+            save_model(PriceCNN("jkx5"), folder / "net.ckpt")
+            score(folder / "store", folder / "net.ckpt", folder / "scored", progress=False)
         code = 0
     finally:
         os._exit(code)
@@ -192,7 +192,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder)
+    prepare(folder, network=not set(given.what) <= {"build-store", "append", "verify"})
     rng = np.random.default_rng(given.seed)
     print(json.dumps({name: interrupt(folder, name, given.times, rng) for name in given.what}))
 
