@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zarr
+from drivers import needs_fork, small_disk
 
 from pricepix.location import ZarrObjects
 from pricepix.store import lock as locks
@@ -24,8 +23,6 @@ from pricepix.store.lock import KEY, WriteLock
 HERE = Path(__file__).parent
 KILLS = int(os.environ["PRICEPIX_KILLS"])
 WORKS = ["build", "append", "score", "score append", "train"]
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="works in forked children: needs os.fork")
 
 
 def drive(driver: str, *arguments: str) -> dict[str, Any]:
@@ -41,21 +38,6 @@ def drive(driver: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-@contextlib.contextmanager
-def small_file_system(folder: Path, size: str) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 # ------------------------------------------------------------------------------------------- disks and limits
 
 
@@ -65,7 +47,7 @@ def small_file_system(folder: Path, size: str) -> Iterator[None]:
 def test_disks_that_take_nothing(fault: str, tmp_path: Path) -> None:
     """Every writer says so once, and names the file; when the disk takes again, all ends in the same bytes."""
     pytest.importorskip("lightning")
-    with small_file_system(tmp_path, "24m"):
+    with small_disk(tmp_path, "24m"):
         found = drive("fault_driver.py", fault, str(tmp_path))
     assert list(found["told"]) == WORKS
     reason = {"read-only": r"Read-only file system|is not writable", "full": "No space left on device"}[fault]

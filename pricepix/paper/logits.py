@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pricepix._checks import optional_module
 from pricepix.factor.evaluation.metrics import rank
+from pricepix.images.series import window_series
 from pricepix.paper.context import Context
 from pricepix.paper.results import CellResult, Signals
 from pricepix.paper.tables import Figure
-from pricepix.train.series import window_series
 
 __all__ = [
     "MOST_WINDOWS",

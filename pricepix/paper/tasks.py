@@ -216,8 +216,8 @@ def score_windows(
     By default those of its own cell; else those of another cell whose images have the same size, or of the context of
     another market.
     """
+    from pricepix.images.series import window_series
     from pricepix.train import load_model
-    from pricepix.train.series import window_series
 
     training = context.training
     target, cell = target or context, cell or task.cell

@@ -220,6 +220,11 @@ def _jkx(image: NDArray[np.bool_], average: bool, volume: bool) -> str:
     masks = _masks(prices)
     if average:
         return "" if _has_line(masks) else "no average fits: pixels beside ticks and stems form no line"
+    return _bars_broken(masks)
+
+
+def _bars_broken(masks: list[int]) -> str:
+    """Say what no bar without an average beside it can have; empty if nothing."""
     for d in range(len(masks) // 3):
         left, stem, right = masks[3 * d : 3 * d + 3]
         if left.bit_count() > 1 or right.bit_count() > 1:
@@ -322,15 +327,7 @@ def _image_trading(image: NDArray[np.bool_]) -> str:
     if broken := _scale_broken(image):
         return broken
     masks = _masks(image)
-    for d in range(len(masks) // 3):
-        left, stem, right = masks[3 * d : 3 * d + 3]
-        if left.bit_count() > 1 or right.bit_count() > 1:
-            return "a tick has more than one pixel"
-        if (left | right) & ~stem:
-            return _BESIDE
-        if not _is_run(stem):
-            return "a stem has a hole"
-    return ""
+    return _bars_broken(masks)
 
 
 def _per_field(image: NDArray[np.bool_]) -> str:
