@@ -16,17 +16,21 @@ import pytest
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children: needs os.fork")
 
 
-def drive(driver: str, what: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Run a driver, a file beside this one, and return what it prints as JSON; the timeout of tests ends it too."""
+def drive(driver: str, *arguments: str | Path) -> dict[str, Any]:
+    """Run a driver, a file beside this one, and return its last line, which is JSON.
+
+    Before it may stand what the work of its forks prints. The timeout of tests ends it too.
+    """
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(driver)), what, str(folder), *arguments],
+        [sys.executable, str(Path(__file__).with_name(driver)), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=3600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @contextmanager

@@ -239,11 +239,12 @@ def appenders(folder: Path) -> dict[str, Any]:
         original, commit, calls = Trainer.training_step, appending.commit, []
 
         def committing(*arguments: Any, **options: Any) -> Any:
-            # In the middle of the first append: its objects are written and none is in its place.
-            try:
-                in_fork(lambda: str(append(works.grown, panel(), **QUIET)))
-            except RuntimeError as error:
-                told.append(str(error).strip().splitlines()[-1])
+            # In the middle of the first append: its objects are written and none is in its place. The second is a
+            # process of its own: this one has threads of polars and torch, which a fork would wait for.
+            words = [sys.executable, __file__, "append", str(folder)]
+            found = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+            if found.returncode:
+                told.append(found.stderr.strip().splitlines()[-1])
             return commit(*arguments, **options)
 
         def step(trainer: Any, inputs: Any, target: Any) -> Any:
@@ -300,6 +301,9 @@ def scored_twice(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2]).resolve()
+    if what == "append":
+        append(Works(folder).grown, panel(), **QUIET)
+        return
     found = {
         "read-only": read_only, "full": full, "descriptors": descriptors, "broken": broken,
         "appenders": appenders, "scored-twice": scored_twice,

@@ -192,11 +192,14 @@ class Kills:
             self.failures.append(f"{what}: other bytes: {names[:3]}")
 
     def run(self, kills: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Kill at operations drawn at random, or at all of them, as long as the time is not over."""
+        """Kill at operations drawn at random, or at all of them, as long as the time is not over.
+
+        PRICEPIX_KILL_PART, such as 2/5, leaves all but the second fifth of the drawn out: pieces of a long run.
+        """
         every = [(at, False) for at in range(len(self.operations))]
         every += [(at, True) for at in range(1, len(self.operations)) if self.operations[at - 1][0] == "open"]
-        chosen = rng.permutation(len(every))[:kills]
-        for k in chosen.tolist():
+        part, parts = (int(n) for n in os.environ.get("PRICEPIX_KILL_PART", "1/1").split("/"))
+        for k in rng.permutation(len(every))[:kills][part - 1 :: parts].tolist():
             if time.monotonic() > DEADLINE:
                 break
             self.one(*every[k])
@@ -387,6 +390,103 @@ def kill_run(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, An
     return Kills(folder, None, pipeline, lambda target: None, content).run(kills, rng)
 
 
+# ----------------------------------------------------------------------------------------- evenings, replications
+
+
+def evening(target: Path, day: int) -> None:
+    """Update the folder from its bars up to a day. Paths are relative: none of the folder stands in a file."""
+    import pricepix.workflow.update
+    from pricepix.workflow.config import Config
+
+    use_one_thread()
+    target.mkdir(exist_ok=True)
+    os.chdir(target)
+    bars = pp.samples.simulate(5, 34, seed=4, split_rate=0, delist_rate=0, list_late=0, halt_rate=0)
+    days = bars["time"].unique().sort()
+    if day > 30:
+        # The vendor divides a history by a split, and corrects a high.
+        before = (pl.col("instrument") == "S0001") & (pl.col("time") < days[30])
+        bars = bars.with_columns(
+            pl.when(before).then(pl.col(c) / 2).otherwise(pl.col(c)).alias(c)
+            for c in ("open", "high", "low", "close")
+        )
+        corrected = (pl.col("instrument") == "S0002") & (pl.col("time") == days[25])
+        bars = bars.with_columns(
+            pl.when(corrected).then(pl.col("high") * 1.2).otherwise(pl.col("high")).alias("high")
+        )
+    # Beside the folder: what is fed is not the update's to write.
+    table = Path(f"../bars-{os.getpid()}.parquet")
+    bars.filter(pl.col("time") <= days[day]).write_parquet(table)
+    config = Config.from_dict(
+        {
+            "out": "out",
+            "data": {"source": str(table)},
+            "image": {"preset": "jkx5"},
+            "store": {"horizons": [1], "chunk": 64, "layout": "bits"},
+            "train": {"frozen": "../net.ckpt"},
+            "score": {"device": "cpu"},
+            "update": {"corrected": "accept", "exports": [{"path": "out/exports/{date}.csv"}]},
+        }
+    )  # fmt: skip
+    try:
+        pricepix.workflow.update.update(config, now=f"{days[day]:%Y-%m-%d} 20:00")
+    finally:
+        table.unlink()
+
+
+def kill_update(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The evening on which a history was divided and corrected; the evening before has to stand behind it."""
+
+    def network(target: Path) -> None:
+        import torch
+
+        from pricepix import train
+
+        torch.manual_seed(0)
+        spec = train.CNNSpec("small", 32, 15, (train.ConvBlock(2, pool=(4, 1)),))
+        train.save_model(train.PriceCNN(spec).eval(), target.parent / "net.ckpt")
+
+    run_child(network, folder / "none")
+    run_child(lambda target: evening(target, 30), folder / "before")
+
+    # An image has five bars and the averages of five, so that windows begin with the ninth.
+    sizes = (5 * (31 - 8), 5 * (32 - 8))
+
+    def look(target: Path) -> None:
+        """Whoever reads sees an evening, the one before or this one; an update leaves no half table."""
+        store, cache = pp.open_store(target / "out/store.zarr"), open_cache(target / "out/factor.zarr")
+        assert len(store) in sizes, len(store)
+        assert cache.verify().ok
+        for path in (target / "out/exports").glob("*.csv"):
+            assert pl.read_csv(path).height in sizes, path
+
+    def content(target: Path) -> dict[str, bytes]:
+        out = target / "out"
+        found = {name: part for name, part in tree(out).items() if not name.endswith("_appends.json")}
+        # An update that goes on does not count what it finds done; and no two take as long.
+        result, ledger = json.loads(found["update.json"]), json.loads(found["ledger.json"])
+        kept = [result[name] for name in ("bars_through", "windows", "exports", "notes")]
+        del ledger["counts"]
+        return found | {
+            "update.json": json.dumps(kept).encode(), "ledger.json": json.dumps(ledger, sort_keys=True).encode()
+        }  # fmt: skip
+
+    return Kills(folder, folder / "before", lambda target: evening(target, 31), look, content).run(kills, rng)
+
+
+def kill_replicate(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
+    def work(target: Path) -> None:
+        from paper_driver import replicate
+
+        use_one_thread()
+        replicate(target, seeds=1, splits=["paper"], tables=["I"], controls=())
+
+    def content(target: Path) -> dict[str, bytes]:
+        return {name: part for name, part in run_content(target).items() if not name.endswith("config.yaml")}
+
+    return Kills(folder, None, work, lambda target: None, content).run(kills, rng)
+
+
 # ------------------------------------------------------------------------------------------------ full disks
 
 
@@ -428,7 +528,10 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    work = {"score": kill_score, "score-append": kill_score_append, "train": kill_train, "run": kill_run}
+    work = {
+        "score": kill_score, "score-append": kill_score_append, "train": kill_train, "run": kill_run,
+        "update": kill_update, "replicate": kill_replicate,
+    }  # fmt: skip
     if given.what == "full-disk-score":
         found = full_disk_score(folder)
     else:

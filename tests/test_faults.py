@@ -14,28 +14,14 @@ from typing import Any
 
 import pytest
 import zarr
-from drivers import needs_fork, small_disk
+from drivers import drive, needs_fork, small_disk
 
 from pricepix.location import ZarrObjects
 from pricepix.store import lock as locks
 from pricepix.store.lock import KEY, WriteLock
 
-HERE = Path(__file__).parent
 KILLS = int(os.environ["PRICEPIX_KILLS"])
 WORKS = ["build", "append", "score", "score append", "train"]
-
-
-def drive(driver: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(HERE / driver), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 # ------------------------------------------------------------------------------------------- disks and limits

@@ -1,4 +1,4 @@
-"""Scoring, training and pipelines under SIGKILL at their file operations, torn writes and full disks, for real."""
+"""Whatever scores, trains or runs, under SIGKILL at its file operations, torn writes and full disks, for real."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ KILLS = os.environ["PRICEPIX_KILLS"]
 
 
 @needs_fork
-@pytest.mark.parametrize("what", ["score", "score-append", "train", "run"])
+@pytest.mark.parametrize("what", ["score", "score-append", "train", "run", "update", "replicate"])
 def test_killed_at_any_operation_nothing_is_lost(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often, drawn by PRICEPIX_KILL_SEED; a number above that of operations takes them all."""
-    if what in ("train", "run"):
+    if "score" not in what:
         pytest.importorskip("lightning")
+    if what == "replicate":
+        pytest.importorskip("jinja2")
     found = drive(DRIVER, what, tmp_path, "--kills", KILLS, "--seed", os.environ["PRICEPIX_KILL_SEED"])
     assert not found["failures"], found
     assert found["tried"] >= min(int(KILLS), found["operations"]) // 2

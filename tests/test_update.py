@@ -152,6 +152,27 @@ def test_an_evening_adds_what_is_new_and_a_second_run_nothing(frozen: Path, tmp_
     assert rows(pl.read_parquet(second.exports[0])) == rows(exported)
 
 
+def test_an_update_that_dies_at_its_very_end_has_told_what_it_did(
+    frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, live = bars_of(), Live(tmp_path, frozen)
+    live.evening(until(frame, 20))
+    commit = Ledger.commit
+
+    def dying(ledger: Ledger, *arguments: Any, **entry: Any) -> None:
+        commit(ledger, *arguments, **entry)
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", dying)
+        with pytest.raises(OSError, match="killed"):
+            live.evening(until(frame, 21))
+    again = live.evening()
+    assert again.nothing_new
+    told = json.loads((tmp_path / "out" / "update.json").read_text())
+    assert (told["bars_through"], told["windows_added"]) == (again.bars_through, 6)
+
+
 def test_one_update_a_folder(frozen: Path, tmp_path: Path) -> None:
     from pricepix.location import Folder
     from pricepix.store.lock import WriteLock

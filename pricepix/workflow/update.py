@@ -189,11 +189,12 @@ class _Evening:
             with self._timed("export"):
                 self._export(cache, panel, result)
         with self._timed("record"):
+            # The ledger comes last: killed between the two, the next call would have nothing new to tell.
+            write_json(self.out / "update.json", result.to_dict())
             self.ledger.commit(
                 before, panel, known=result.known, settings=self._settings(), exports=[str(p) for p in result.exports],
                 counts=result.counts, notes=result.notes,
             )  # fmt: skip
-            write_json(self.out / "update.json", result.to_dict())
         self._say(result)
         return result
 
