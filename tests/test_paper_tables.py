@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,11 @@ from pricepix.factor import Universe
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.cells import Cell
 from pricepix.paper.context import Context
+from pricepix.paper.errors import mean_error, share_error
 from pricepix.paper.parts import parts_of
 from pricepix.paper.results import CellResult
 from pricepix.paper.sections import Request, section_of
+from pricepix.paper.tables import Figure, Table
 from pricepix.paper.tasks import scored_windows
 from pricepix.paper.training import Training
 
@@ -262,7 +267,7 @@ def test_a_table_stands_beside_the_published_one(made: Any, tmp_path: Path) -> N
     assert (found.published, found.difference) == ("7.15", f"{value - 7.15:+.2f}")
     assert compared["WSTR", "High - Low", "SR", "Equal weight"].published == "2.80"
     rows = pl.read_csv(table.to_csv().encode())
-    assert rows.columns[-4:] == ["value", "published", "difference", "differs"]
+    assert rows.columns[-5:] == ["value", "standard_error", "published", "difference", "differs"]
     own = rows.filter(
         pl.col("column") == "I5/R5", pl.col("row") == "High - Low", pl.col("statistic") == "sharpe"
     )
@@ -272,3 +277,122 @@ def test_a_table_stands_beside_the_published_one(made: Any, tmp_path: Path) -> N
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 3
     assert "High - Low" in latex
     assert "7.15" in latex
+
+
+def test_standard_errors(made: Any, frames: dict[str, Any]) -> None:
+    """Of means and Sharpe ratios as if periods were independent, the latter after Lo (2002)."""
+    tables, scores = made
+    spread = deciles(frames, scores["I5/R5"], "week", "equal")[0][:, -1]
+    n, ratio = len(spread), spread.mean() / spread.std(ddof=1)
+    figure = tables["I"].figure("Equal weight", "High - Low", "I5/R5", "mean")
+    assert figure.error == pytest.approx(spread.std(ddof=1) / math.sqrt(n) * 52, abs=1e-9)
+    figure = tables["I"].figure("Equal weight", "High - Low", "I5/R5", "sharpe")
+    assert figure.error == pytest.approx(math.sqrt((1 + ratio**2 / 2) / n * 52), abs=1e-9)
+    grid = tables["I"].grids()[0]
+    below = [grid.rows[k + 1].cells for k, row in enumerate(grid.rows) if row.name == "High - Low"]
+    assert below[0][1] == f"({figure.error:.2f})"
+    # One row of errors: those of single deciles are in the CSV.
+    assert sum(not row.name for row in grid.rows) == 1
+    assert len(pl.read_csv(tables["I"].to_csv().encode())["standard_error"].drop_nulls()) > 100
+
+
+def test_errors_of_shares_know_what_goes_together() -> None:
+    """A coin a date, whatever its names: the error is that of as many coins as dates, over the horizon's overlap."""
+    rng = np.random.default_rng(5)
+    dates, names = 600, 40
+    coins = rng.random(dates) < 0.5
+    time = np.repeat(np.arange(dates) * 10, names)
+    assert share_error(np.repeat(coins, names), time, 1) == pytest.approx(0.5 / math.sqrt(dates), rel=0.1)
+    alone = rng.random(dates * names) < 0.5
+    assert share_error(alone, time, 1) == pytest.approx(0.5 / math.sqrt(dates * names), rel=0.2)
+    # Every coin stands for ten dates in a row.
+    slow = np.repeat(np.repeat(coins[:60], 10), names)
+    assert share_error(slow, time, 10) == pytest.approx(0.5 / math.sqrt(60), rel=0.35)
+    assert np.isnan(share_error(alone[:names], time[:names], 1))
+    assert np.isnan(mean_error(np.empty(0)))
+
+
+SPECIAL = '5% of A&B_C #1 {x} $2 ~ ^ \\ <y> | "z" 100 - 3'
+
+
+def awkward_table(split: str = "paper") -> Table:
+    """Every character that means something to LaTeX, numbers of all kinds, errors, published figures, notes."""
+    figures = [
+        Figure(SPECIAL, row, column, statistic, value, published, "a", error)
+        for row, column, statistic, value, published, error in [
+            (SPECIAL, SPECIAL, "mean", -1234.5, math.nan, 0.02), ("High - Low", SPECIAL, "sharpe", -0.5, 7.15, 0.1),
+            ("High - Low", "wide " * 40, "mean", math.nan, math.nan, math.nan),
+            ("Turnover", SPECIAL, "turnover", 6.9, 6.9, math.nan),
+        ]
+    ]  # fmt: skip
+    return Table("I", split, SPECIAL, tuple(figures), (SPECIAL,), {"a": SPECIAL})
+
+
+def latex_faults(text: str) -> list[str]:
+    """Check LaTeX without LaTeX: environments nest, rows have as many cells as columns, specials are escaped."""
+    faults, opened = [], []
+    columns = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", line):
+            if kind == "begin":
+                opened.append(name)
+            elif not opened or opened.pop() != name:
+                faults.append(f"{number}: {name} ends")
+        if found := re.match(r"\\begin\{tabular\}\{([lrc]+)\}", line):
+            columns = len(found[1])
+        bare = re.sub(r"\\[&%$#_{}]", "", line)
+        if bare.endswith("\\\\"):
+            spans = sum(int(span) - 1 for span in re.findall(r"\\multicolumn\{(\d+)\}", bare))
+            cells = bare.count("&") + 1 + spans
+            if cells != columns:
+                faults.append(f"{number}: {cells} cells of {columns}")
+        elif "&" in bare:
+            faults.append(f"{number}: a bare &")
+        if re.search(r"[#_~^]", bare) or (
+            ("%" in bare) and not bare.startswith("%") and not bare.endswith("{%")
+        ):
+            faults.append(f"{number}: {line!r}")
+        if bare.count("$") % 2:
+            faults.append(f"{number}: a bare $")
+    depth = re.sub(r"\\[{}]", "", text)
+    if depth.count("{") != depth.count("}"):
+        faults.append("braces")
+    return faults + opened
+
+
+def test_latex_is_whole(made: Any) -> None:
+    for table in [*made[0].values(), awkward_table()]:
+        assert latex_faults(table.to_latex()) == []
+    for wrong in (
+        "\\begin{tabular}{lr}\na & b & c \\\\\n\\end{tabular}",
+        "\\begin{table}",
+        "5_3",
+        "a & b",
+        "50%a",
+        "$3",
+        "{",
+    ):
+        assert latex_faults(wrong) != [], wrong
+
+
+def test_latex_compiles(made: Any, tmp_path: Path) -> None:
+    """Every table, none wider than a line, by the LaTeX that is there."""
+    compiler = shutil.which("pdflatex") or shutil.which("tectonic")
+    if compiler is None:
+        pytest.skip("no pdflatex or tectonic is installed")
+    tables = [*made[0].values(), awkward_table()]
+    inputs = []
+    for k, table in enumerate(tables):
+        (tmp_path / f"{k}.tex").write_text(table.to_latex(), encoding="utf-8")
+        inputs.append(f"\\input{{{k}.tex}}\\clearpage")
+    preamble = tables[0].to_latex().splitlines()[0].partition(": ")[2]
+    document = ["\\documentclass{article}", preamble, "\\begin{document}", *inputs, "\\end{document}"]
+    (tmp_path / "all.tex").write_text("\n".join(document), encoding="utf-8")
+    options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in compiler else ["--keep-logs"]
+    done = subprocess.run(
+        [compiler, *options, "all.tex"], cwd=tmp_path, capture_output=True, check=False, timeout=120
+    )
+    log = (tmp_path / "all.log").read_text(errors="replace") if (tmp_path / "all.log").exists() else ""
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-3000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
+    assert "Overfull \\hbox" not in log

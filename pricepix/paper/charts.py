@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ HEIGHT: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 28
 _TARGET_VOLATILITY: Final = 0.10
 _MOST_POINTS: Final = 400
+_MOST_LABELS: Final = 10
 
 
 class Line(NamedTuple):
@@ -26,6 +27,7 @@ class Line(NamedTuple):
     name: str
     points: str
     colour: int
+    dashed: bool
 
 
 class Chart(NamedTuple):
@@ -39,17 +41,24 @@ class Chart(NamedTuple):
 
 
 def line_chart(
-    title: str, caption: str, x_labels: Sequence[str], series: Mapping[str, Floats], unit: str = ""
+    title: str,
+    caption: str,
+    x_labels: Sequence[str],
+    series: Mapping[str, Floats],
+    unit: str = "",
+    dashed: Collection[str] = (),
 ) -> Chart:
     """Place lines over the same points, NaN left out.
 
     Parameters
     ----------
     x_labels : sequence of str
-        One a point; about six of them are shown.
+        One a point; all of at most ten are shown, about six of more.
     series : mapping of name to numpy.ndarray, float64 (points,)
     unit : str
         ``%`` for shares.
+    dashed : collection of str
+        Series whose lines are dashed.
     """
     values = np.concatenate([v[np.isfinite(v)] for v in series.values()] or [np.zeros(1)])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
@@ -68,8 +77,16 @@ def line_chart(
         known = np.flatnonzero(np.isfinite(line))
         # More points than a screen has columns only make the page longer.
         known = known[:: max(1, len(known) // _MOST_POINTS)]
-        lines.append(Line(name, " ".join(f"{x(i)},{y(float(line[i]))}" for i in known.tolist()), colour))
-    shown = np.unique(np.linspace(0, n - 1, min(n, 6)).round().astype(int)).tolist() if n else []
+        lines.append(
+            Line(
+                name, " ".join(f"{x(i)},{y(float(line[i]))}" for i in known.tolist()), colour, name in dashed
+            )
+        )
+    shown = (
+        np.unique(np.linspace(0, n - 1, n if n <= _MOST_LABELS else 6).round().astype(int)).tolist()
+        if n
+        else []
+    )
     factor = 100.0 if unit == "%" else 1.0
     return Chart(
         title, caption, lines, [(x(i), x_labels[i]) for i in shown],
@@ -78,7 +95,11 @@ def line_chart(
 
 
 def cumulative_chart(
-    title: str, dates: Sequence[str], returns: Mapping[str, Floats], per_year: float
+    title: str,
+    dates: Sequence[str],
+    returns: Mapping[str, Floats],
+    per_year: float,
+    dashed: Collection[str] = (),
 ) -> Chart:
     """Cumulated returns, each scaled to a volatility of 10% a year over the whole test, as in the paper's figure."""
     scaled = {}
@@ -87,7 +108,7 @@ def cumulative_chart(
         if sd > 0:
             scaled[name] = np.cumsum(series * (_TARGET_VOLATILITY / sd))
     caption = "Highest less lowest decile, equal weights: returns added up, at a volatility of 10% a year. No costs."
-    return line_chart(title, caption, dates, scaled, "%")
+    return line_chart(title, caption, dates, scaled, "%", dashed)
 
 
 def accuracy_chart(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pricepix.factor.evaluation.metrics import information_coefficient
 from pricepix.paper.cells import model_title
+from pricepix.paper.errors import mean_error
 from pricepix.paper.results import CellResult, Signals
 from pricepix.paper.tables import Figure
 
@@ -42,4 +43,4 @@ def correlation_figures(
                 by_date = information_coefficient(shared.models[model], values)
                 known = by_date[~np.isnan(by_date)]
                 mean = float(known.mean()) if len(known) else float("nan")
-                yield Figure("", row, column, "correlation", mean, differs=differs)
+                yield Figure("", row, column, "correlation", mean, differs=differs, error=mean_error(known))

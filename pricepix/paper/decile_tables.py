@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -9,9 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix.factor.comparison.bootstrap import bootstrap_by_month, month_numbers
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.cells import MODELS, model_title
-from pricepix.paper.formation import DECILES, deciles
+from pricepix.paper.formation import DECILES, Decile, deciles
 from pricepix.paper.published_figures import lookup
 from pricepix.paper.results import CellResult, Signals
 from pricepix.paper.tables import Figure
@@ -21,6 +23,8 @@ __all__ = ["ROWS", "Book", "books_of", "control_figures", "decile_figures", "hol
 Floats = NDArray[np.float64]
 
 ROWS: Final = ("Low", *(str(k) for k in range(2, DECILES)), "High", "High - Low")
+_DRAWS: Final = 500
+"""Of months, for the error of a difference."""
 _WEIGHTINGS: Final = {"equal": "Equal weight", "value": "Value weight"}
 
 
@@ -108,17 +112,25 @@ def decile_figures(table: str, books: Sequence[Book]) -> Iterator[Figure]:
                 shared.formation, book.signal, shared.returns, shared.cap, weighting == "value"
             )
             for row, decile in zip(ROWS, found, strict=True):
-                for statistic, value in (("mean", decile.mean), ("sharpe", decile.sharpe)):
-                    yield _figure(table, book, weighting, panel, row, statistic, value)
-            yield _figure(table, book, weighting, panel, "Turnover", "turnover", turnover)
+                for statistic, value, error in _statistics(decile):
+                    known = lookup(table, book.published_cell, book.model, weighting, row.lower(), statistic)
+                    yield Figure(panel, row, book.title, statistic, value, known, book.differs, error)
+            known = lookup(table, book.published_cell, book.model, weighting, ROWS[-1].lower(), "turnover")
+            yield Figure(panel, "Turnover", book.title, "turnover", turnover, known, book.differs)
+            counted = ~np.isnan(book.signal) & ~np.isnan(shared.returns)
+            if shared.cap is not None:
+                counted &= ~np.isnan(shared.cap)
+            names = float(counted.sum(axis=1).mean()) if len(counted) else float("nan")
+            for row, count in (("Formations", float(len(counted))), ("Names at each", names)):
+                yield Figure(panel, row, book.title, "count", count, differs=book.differs)
 
 
-def _figure(
-    table: str, book: Book, weighting: str, panel: str, row: str, statistic: str, value: float
-) -> Figure:
-    named = "high - low" if statistic == "turnover" else row.lower()
-    known = lookup(table, book.published_cell, book.model, weighting, named, statistic)
-    return Figure(panel, row, book.title, statistic, value, known, book.differs)
+def _statistics(portfolio: Decile) -> tuple[tuple[str, float, float], ...]:
+    """Name, value and standard error of what is told of a portfolio."""
+    return (
+        ("mean", portfolio.mean, portfolio.mean_error),
+        ("sharpe", portfolio.sharpe, portfolio.sharpe_error),
+    )
 
 
 def holding_figures(
@@ -140,28 +152,45 @@ def holding_figures(
             whole = [(f"Days {a} to {b}", r) for a, b, r in zip(bounds, ends, stretches, strict=True)]
             for row, returns in [*whole, ("Whole period", shared.returns)]:
                 found, _ = deciles(shared.formation, book.signal, returns, shared.cap, weighting == "value")
-                for statistic, value in (("mean", found[-1].mean), ("sharpe", found[-1].sharpe)):
-                    yield Figure(panel, row, book.title, statistic, value, differs=book.differs)
+                for statistic, value, error in _statistics(found[-1]):
+                    yield Figure(panel, row, book.title, statistic, value, differs=book.differs, error=error)
 
 
 def control_figures(
-    results: Sequence[CellResult], signals: Mapping[str, Signals], differs: str
+    results: Sequence[CellResult],
+    signals: Mapping[str, Signals],
+    differs: str,
+    market: Market,
 ) -> Iterator[Figure]:
-    """Yield the equally weighted Sharpe ratio of highest less lowest of every model, cell by cell."""
+    """Yield the equally weighted Sharpe ratio of highest less lowest of every model, cell by cell.
+
+    Below each control: the CNN's less its own, what the second dimension adds. Its standard error is that of calendar
+    months drawn with replacement, each with the returns of both.
+    """
+    panel = "Equal weight"
     for r in results:
-        shared = signals[r.cell.name]
+        shared, name = signals[r.cell.name], r.cell.name
+        month = month_numbers(market.time[shared.formation.entry], market.panel.tz)
+        cnn = np.empty(0)
         for model in MODELS:
-            if model in shared.models:
-                found, _ = deciles(shared.formation, shared.models[model], shared.returns, shared.cap)
-                known = lookup("IX", r.cell.name, model, "equal", "high - low", "sharpe")
-                if model == "cnn":
-                    known = lookup("I", r.cell.name, model, "equal", "high - low", "sharpe")
-                yield Figure(
-                    "Equal weight",
-                    model_title(model),
-                    r.cell.name,
-                    "sharpe",
-                    found[-1].sharpe,
-                    known,
-                    differs,
-                )
+            if model not in shared.models:
+                continue
+            spread = deciles(shared.formation, shared.models[model], shared.returns, shared.cap)[0][-1]
+            known = lookup("I" if model == "cnn" else "IX", name, model, "equal", "high - low", "sharpe")
+            title = model_title(model)
+            yield Figure(panel, title, name, "sharpe", spread.sharpe, known, differs, spread.sharpe_error)
+            if model == "cnn":
+                cnn = spread.series
+                continue
+            both = np.column_stack([cnn, spread.series])
+            statistic = functools.partial(_sharpe, per_year=shared.formation.per_year)
+            less = bootstrap_by_month(statistic, both, month, _DRAWS, 0)
+            yield Figure(
+                panel, f"CNN less {title}", name, "sharpe", less["difference"], differs=differs,
+                error=less["standard_error"],
+            )  # fmt: skip
+
+
+def _sharpe(returns: Floats, per_year: float) -> float:
+    sd = float(returns.std(ddof=1)) if len(returns) > 1 else 0.0
+    return float(returns.mean()) / sd * float(np.sqrt(per_year)) if sd > 0 else float("nan")

@@ -16,7 +16,7 @@ __all__ = ["differences"]
 def differences(
     context: Context, market: Market, split: str, first: int, last: int, seeds: int, universe: Universe
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the differences by letter, and the letters that hold for models and for baselines.
+    """Return the differences by letter, and the letters that hold for models, for baselines, and for both.
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ def differences(
     letters = {
         "model": "".join(of[text] for text in [*shared, *models]),
         "baseline": "".join(of[text] for text in [*shared, *signals]),
+        "both": "".join(of[text] for text in [*shared, *models, *signals]),
     }
     return by_letter, letters
 

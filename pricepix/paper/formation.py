@@ -139,11 +139,26 @@ class Formation:
 
 
 class Decile(NamedTuple):
-    """A portfolio's returns a period, annualised: mean and Sharpe ratio; the series itself."""
+    """A portfolio's returns a period: mean and Sharpe ratio a year, the series itself, and the periods a year."""
 
     mean: float
     sharpe: float
     series: Floats
+    per_year: float
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean a year, of periods that are independent; NaN with fewer than 2."""
+        n = len(self.series)
+        return float(self.series.std(ddof=1)) / float(np.sqrt(n)) * self.per_year if n > 1 else float("nan")
+
+    @property
+    def sharpe_error(self) -> float:
+        """Standard error of the Sharpe ratio a year after Lo (2002), for independent periods; NaN where it is."""
+        n = len(self.series)
+        if n < 2 or np.isnan(self.sharpe):
+            return float("nan")
+        return float(np.sqrt((self.per_year + 0.5 * self.sharpe**2) / n))
 
 
 def deciles(
@@ -187,7 +202,7 @@ def deciles(
         sd = float(series.std(ddof=1)) if len(series) > 1 else float("nan")
         mean = float(series.mean()) if len(series) else float("nan")
         sharpe = mean / sd * float(np.sqrt(formation.per_year)) if sd > 0 else float("nan")
-        found.append(Decile(mean * formation.per_year, sharpe, series))
+        found.append(Decile(mean * formation.per_year, sharpe, series, formation.per_year))
     turned = book.turnover[1:, -1]
     turned = turned[~np.isnan(turned)]
     return found, float(turned.mean()) * formation.per_month if len(turned) else float("nan")

@@ -20,11 +20,10 @@ from pricepix.paper.tables import Figure
 __all__ = [
     "MOST_WINDOWS",
     "Logit",
+    "characteristic_figures",
     "fit_logit",
     "has_statsmodels",
     "market_data_figures",
-    "prediction_figures",
-    "return_figures",
 ]
 
 Floats = NDArray[np.float64]
@@ -106,42 +105,37 @@ def _fitted(up: NDArray[np.bool_], x: Floats) -> Any:
     return found if found.mle_retvals["converged"] and np.isfinite(found.bse).all() else None
 
 
-def prediction_figures(
+def characteristic_figures(
     results: Sequence[CellResult],
     signals: Mapping[str, Signals],
     found: Mapping[str, Mapping[str, Floats]],
     differs: str,
+    of_returns: bool,
 ) -> Iterator[Figure]:
-    """Table VI: the CNN's predicted sign on the names' characteristics, ranked at each formation."""
-    for result in results:
-        shared = signals[result.cell.name]
-        score = shared.models["cnn"]
-        known = ~np.isnan(score)
-        design, names = _ranked(found[result.cell.name], known)
-        yield from _figures(
-            result.cell.name, names, fit_logit(score[known] > 0.5, design, _order(known)), differs
-        )
+    """Tables VI and VII: a sign on the names' characteristics, ranked at each formation.
 
-
-def return_figures(
-    results: Sequence[CellResult],
-    signals: Mapping[str, Signals],
-    found: Mapping[str, Mapping[str, Floats]],
-    differs: str,
-) -> Iterator[Figure]:
-    """Table VII: the sign of the return to the next formation on the CNN's prediction and the characteristics."""
+    Parameters
+    ----------
+    found : mapping of cell name to mapping of characteristic to numpy.ndarray, float64 (periods, instruments)
+    of_returns : bool
+        Table VII: the sign of the return to the next formation, on the CNN's prediction as well. Else Table VI: the
+        sign that the CNN predicts.
+    """
     for result in results:
-        shared = signals[result.cell.name]
+        name = result.cell.name
+        shared, values = signals[name], found[name]
         score = shared.models["cnn"]
-        known = ~np.isnan(score) & ~np.isnan(shared.returns)
-        design, names = _ranked({"CNN prediction": score, **found[result.cell.name]}, known)
-        up = shared.returns[known] > 0
-        yield from _figures(result.cell.name, names, fit_logit(up, design, _order(known)), differs)
-        alone = fit_logit(up, design[:, :1], _order(known))
-        yield Figure("", "R2, CNN alone", result.cell.name, "mcfadden_r2", alone.r2, differs=differs)
-        yield Figure(
-            "", "R2 out of sample, CNN alone", result.cell.name, "mcfadden_r2", alone.r2_out, differs=differs
-        )
+        known, up = ~np.isnan(score), score > 0.5
+        if of_returns:
+            known &= ~np.isnan(shared.returns)
+            up, values = shared.returns > 0, {"CNN prediction": score, **values}
+        design, names = _ranked(values, known)
+        up, order = up[known], np.nonzero(known)[0]
+        yield from _figures(name, names, fit_logit(up, design, order), differs)
+        if of_returns:
+            alone = fit_logit(up, design[:, :1], order)
+            for row, r2 in (("R2, CNN alone", alone.r2), ("R2 out of sample, CNN alone", alone.r2_out)):
+                yield Figure("", row, name, "mcfadden_r2", r2, differs=differs)
 
 
 def market_data_figures(
@@ -173,9 +167,10 @@ def market_data_figures(
             yield Figure(target, "R2 out of sample", name, "mcfadden_r2", fit.r2_out, differs=differs)
             yield Figure(target, "Windows", name, "count", float(fit.rows), differs=differs)
             if image.bars <= _SHOWN_BARS:
+                panel = f"{target}, lag by lag"
                 for label, coefficient, t in zip(lags, fit.coefficients, fit.t, strict=True):
-                    yield Figure(target, label, name, "coefficient", float(coefficient), differs=differs)
-                    yield Figure(target, label, name, "t", float(t), differs=differs)
+                    yield Figure(panel, label, name, "coefficient", float(coefficient), differs=differs)
+                    yield Figure(panel, label, name, "t", float(t), differs=differs)
 
 
 def _independent(x: Floats) -> NDArray[np.int64]:
@@ -214,8 +209,3 @@ def _ranked(values: Mapping[str, Floats], known: NDArray[np.bool_]) -> tuple[Flo
             columns.append(column)
             names.append(name)
     return np.column_stack(columns) if columns else np.empty((int(known.sum()), 0)), names
-
-
-def _order(known: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The formation of each pair that counts."""
-    return np.nonzero(known)[0]

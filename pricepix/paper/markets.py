@@ -83,5 +83,7 @@ def transferred(home: Context, plan: Plan, request: Request, foreign: Foreign) -
         signals = {r.cell.name: signals_of(target, market, r, request.universe, ()) for r in results}
         figures = tuple(market_figures(results, signals, lookup, letters["model"]))
         table = Table("X", f"{split}_{name}", f"{TABLES['X']}: {name}", figures, tuple(notes), by_letter)
-        sections.append(Section(f"Transfer to {name}, split {split}", [table], [], by_letter))
+        sections.append(
+            Section(f"{split}_{name}", f"Transfer to {name}, split {split}", None, [table], [], by_letter)
+        )
     return sections

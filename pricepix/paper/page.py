@@ -20,9 +20,13 @@ _TEMPLATE: Final = "paper.html.j2"
 
 
 class Section(NamedTuple):
-    """Tables and charts of one split."""
+    """Tables and charts of one split, or of one split of another market."""
 
+    name: str
+    """Letters and digits, of no other section."""
     title: str
+    glance: Table | None
+    """The main figures; None for none."""
     tables: list[Table]
     charts: list[Chart]
     differences: dict[str, str]
@@ -60,10 +64,15 @@ def write_tables(tables: Sequence[Table], folder: Path) -> None:
                 partial.write_text(text, encoding="utf-8")
 
 
+def _minus(text: str) -> str:
+    """Return a number with a minus sign for its hyphen, and a dash for one that is not known."""
+    return text.replace("-", "\N{EN DASH}" if text in ("-", "(-)") else "\N{MINUS SIGN}")
+
+
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    found = Environment(
         loader=PackageLoader("pricepix.paper", ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -71,3 +80,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters["minus"] = _minus
+    return found

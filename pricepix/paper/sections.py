@@ -18,15 +18,21 @@ from pricepix.paper.characteristics import characteristics
 from pricepix.paper.charts import Chart, accuracy_chart, cumulative_chart
 from pricepix.paper.context import Context
 from pricepix.paper.correlation_table import correlation_figures
-from pricepix.paper.decile_tables import Book, books_of, control_figures, decile_figures, holding_figures
+from pricepix.paper.decile_tables import (
+    ROWS,
+    Book,
+    books_of,
+    control_figures,
+    decile_figures,
+    holding_figures,
+)
 from pricepix.paper.differences import differences
 from pricepix.paper.formation import DECILES, deciles, period_of
 from pricepix.paper.logits import (
     MOST_WINDOWS,
+    characteristic_figures,
     has_statsmodels,
     market_data_figures,
-    prediction_figures,
-    return_figures,
 )
 from pricepix.paper.page import Section
 from pricepix.paper.parts import SPLITS
@@ -54,9 +60,11 @@ TABLES: Final = {
 }
 """The tables that can be written, by their number in the paper."""
 
+_BOOTSTRAP: Final = "Errors of differences: calendar months drawn with replacement, 500 times."
 BASELINES: Final = ("MOM", "STR", "WSTR", "TREND")
 _HOLDING_CUTS: Final = (5, 20)
 _LARGEST: Final = 500
+_FEW_FORMATIONS: Final = 24
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,11 @@ class _Maker:
         shown = [model for model in self.request.models if model in ("cnn", "cnn1d:image", "logistic:image")]
         return books_of(results, signals, self.letters, shown)
 
+    def controls(self, signals: Mapping[str, Signals]) -> tuple[Figure, ...]:
+        """Return the figures of Table IX."""
+        own = [r for r in self.results if len(signals[r.cell.name].formation) >= 2]
+        return tuple(control_figures(own, signals, self.letters["model"], self.market))
+
     def decile_table(
         self, number: str, groups: Mapping[int, list[CellResult]], signals: Mapping[str, Signals], named: bool
     ) -> Table | None:
@@ -121,12 +134,13 @@ class _Maker:
         for horizon, results in groups.items():
             own = {name: found for name, found in signals.items() if len(found.formation) >= 2}
             shown = [r for r in results if r.cell.name in own]
-            for r in results:
-                notes += _notes_of(r, signals[r.cell.name])
+            notes += _notes_of(results, signals)
             prefix = f"R{horizon}, " if named else ""
             for figure in decile_figures(number, self.books(shown, own)):
                 figures.append(replace(figure, panel=_panel(prefix, figure.panel)))
-        return self.table(number, figures, notes) if figures else None
+        if not figures:
+            return None
+        return replace(self.table(number, figures, notes), rows_with_errors=(ROWS[-1],))
 
 
 def section_of(
@@ -147,7 +161,27 @@ def section_of(
     tables = [table for table in _tables(maker, signals, truth) if table is not None]
     for number, result in (merged or {}).items():
         tables.append(_time_scale_table(maker, number, result, signals))
-    return Section(SPLITS.get(split, f"Split {split}"), tables, _charts(maker, signals), by_letter)
+    title = SPLITS.get(split, f"Split {split}")
+    return Section(split, title, _glance(maker, signals), tables, _charts(maker, signals), by_letter)
+
+
+def _glance(maker: _Maker, signals: Mapping[str, Signals]) -> Table:
+    """A row a cell: the CNN, what was published of it, and what it adds to the first of the controls."""
+    shown = ("CNN", *(model_title(model) for model in maker.request.models[1:2]))
+    figures = []
+    for figure in maker.controls(signals):
+        name, own = figure.row, replace(figure, panel="", row=figure.column)
+        if name in shown:
+            figures.append(replace(own, column=name))
+        if name == "CNN":
+            table = "I" if maker.is_weekly(int(figure.column.rpartition("R")[2])) else "II"
+            known = lookup(table, figure.column, "cnn", "equal", "high - low", "sharpe")
+            for column, value in (("Published", known), ("Difference", figure.value - known)):
+                figures.append(Figure("", figure.column, column, "sharpe", value))
+        elif name == f"CNN less {shown[-1]}":
+            figures.append(replace(own, column=name))
+    notes = ["Sharpe ratio a year of the highest less the lowest decile, equal weights, before costs."]
+    return Table("", maker.split, "At a glance", tuple(figures), tuple(notes))
 
 
 def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) -> Iterator[Table | None]:
@@ -155,11 +189,11 @@ def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) 
     weekly = {h: own for h, own in groups.items() if maker.is_weekly(h)}
     longer = {h: own for h, own in groups.items() if h not in weekly}
     if truth is not None:
-        figures = planted_figures(maker.results, maker.context.panel, truth)
+        figures = planted_figures(maker.results, maker.context.panel, truth, maker.context.training.every)
         note = (
             f"The planted signal tells the sign of the return over {truth.horizon} bars with a chance of "
             f"{truth.accuracy:.0%}, and no rule knows more of that sign. Elsewhere no rule is right more often than "
-            "not. Errors are those of independent windows."
+            "not. Windows of a date go together, and those of dates whose returns overlap."
         )
         found = maker.table("", figures, [note])
         yield replace(found, title="Accuracy of signs, where a pattern was planted and elsewhere")
@@ -181,11 +215,11 @@ def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) 
             [
                 f"Lag 0 is the image's last bar. Out of sample: the later half of the test. At most {MOST_WINDOWS:,} "
                 "windows at formations, evenly spaced. What is a sum of others, such as the average of the image's own "
-                "closes, is left out."
+                "closes, is left out. A dash stands where there are too few windows, or one sign only."
             ],
         )
     if "IX" in wanted and len(maker.request.models) > 1:
-        yield maker.table("IX", control_figures(maker.results, signals, maker.letters["model"]))
+        yield maker.table("IX", maker.controls(signals), [_BOOTSTRAP])
 
 
 def _characteristic_tables(maker: _Maker, signals: Mapping[str, Signals]) -> Iterator[Table]:
@@ -199,33 +233,35 @@ def _characteristic_tables(maker: _Maker, signals: Mapping[str, Signals]) -> Ite
             known[key] = characteristics(maker.market, decision)
         found[result.cell.name] = known[key]
     own = [result for result in maker.results if len(signals[result.cell.name].formation)]
-    wanted, letters = maker.request.tables, maker.letters["baseline"]
+    wanted, letters = maker.request.tables, maker.letters["both"]
     note = (
         "All characteristics come from the panel's bars and are known at the formation: windows are months and years "
         "of bars, the market is the equally weighted mean of the panel's names."
     )
     if "V" in wanted:
         shown = [model for model in maker.request.models if model in ("cnn", "cnn1d:image")]
-        figures = correlation_figures(own, signals, found, shown, letters)
-        yield maker.table("V", figures, ["Means over formations.", note])
+        figures = tuple(correlation_figures(own, signals, found, shown, letters))
+        varied = {figure.row for figure in figures if np.isfinite(figure.value)}
+        notes = ["Means over formations of the rank correlation across names.", note]
+        if left := [row for row in dict.fromkeys(figure.row for figure in figures) if row not in varied]:
+            notes.append(f"Left out, as the same for all names or not known: {', '.join(left)}.")
+        yield maker.table("V", (figure for figure in figures if figure.row in varied), notes)
     if not has_statsmodels():
         return
     ranked = "Ranks at each formation, from -1/2 to 1/2. t as if all pairs were independent. " + note
     if "VI" in wanted:
-        yield maker.table("VI", prediction_figures(own, signals, found, letters), [ranked])
+        yield maker.table("VI", characteristic_figures(own, signals, found, letters, False), [ranked])
     if "VII" in wanted:
-        yield maker.table("VII", return_figures(own, signals, found, letters), [ranked])
+        yield maker.table("VII", characteristic_figures(own, signals, found, letters, True), [ranked])
 
 
-def _time_scale_table(
-    maker: _Maker, number: str, result: CellResult, signals: Mapping[str, Signals]
-) -> Table:
+def _time_scale_table(maker: _Maker, number: str, result: CellResult, signals: dict[str, Signals]) -> Table:
     """Table XI or XII: a network of five bars on longer images."""
     own = signals_of(maker.context, maker.market, result, maker.request.universe, ())
     home = f"I{result.cell.image.lookback}/R{result.cell.horizon}"
     beside = (home, signals[home]) if home in signals else None
     figures = time_scale_figures(result, own, beside, maker.letters["model"])
-    notes = list(_notes_of(result, own))
+    notes = list(_notes_of([result], signals | {result.cell.name: own}))
     if DIRECT not in result.scores:
         notes.append(f"No network of {SOURCE} was tested on the same time: ask for the cell {SOURCE}, too.")
     return maker.table(number, figures, notes)
@@ -258,14 +294,22 @@ def _largest_table(maker: _Maker, groups: Mapping[int, list[CellResult]]) -> Tab
     )
 
 
-def _notes_of(result: CellResult, signals: Signals) -> Iterator[str]:
-    name = result.cell.name
-    if signals.empty:
-        yield f"{name}: {signals.empty:,} formations have no scored name in the universe and are left out."
-    if len(signals.formation) < 2:
-        yield f"{name}: fewer than 2 formations have a scored name in the universe; it is left out."
-    elif len(signals.formation) < 24:
-        yield f"{name}: {len(signals.formation)} formations; their Sharpe ratios are of little meaning."
+def _notes_of(results: Sequence[CellResult], signals: Mapping[str, Signals]) -> Iterator[str]:
+    """What a reader must know of some cells; what is true of several is said once."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        own = signals[result.cell.name]
+        if own.empty:
+            text = f"{own.empty:,} formations have no scored name in the universe and are left out."
+            said.setdefault(text, []).append(result.cell.name)
+        if len(own.formation) < 2:
+            text = "fewer than 2 formations have a scored name in the universe; no portfolio."
+            said.setdefault(text, []).append(result.cell.name)
+        elif len(own.formation) < _FEW_FORMATIONS:
+            text = f"{len(own.formation)} formations: Sharpe ratios of so few are of little meaning."
+            said.setdefault(text, []).append(result.cell.name)
+    for text, names in said.items():
+        yield f"{', '.join(names)}: {text}"
 
 
 def _panel(prefix: str, panel: str) -> str:
@@ -287,7 +331,9 @@ def _charts(maker: _Maker, signals: Mapping[str, Signals]) -> list[Chart]:
                 returns[book.title] = found[-1].series
         dates = format_times(maker.market.time[first.formation.leave], maker.context.panel.tz)
         charts.append(
-            cumulative_chart(f"Cumulated returns, R{horizon}", dates, returns, first.formation.per_year)
+            cumulative_chart(
+                f"Cumulated returns, R{horizon}", dates, returns, first.formation.per_year, BASELINES
+            )
         )
         for r in results:
             if np.isfinite(r.returns).any():

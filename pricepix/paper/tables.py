@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Final, NamedTuple
 
-__all__ = ["Comparison", "Figure", "Grid", "Table", "format_figure", "latex_text"]
+from pricepix.paper.latex import PREAMBLE, latex_float, latex_number, latex_tabular, latex_text
+
+__all__ = ["Comparison", "Figure", "Grid", "Row", "Table", "format_figure"]
 
 _FORMATS: Final = {
     "mean": ("Ret", 100.0, 1, "%"),
@@ -44,6 +46,8 @@ class Figure:
         NaN where none is known.
     differs : str
         Letters of the table's `differences` that apply.
+    error : float
+        Standard error of `value`; NaN where none is known.
     """
 
     panel: str
@@ -53,11 +57,20 @@ class Figure:
     value: float
     published: float = math.nan
     differs: str = ""
+    error: float = math.nan
 
     @property
     def difference(self) -> float:
         """This figure less the published one."""
         return self.value - self.published
+
+
+class Row(NamedTuple):
+    """A row of a panel as text."""
+
+    name: str
+    """Empty for a row of standard errors, which belongs to the row above."""
+    cells: list[str]
 
 
 class Grid(NamedTuple):
@@ -67,7 +80,12 @@ class Grid(NamedTuple):
     columns: list[tuple[str, int]]
     """Titles, and how many columns each spans."""
     statistics: list[str]
-    rows: list[tuple[str, list[str]]]
+    rows: list[Row]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all columns show one statistic, which then need not stand above each of them."""
+        return len(self.statistics) == len(self.columns) and len(set(self.statistics)) == 1
 
 
 class Comparison(NamedTuple):
@@ -78,9 +96,12 @@ class Comparison(NamedTuple):
     column: str
     statistic: str
     here: str
+    error: str
+    """Standard error of the figure here, in parentheses; empty where none is known."""
     published: str
     difference: str
     differs: str
+    """Letters of what differs."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +119,9 @@ class Table:
     notes : tuple of str
         What a reader must know: cells that were skipped and why, weightings that are missing.
     differences : dict of str to str
-        By letter, where definitions or data are not the paper's.
+        By letter, where definitions or data are not the paper's: a word, a colon, and how.
+    rows_with_errors : tuple of str or None
+        Rows whose standard errors are printed below them; all that have some by default. The CSV has every one.
     """
 
     number: str
@@ -107,18 +130,31 @@ class Table:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = ()
     differences: dict[str, str] = field(default_factory=dict)
+    rows_with_errors: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
         """Name of its files."""
         return "_".join(part for part in ("table", self.number or "planted", self.split) if part)
 
-    def value(self, panel: str, row: str, column: str, statistic: str) -> float:
-        """Return a figure; KeyError if the table has none of that name."""
+    def figure(self, panel: str, row: str, column: str, statistic: str) -> Figure:
+        """Return a figure, with its standard error; KeyError if the table has none of that name."""
         for figure in self.figures:
             if (figure.panel, figure.row, figure.column, figure.statistic) == (panel, row, column, statistic):
-                return figure.value
+                return figure
         raise KeyError(f"table {self.number} has no {statistic} of {row!r} in {column!r}, {panel!r}")
+
+    def value(self, panel: str, row: str, column: str, statistic: str) -> float:
+        """Return the value of a figure; KeyError if the table has none of that name."""
+        return self.figure(panel, row, column, statistic).value
+
+    def letters(self) -> str:
+        """Letters of all that differs in any figure."""
+        return "".join(sorted({letter for figure in self.figures for letter in figure.differs}))
+
+    def differing(self, letters: str) -> str:
+        """Return in a word each what letters stand for: ``bars, seeds``."""
+        return ", ".join(self.differences[letter].partition(":")[0] for letter in letters)
 
     def grids(self) -> list[Grid]:
         """Return its panels as text, rows and columns in the order of the figures."""
@@ -131,6 +167,7 @@ class Table:
                 columns[column] = [name for name in every if name not in _ALONE] or every[:1]
             order = [(column, name) for column, statistics in columns.items() for name in statistics]
             texts = {(f.row, f.column, f.statistic): format_figure(f.statistic, f.value) for f in own}
+            errors = {(f.row, f.column, f.statistic): format_error(f) for f in own if self._prints_error(f)}
             rows = []
             for row in dict.fromkeys(figure.row for figure in own):
                 # What has one number for all statistics of a column stands in the first of them.
@@ -144,10 +181,17 @@ class Table:
                     or (alone.get(column, "") if statistic == columns[column][0] else "")
                     for column, statistic in order
                 ]
-                rows.append((row, cells))
+                rows.append(Row(row, cells))
+                below = [errors.get((row, column, statistic), "") for column, statistic in order]
+                if any(below):
+                    rows.append(Row("", below))
             titles = [(column, len(statistics)) for column, statistics in columns.items()]
             found.append(Grid(panel, titles, [_FORMATS[statistic][0] for _, statistic in order], rows))
         return found
+
+    def _prints_error(self, figure: Figure) -> bool:
+        shown = self.rows_with_errors is None or figure.row in self.rows_with_errors
+        return shown and math.isfinite(figure.error)
 
     def comparisons(self) -> list[Comparison]:
         """Return the figures beside published ones, as text."""
@@ -156,6 +200,7 @@ class Table:
                 figure.panel, figure.row, figure.column,
                 "" if figure.statistic in _ALONE else _FORMATS[figure.statistic][0],
                 format_figure(figure.statistic, figure.value),
+                format_error(figure),
                 format_figure(figure.statistic, figure.published),
                 format_figure(figure.statistic, figure.difference, sign=True),
                 figure.differs,
@@ -165,7 +210,7 @@ class Table:
         ]  # fmt: skip
 
     def to_csv(self) -> str:
-        """Return every figure as CSV: value, published figure, difference, and what differs, in full."""
+        """Return every figure as CSV: value, its error, published figure, difference, and what differs, in full."""
         out = StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
@@ -177,6 +222,7 @@ class Table:
                 "column",
                 "statistic",
                 "value",
+                "standard_error",
                 "published",
                 "difference",
                 "differs",
@@ -184,7 +230,8 @@ class Table:
         )
         for figure in self.figures:
             numbers = [
-                "" if math.isnan(x) else repr(x) for x in (figure.value, figure.published, figure.difference)
+                "" if math.isnan(x) else repr(x)
+                for x in (figure.value, figure.error, figure.published, figure.difference)
             ]
             texts = [figure.panel, figure.row, figure.column, figure.statistic]
             why = "; ".join(self.differences[letter] for letter in figure.differs)
@@ -192,33 +239,54 @@ class Table:
         return out.getvalue()
 
     def to_latex(self) -> str:
-        """Return the table as LaTeX, with ``booktabs``: its panels, and the figures beside the published ones."""
-        lines = [f"% Table {self.number}: \\usepackage{{booktabs}}"]
-        for grid in self.grids():
-            width = 1 + len(grid.statistics)
-            lines += [f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}", "\\toprule"]
-            if grid.title:
-                lines.append(f"\\multicolumn{{{width}}}{{l}}{{{latex_text(grid.title)}}} \\\\")
-            heads = [f"\\multicolumn{{{span}}}{{c}}{{{latex_text(title)}}}" for title, span in grid.columns]
-            lines += [
-                " & ".join(["", *heads]) + " \\\\",
-                " & ".join(["", *map(latex_text, grid.statistics)]) + " \\\\",
-            ]
-            lines.append("\\midrule")
-            lines += [
-                " & ".join([latex_text(row), *map(latex_text, cells)]) + " \\\\" for row, cells in grid.rows
-            ]
-            lines += ["\\bottomrule", "\\end{tabular}", ""]
-        compared = self.comparisons()
+        """Return the table as LaTeX: a float a panel, and one of the figures beside the published ones.
+
+        It needs the packages booktabs and graphicx. What is wider than a line is shrunk to one.
+        """
+        of = f"Jiang, Kelly and Xiu (2023), Table {self.number}: " if self.number else ""
+        name = f"{of}{self.title}"
+        lines = [f"% In the preamble: {PREAMBLE}"]
+        grids, compared = self.grids(), self.comparisons()
+        for k, grid in enumerate(grids):
+            caption = f"{name}; {grid.title[0].lower()}{grid.title[1:]}" if grid.title else name
+            lines += latex_float(
+                caption, _latex_grid(grid), self._printed_notes() if k == len(grids) - 1 else []
+            )
         if compared:
-            lines += ["\\begin{tabular}{llllrrrl}", "\\toprule"]
-            head = ["panel", "row", "column", "", "here", "published", "difference", "differs"]
-            lines += [" & ".join(head) + " \\\\", "\\midrule"]
-            lines += [" & ".join(map(latex_text, row)) + " \\\\" for row in compared]
-            lines += ["\\bottomrule", "\\end{tabular}", ""]
-        notes = [f"({letter}) {text}" for letter, text in self.differences.items()]
-        lines += [f"% {' '.join(note.split())}" for note in [*self.notes, *notes]]
+            head = ["", "", "", "", "here", "(error)", "published", "difference", "differs"]
+            rows = [
+                [
+                    *map(latex_text, (c.panel, c.column, c.row, c.statistic)),
+                    *map(latex_number, (c.here, c.error, c.published, c.difference)),
+                    latex_text(c.differs),
+                ]
+                for c in compared
+            ]
+            tabular = latex_tabular("llllrrrrl", [" & ".join(head)], rows)
+            unchecked = [
+                "Published figures come from secondary transcriptions, none checked against the article."
+            ]
+            lines += latex_float(f"{name}; beside the published figures", tabular, unchecked)
         return "\n".join(lines) + "\n"
+
+    def _printed_notes(self) -> list[str]:
+        """Notes, what parentheses are, and what the letters stand for."""
+        errors = any(self._prints_error(figure) for figure in self.figures)
+        return [
+            *self.notes,
+            *(["Standard errors in parentheses."] if errors else []),
+            *(f"({letter}) {self.differences[letter]}." for letter in self.letters()),
+        ]
+
+
+def _latex_grid(grid: Grid) -> list[str]:
+    width = 1 + len(grid.statistics)
+    heads = [f"\\multicolumn{{{span}}}{{c}}{{{latex_text(title)}}}" for title, span in grid.columns]
+    lines = [" & ".join(["", *heads])]
+    if not grid.is_plain:
+        lines.append(" & ".join(["", *map(latex_text, grid.statistics)]))
+    rows = [[latex_text(row.name), *map(latex_number, row.cells)] for row in grid.rows]
+    return latex_tabular("l" + "r" * (width - 1), lines, rows)
 
 
 def format_figure(statistic: str, value: float, sign: bool = False) -> str:
@@ -231,11 +299,10 @@ def format_figure(statistic: str, value: float, sign: bool = False) -> str:
     return text.replace("-", "") if set(text) <= set("-0.%") else text
 
 
-def latex_text(text: str) -> str:
-    """Return text as LaTeX prints it."""
-    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"}
-    return "".join(special.get(c, c if c.isprintable() else " ") for c in text)
+def format_error(figure: Figure) -> str:
+    """Write the standard error of a figure as tables print it, without its unit; nothing if it is not known."""
+    text = format_figure(figure.statistic, figure.error).removesuffix(_FORMATS[figure.statistic][3])
+    return f"({text})" if math.isfinite(figure.error) else ""
 
 
 def _plain_cell(text: str) -> str:

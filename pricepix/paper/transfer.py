@@ -122,7 +122,16 @@ def market_figures(
                 found, _ = deciles(
                     shared.formation, shared.models[model], shared.returns, shared.cap, weighting == "value"
                 )
-                yield Figure(panel, row, result.cell.name, "sharpe", found[-1].sharpe, differs=differs)
+                spread = found[-1]
+                yield Figure(
+                    panel,
+                    row,
+                    result.cell.name,
+                    "sharpe",
+                    spread.sharpe,
+                    differs=differs,
+                    error=spread.sharpe_error,
+                )
                 means.setdefault(row, []).append(found[-1].sharpe)
         for row, values in means.items():
             known = lookup("X", "", row.lower(), weighting, "mean", "sharpe")
@@ -157,8 +166,11 @@ def time_scale_figures(
             found, turnover = deciles(
                 shared.formation, signal, shared.returns, shared.cap, weighting == "Value weight"
             )
-            yield Figure("", row, weighting, "mean", found[-1].mean, differs=differs)
-            yield Figure("", row, weighting, "sharpe", found[-1].sharpe, differs=differs)
+            spread = found[-1]
+            for statistic, value, error in (
+                ("mean", spread.mean, spread.mean_error), ("sharpe", spread.sharpe, spread.sharpe_error)
+            ):  # fmt: skip
+                yield Figure("", row, weighting, statistic, value, differs=differs, error=error)
             if weighting == "Equal weight":
                 yield Figure(
                     "",

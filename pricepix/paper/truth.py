@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
 from pricepix.paper.cells import model_title
+from pricepix.paper.errors import share_error
 from pricepix.paper.results import CellResult
 from pricepix.paper.tables import Figure
 
 __all__ = ["Truth", "planted_figures"]
 
-PLANTED, ELSEWHERE = "Where the pattern was planted", "Elsewhere"
+PLANTED, ELSEWHERE, SIGNAL = "Where the pattern was planted", "Elsewhere", "The planted signal"
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class Truth:
     horizon: int
 
 
-def planted_figures(results: Sequence[CellResult], panel: Panel, truth: Truth) -> Iterator[Figure]:
+def planted_figures(
+    results: Sequence[CellResult], panel: Panel, truth: Truth, every: str
+) -> Iterator[Figure]:
     """Yield the accuracy of every model, and that of the planted signal, with and without the pattern.
 
     All windows of the test with a return count. At its own horizon the signal is right with its known chance, and no
-    rule more often; at others, how often its sign came true is counted.
+    rule more often; at others, how often its sign came true is counted. `every` is ``bar`` where windows end at every
+    bar, so that the returns of as many dates as a horizon has bars overlap: their standard errors know that.
     """
     code = np.searchsorted(panel.offsets, np.arange(len(panel)), side="right") - 1
     has = np.zeros(panel.n_instruments, bool)
@@ -50,17 +54,28 @@ def planted_figures(results: Sequence[CellResult], panel: Panel, truth: Truth) -
         for result in results:
             own = (has[code[result.row]] == group) & ~np.isnan(result.returns)
             rose = result.returns[own] > 0
+            horizon, time = result.cell.horizon, result.time[own]
+            overlap = horizon if every == "bar" else 1
             for model, scores in result.scores.items():
-                right = float(np.mean((scores[own] > 0.5) == rose)) if own.any() else float("nan")
-                yield Figure(title, model_title(model), result.cell.name, "accuracy", right)
-            best = 0.5
-            if group and result.cell.horizon == truth.horizon:
-                best = truth.accuracy
-            elif group:
-                best = (
-                    float(np.mean((truth.signal[result.row[own]] > 0) == rose)) if own.any() else float("nan")
+                right = (scores[own] > 0.5) == rose
+                yield _share(title, model_title(model), result, right, time, overlap)
+            if group and horizon != truth.horizon:
+                yield _share(
+                    title, SIGNAL, result, (truth.signal[result.row[own]] > 0) == rose, time, overlap
                 )
-            yield Figure(title, "The planted signal", result.cell.name, "accuracy", best)
-            error = float(np.sqrt(0.25 / max(1, int(own.sum()))))
-            yield Figure(title, "Standard error", result.cell.name, "accuracy", error)
+            else:
+                best = truth.accuracy if group else 0.5
+                yield Figure(title, SIGNAL, result.cell.name, "accuracy", best)
             yield Figure(title, "Windows", result.cell.name, "count", float(own.sum()))
+
+
+def _share(
+    title: str,
+    row: str,
+    result: CellResult,
+    right: NDArray[np.bool_],
+    time: NDArray[np.int64],
+    overlap: int,
+) -> Figure:
+    share = float(right.mean()) if len(right) else float("nan")
+    return Figure(title, row, result.cell.name, "accuracy", share, error=share_error(right, time, overlap))
