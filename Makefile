@@ -25,7 +25,7 @@ $(CORE_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python -m pip install --quiet --upgrade pip
 	$(CORE)/bin/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[dask,xarray,distributed,report,cloud,calendars,sample]' --group test
+		--editable '.[dask,xarray,distributed,report,cloud,calendars,sample,explore]' --group test
 	touch $@
 
 demo: $(READY)

@@ -7,6 +7,7 @@ lightning are never imported before something needs them.
 import lazy_loader
 
 from pricepix.bars import display as _display
+from pricepix.images import explorers as _explorers
 
 
 def _draw_sample(spec):  # type: ignore[no-untyped-def]
@@ -16,6 +17,14 @@ def _draw_sample(spec):  # type: ignore[no-untyped-def]
     return sample_image(spec)
 
 
+def _explore(images, **options):  # type: ignore[no-untyped-def]
+    """Open the page of some images. It stands above all sets of images, so it is handed down too."""
+    from pricepix.explore import explore
+
+    return explore(images, **options)
+
+
 _display.register_drawer(_draw_sample)
+_explorers.register_explorer(_explore)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

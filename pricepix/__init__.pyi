@@ -1,5 +1,6 @@
 from . import bars as bars
 from . import build as build
+from . import explore as explore
 from . import factor as factor
 from . import paper as paper
 from . import samples as samples

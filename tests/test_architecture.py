@@ -35,6 +35,7 @@ RANK = {
             "build train preview",
             "factor",
             "workflow paper",
+            "explore",
             "cli __init__",
             "__main__",
         ]

@@ -27,7 +27,7 @@ def hooks():
 def test_every_public_name_has_a_page(hooks):
     pages = hooks.reference()
     top = {name for name, _ in pages["pricepix"]}
-    packages = {"bars", "build", "factor", "paper", "samples", "train", "workflow"}
+    packages = {"bars", "build", "explore", "factor", "paper", "samples", "train", "workflow"}
     assert set(pp.__all__) - {"__version__"} <= top | packages
     pytest.importorskip("torch")
     for names in pages.values():

@@ -19,6 +19,7 @@ PACKAGES = (
     "pricepix.train",
     "pricepix.factor",
     "pricepix.paper",
+    "pricepix.explore",
 )
 
 

@@ -3,7 +3,7 @@
 Commands parse and forward. Whatever they need is imported when they run, so that ``--help`` is instant.
 """
 
-from pricepix.cli import factors, paper, runs, stores, tools
+from pricepix.cli import explore, factors, paper, runs, stores, tools
 from pricepix.cli.group import main
 
-__all__ = ["factors", "main", "paper", "runs", "stores", "tools"]
+__all__ = ["explore", "factors", "main", "paper", "runs", "stores", "tools"]

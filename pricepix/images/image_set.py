@@ -18,6 +18,7 @@ from pricepix._checks import nearest, nearest_or_all, optional_module, printable
 from pricepix.bars.times import as_time, period_ends, time_range, to_series
 from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.images.display import image_set_page
+from pricepix.images.explorers import open_explorer
 from pricepix.render.memory import memory_for
 from pricepix.spec import ImageSpec
 
@@ -323,6 +324,47 @@ class ImageSet(ABC):
     def renders_on(self, device: str) -> bool:
         """Whether ``batches(device=...)`` can give tensors that are made on a device such as ``cuda``."""
         return False
+
+    def explore(
+        self,
+        *,
+        factor: Any = None,
+        model: Any = None,
+        panel: Any = None,
+        embedding: Any = None,
+        port: int = 0,
+        browser: bool = False,
+    ) -> Any:
+        """Open a local page to look through these images; see ``pricepix.explore.explore``.
+
+        Parameters
+        ----------
+        factor : FactorCache, str or path, optional
+            Scores of the images.
+        model : path, network or ensemble, optional
+            Scores single windows, and says what speaks for them.
+        panel : Panel, MarketCache, or anything ``Panel.from_table`` takes, optional
+            The bars; by default those that the images have.
+        embedding : Embedding, str or path, optional
+            What "similar" means; by default the share of ink in the same place.
+        port : int
+            Of 127.0.0.1; 0 for any that is free.
+        browser : bool
+            Open the page in the browser of this machine.
+
+        Returns
+        -------
+        pricepix.explore.Explorer
+            Its ``url`` is the address, ``close`` ends it; a notebook shows it.
+
+        Raises
+        ------
+        ImportError
+            Without the extra ``explore``; the message is the line that installs it.
+        """
+        return open_explorer(
+            self, factor=factor, model=model, panel=panel, embedding=embedding, port=port, browser=browser
+        )
 
     def to_torch(
         self,
