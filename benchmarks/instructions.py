@@ -141,7 +141,10 @@ def count(cpu: str) -> dict[str, float]:
 def child(counting: bool) -> None:
     """Draw every case with few and with many windows; have valgrind dump what each call took."""
     from pricepix import ImageSpec, Panel, WindowIndex, render_panel, samples
+    from pricepix.bars import uncompiled
     from pricepix.render import fast, widen
+
+    uncompiled.patience.seconds = 0.0
 
     table = samples.simulate(2, 1200, halt_rate=0, split_rate=0, delist_rate=0, list_late=0, seed=1)
     panel = Panel.from_table(table, progress=False)

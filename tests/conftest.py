@@ -62,6 +62,14 @@ def small_calls_on_threads():
     draw._THREAD_SECONDS = 1e-9
 
 
+@pytest.fixture(autouse=True, scope="session")
+def everything_compiled():
+    """Test what large calls run: small ones would be interpreted until the kernels are compiled."""
+    from pricepix.bars import uncompiled
+
+    uncompiled.patience.seconds = 0.0
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of reference data (golden images of other renderers, real bars); skips the test without it."""

@@ -158,6 +158,7 @@ PRIVATE = (
 # numba.core.event is in Numba's reference manual: it tells when a function begins to be compiled.
 WALLS = {
     "bars/compiling.py": "numba.core.event",
+    "bars/uncompiled.py": "numba.core.event",
     "render/simd.py": "numba.core",
     "location.py": "zarr.core.sync",
     "workflow/warm_up.py": "numba.core.event",

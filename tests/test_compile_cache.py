@@ -22,9 +22,11 @@ SCRIPT = """
 import hashlib
 import numpy as np
 import pricepix
+from pricepix.bars import uncompiled
 from pricepix.render import fast, widen
 from pricepix.render.bits import unpack_images
 
+uncompiled.patience.seconds = 0
 bits = np.arange(480, dtype=np.uint8)[None]
 images = widen(bits, 64, 60).tobytes() + widen(bits[:, :1], 2, 3).tobytes()
 stats = [kernel.stats for kernel in (fast.widen, unpack_images)]

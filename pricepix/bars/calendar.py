@@ -23,7 +23,7 @@ def calendar_of(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         return np.empty(0, np.int64)
     longest = int(lengths.argmax())
     calendar = time[offsets[longest] : offsets[longest + 1]].copy()
-    others = np.empty(max(1 << 16, int(lengths.max())), np.int64)
+    others = np.empty(max(min(1 << 16, len(time)), int(lengths.max())), np.int64)
     i = 0
     while i < len(lengths):
         i, n = kernels.times_outside(time, offsets, i, locked(calendar), others)

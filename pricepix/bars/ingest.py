@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pricepix._checks import nearest
-from pricepix.bars import arrays, kernels, tables, values
+from pricepix.bars import arrays, hashing, kernels, tables, values
 from pricepix.bars.adjustment import factors_from_first
 from pricepix.bars.calendar import Gaps, fill_gaps, find_gaps
 from pricepix.bars.columns import BAR, BOOL_FIELDS, FIELDS, PRICES
@@ -24,9 +24,13 @@ from pricepix.bars.options import ReadOptions
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.report import BAR_KINDS, ERRORS, NOTES, BadRow, PanelReport
 from pricepix.bars.times import TimeOptions, format_time
+from pricepix.bars.uncompiled import interpret_small_calls
 from pricepix.bars.values import locked
 
 announce_compiling()
+interpret_small_calls(kernels)
+# Hashes wrap on purpose, as uint64 in either way.
+interpret_small_calls(hashing, overflow="ignore")
 
 _SHOWN = 5
 _ADJUST = {None: 0, "divide": 1, "multiply": 2}

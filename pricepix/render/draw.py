@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix._checks import whole_number
+from pricepix.bars import uncompiled
 from pricepix.bars.compiling import announce_compiling
 from pricepix.render import bits as render_bits
 from pricepix.render import fast, kernels, rules
@@ -37,6 +38,14 @@ _FEW_TASKS = 2
 _WINDOW_SECONDS = 8e-8
 _BYTES_A_SECOND = 2e10
 _THREAD_SECONDS = 2.5e-4
+# What the interpreter needs for a bar of a window, without drawing it, and with, on a Zen 4 that does other work too.
+_INTERPRETED_DRY, _INTERPRETED = 3e-5, 6e-5
+# And for a step of a small loop over windows or rows.
+_LOOP_SECONDS = 1e-6
+# What NumPy needs for a pixel of column bits, and how many images it turns around at once.
+_UNPACK_SECONDS, _UNPACKED_IMAGES = 3e-9, 1024
+# Kinds of jobs whose renderer this process has found compiled, see ``_kind``.
+_compiled: set[Any] = set()
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
 _NO_MA = np.zeros((0, 0))
@@ -156,7 +165,8 @@ def render_rows(
     # An index's rows are read-only, for which the kernels would be compiled once more.
     row, dest = _ascending(row if row.flags.writeable else row.copy())
     first = np.empty(len(row), np.int64)
-    if kernels.first_rows(row, offsets, first) < spec.lookback and len(row):
+    seconds = _LOOP_SECONDS * (len(row) + len(offsets))
+    if uncompiled.call(kernels.first_rows, seconds, row, offsets, first) < spec.lookback and len(row):
         raise ValueError(
             f"a window is shorter than lookback={spec.lookback}: make the index with WindowIndex.from_panel"
         )
@@ -193,7 +203,8 @@ def _ascending(row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     span = highest - lowest + 1
     if span <= 4 * n and n < 1 << 31:
         dest, ascending = np.empty(n, np.int64), np.empty(n, np.int64)
-        if kernels.sort_rows(row, lowest, np.empty(span, np.int32), dest, ascending) == n:
+        place, seconds = np.empty(span, np.int32), _LOOP_SECONDS * (n + span)
+        if uncompiled.call(kernels.sort_rows, seconds, row, lowest, place, dest, ascending) == n:
             return ascending, dest
     dest = np.argsort(row, kind="stable")
     return row[dest], dest
@@ -212,6 +223,8 @@ def run(
     if len(rows.last) == 0:
         return
     job = fast_job(arrays, spec)
+    if _draw_uncompiled(arrays, spec, rows, out, mode, reason, job):
+        return
     if job is not None:
         rest = (rows, out.reshape(-1, copy=False), mode, fast.uses_nontemporal_stores(out), reason)
         _drive(fast, job, fast.plan_tasks(len(rows.last)), rest, threads)
@@ -219,7 +232,52 @@ def run(
         if len(deferred) == 0:
             return
         rows = WindowRows(*(values[deferred] for values in rows))
+        if _draw_uncompiled(arrays, spec, rows, out, mode, reason, None):
+            return
     run_plain(arrays, spec, rows, out, mode, reason, threads)
+
+
+def _draw_uncompiled(
+    arrays: PanelArrays,
+    spec: ImageSpec,
+    rows: WindowRows,
+    out: NDArray[np.uint8],
+    mode: int,
+    reason: NDArray[np.uint8],
+    job: fast.Job | None,
+) -> bool:
+    """Draw in the interpreter if that is sooner than to compile what would; return whether it was done.
+
+    `job` says which renderer is asked for, the plain one if None.
+    """
+    a_bar = _INTERPRETED_DRY if mode == rules.DRY else _INTERPRETED
+    seconds = (
+        a_bar * len(rows.last) * (spec.lookback + (spec.lookback + spec.history) * (spec.rebuild is not None))
+    )
+    kind = _kind(arrays, job)
+    if kind in _compiled or not uncompiled.patience.allows(seconds):
+        return False
+    starts = np.zeros(1, np.int64)  # no task
+    source, rest = _plain_source(arrays, spec), (rows, out, mode, reason)
+    if job is None:
+        ready = uncompiled.is_compiled(kernels.render_serial, *source, starts, *rest)
+    else:
+        flat, nontemporal = out.reshape(-1, copy=False), fast.uses_nontemporal_stores(out)
+        ready = uncompiled.is_compiled(
+            fast.render_serial, *job, starts, rows, flat, mode, nontemporal, reason
+        )
+    if ready:
+        _compiled.add(kind)
+        return False
+    uncompiled.patience.spend(seconds)
+    done, _ = uncompiled.run_interpreted(kernels.render_serial, *source, _plain_tasks(rows, spec), *rest)
+    return done
+
+
+def _kind(arrays: PanelArrays, job: fast.Job | None) -> tuple[Any, ...]:
+    """What decides, of the arguments that differ, which of a renderer's compilations draws."""
+    kind = tuple(array.flags.writeable for array in arrays if array is not None)
+    return kind if job is None else (*kind, job.banded, job.truncated, job.averages is None)
 
 
 def fast_job(arrays: PanelArrays, spec: ImageSpec) -> fast.Job | None:
@@ -237,10 +295,23 @@ def run_plain(
     threads: int | None,
 ) -> None:
     """Draw with the plain kernels, which support every spec."""
+    rest = (rows, out, mode, reason)
+    _drive(kernels, _plain_source(arrays, spec), _plain_tasks(rows, spec), rest, threads)
+
+
+def _plain_source(arrays: PanelArrays, spec: ImageSpec) -> tuple[Any, ...]:
+    """First arguments of the plain kernels' driver."""
+    return arrays, np.array(spec.ma, np.int64), draw_params(spec)
+
+
+def _plain_tasks(rows: WindowRows, spec: ImageSpec) -> NDArray[np.int64]:
+    """Bounds of the plain kernels' tasks."""
     starts = np.empty(len(rows.last) + 1, np.int64)
-    tasks = kernels.plan_tasks(rows.last, rows.first, spec.lookback, _TASK_WINDOWS, starts)
-    source = (arrays, np.array(spec.ma, np.int64), draw_params(spec))
-    _drive(kernels, source, starts[: tasks + 1], (rows, out, mode, reason), threads)
+    seconds = _LOOP_SECONDS * len(rows.last)
+    tasks = uncompiled.call(
+        kernels.plan_tasks, seconds, rows.last, rows.first, spec.lookback, _TASK_WINDOWS, starts
+    )
+    return starts[: tasks + 1]
 
 
 def _drive(
@@ -313,12 +384,25 @@ def widen(
         out = memory_for((len(bits), height, width))
     elif out.shape != (len(bits), height, width) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {(len(bits), height, width)}")
-    if len(bits) and fast.expands_bits(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
+    if len(bits) == 0:
+        return out
+    if fast.expands_bits(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
         tables = fast.build_byte_tables(height, width)
-        fast.widen(bits, height, width, tables, out.reshape(-1), fast.uses_nontemporal_stores(out))
+        kernel: Any = fast.widen
+        args: tuple[Any, ...] = (height, width, tables, out.reshape(-1), fast.uses_nontemporal_stores(out))
     else:
-        render_bits.unpack_images(bits, out)
+        kernel, args = render_bits.unpack_images, (out,)
+    seconds = _UNPACK_SECONDS * out.size
+    uncompiled.call(kernel, seconds, bits, *args, instead=lambda *_: _widen_by_numpy(bits, out))
     return out
+
+
+def _widen_by_numpy(bits: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    n, height, width = out.shape
+    for a in range(0, n, _UNPACKED_IMAGES):
+        pixels = np.unpackbits(bits[a : a + _UNPACKED_IMAGES], axis=1, count=height * width)
+        columns = pixels.reshape(-1, width, height)
+        np.multiply(columns.transpose(0, 2, 1), rules.INK, out=out[a : a + len(columns)])
 
 
 def checked_windows(ohlcv: Any, spec: ImageSpec, ma: Any, at_limit: Any) -> PanelArrays:

@@ -15,11 +15,15 @@ from pricepix._checks import fraction, whole_number
 from pricepix.bars import display
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import duration_ns, time_range, to_series
+from pricepix.bars.uncompiled import interpret_small_calls
 from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
 from pricepix.windows import kernels
 from pricepix.windows.schedule import Periods, Schedule, find_schedule
+
+# Its hashes wrap on purpose, as uint64 in either way.
+interpret_small_calls(kernels, overflow="ignore")
 
 DROP_REASONS: Final = {
     kernels.TOO_SHORT: "too_short",

@@ -218,6 +218,10 @@ def compile_here(scenarios: Sequence[str]) -> None:
     """
     from numba.core import event
 
+    from pricepix.bars import uncompiled
+
+    uncompiled.patience.seconds = 0.0
+
     class Stop(event.Listener):
         def on_start(self, event: Any) -> None:
             raise _Missing
