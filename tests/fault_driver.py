@@ -8,10 +8,12 @@ torch used. What a trial says is printed as one JSON object.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kill_driver import difference, ink, run_content, scoring, training, tree
+from kill_driver import difference, import_what_children_import, ink, run_content, scoring, training, tree
 
 import pricepix as pp
 from pricepix.build.append import append
@@ -56,6 +58,7 @@ def in_fork(work: Callable[[], Any]) -> Any:
     return answer["found"]
 
 
+@functools.cache
 def panel(last: int | None = None) -> pp.Panel:
     frame = pp.samples.simulate(6, 90, seed=5, delist_rate=0, split_rate=0, halt_rate=0, list_late=0)
     if last is not None:
@@ -186,6 +189,96 @@ def descriptors(folder: Path) -> dict[str, Any]:
     return {"done": done, "wrong": compare(folder)}
 
 
+def all_of(works: Works) -> None:
+    """Do everything once."""
+    works.prepare()
+    for work, _ in works.works().values():
+        work()
+
+
+class LosePermission:
+    """Makes every folder below one read-only at its n-th file that is opened to be written, or renamed."""
+
+    def __init__(self, folder: Path, at: int) -> None:
+        self.folder, self.left = folder, at
+        sys.addaudithook(self.see)
+
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "os.rename" or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+        if not writes or not str(arguments[0]).startswith(f"{self.folder}{os.sep}"):
+            return
+        self.left -= 1
+        if not self.left:
+            chmod_folders(self.folder, 0o555)
+
+
+def chmod_folders(folder: Path, mode: int) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(mode)
+
+
+def permission(folder: Path) -> dict[str, Any]:
+    """As an ordinary user who may no longer write, in the middle of each work: that is said, and it goes on later."""
+    # Before the user changes, who may not read where the interpreter's own modules are.
+    first = Works(folder / "first")
+    first.folder.mkdir()
+    import_what_children_import(lambda _: all_of(first), folder / "log")
+    folder.chmod(0o777)
+    if os.getuid() == 0:
+        os.setuid(65534)
+    works = Works(folder)
+    in_fork(works.prepare)
+    told = {}
+    for name, (work, made) in works.works().items():
+
+        def losing(work: Callable[[], Any] = work, made: Path = made) -> str:
+            LosePermission(made, 6)
+            return refused(work, errno.EACCES, made)
+
+        try:
+            told[name] = in_fork(losing)
+        finally:
+            chmod_folders(folder, 0o755)
+    return {"told": told, "wrong": compare(folder)}
+
+
+MEGABYTE = 1 << 20
+LEFT = (1, 8, 64, 512)
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """With a limit on memory (``ulimit -v``) a little above what there is: an error or the whole work, never a part."""
+    works = Works(folder)
+    in_fork(works.prepare)
+    told: dict[str, list[str]] = {}
+    for name, (work, _) in works.works().items():
+        for left in LEFT:
+
+            def limited(work: Callable[[], Any] = work, left: int = left, name: str = name) -> str:
+                # Modules and compiled code that are loaded on the way take memory, too. So do the tables of bars:
+                # polars ends a process that has none left.
+                panel(), panel(60)
+                if name == "train":
+                    training(works.store)(folder / f"first{left}")
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                limit = pages * resource.getpagesize() + left * MEGABYTE
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                signal.alarm(120)
+                try:
+                    work()
+                except Exception as error:
+                    return f"{type(error).__name__}: {error}"[:300]
+                return "done"
+
+            try:
+                said = in_fork(limited)
+            except (RuntimeError, ValueError) as error:
+                said = f"died: {str(error)[-300:]}"
+            told.setdefault(name, []).append(said)
+    return {"told": told, "wrong": compare(folder)}
+
+
 def broken(folder: Path) -> dict[str, Any]:
     """Where the disk gives EIO: reading /proc/self/mem at 0 does, and it is a regular file to `stat`."""
     works = Works(folder)
@@ -306,6 +399,7 @@ def main() -> None:
         return
     found = {
         "read-only": read_only, "full": full, "descriptors": descriptors, "broken": broken,
+        "permission": permission, "memory": memory,
         "appenders": appenders, "scored-twice": scored_twice,
     }[what](folder)  # fmt: skip
     print(json.dumps(found))

@@ -276,6 +276,50 @@ def kill_score_append(folder: Path, kills: int, rng: np.random.Generator) -> dic
     return Kills(folder, folder / "old", work, look).run(kills, rng)
 
 
+# -------------------------------------------------------------------------------------------- embeddings
+
+
+def embedding(store: Path, **options: Any) -> Work:
+    def work(target: Path) -> None:
+        import torch
+
+        from pricepix import train
+        from pricepix.factor import embed, embedding_format
+
+        use_one_thread()
+        # Many chunks of few windows, the last of which an append completes.
+        embedding_format._CHUNK_BYTES = 1 << 11
+        torch.manual_seed(0)
+        spec = train.CNNSpec("small", 32, 15, (train.ConvBlock(2, pool=(8, 3)),))
+        embed(store, train.PriceCNN(spec).eval(), target, progress=False, **options)
+
+    return work
+
+
+def embedded(target: Path) -> tuple[np.ndarray, ...]:
+    from pricepix.factor import open_embedding
+
+    found = open_embedding(target)
+    return found.values[:], found.time, found.instrument_index
+
+
+def kill_embed(folder: Path, kills: int, rng: np.random.Generator) -> dict[str, Any]:
+    """An append of embeddings: a reader sees those before or those after."""
+    run_child(make_stores, folder)
+    run_child(embedding(folder / "short"), folder / "old")
+    shutil.copytree(folder / "old", folder / "first")
+    work = embedding(folder / "full", append=True)
+    run_child(work, folder / "first")
+
+    def look(target: Path) -> None:
+        found, before, after = embedded(target), embedded(folder / "old"), embedded(folder / "first")
+        assert len(before[0]) < len(after[0])
+        expected = before if len(found[0]) == len(before[0]) else after
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)), "a state between"
+
+    return Kills(folder, folder / "old", work, look).run(kills, rng)
+
+
 # ------------------------------------------------------------------------------------------------ training
 
 
@@ -530,7 +574,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     work = {
         "score": kill_score, "score-append": kill_score_append, "train": kill_train, "run": kill_run,
-        "update": kill_update, "replicate": kill_replicate,
+        "embed": kill_embed, "update": kill_update, "replicate": kill_replicate,
     }  # fmt: skip
     if given.what == "full-disk-score":
         found = full_disk_score(folder)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
 import pricepix as pp  # noqa: E402
 from pricepix import factor, train  # noqa: E402
-from pricepix.factor import embedding as module  # noqa: E402
+from pricepix.cli import main  # noqa: E402
+from pricepix.factor import embedding_format  # noqa: E402
+from pricepix.factor.embedding_writer import EmbeddingWriter  # noqa: E402
+from pricepix.store.format import metadata_digest  # noqa: E402
+
+FLIPS = int(os.environ["PRICEPIX_FUZZ"])
 
 SMALL = train.CNNSpec("small", 32, 15, (train.ConvBlock(4, pool=(8, 3)),))
 
@@ -57,8 +68,7 @@ def test_xarray_reads_them(images: Any, whole: Any) -> None:
     assert found.embedding.shape == whole.values.shape
     np.testing.assert_array_equal(found.time.values, images.time.view("datetime64[ns]"))
     assert found.instrument.values.tolist() == images.index["instrument"].to_list()
-    group = whole.group.store_path
-    opened = xarray.open_zarr(str(group).removeprefix("file://"), consolidated=False)
+    opened = xarray.open_zarr(whole.location, consolidated=False)
     assert opened.embedding.dims == ("window", "feature")
 
 
@@ -69,31 +79,54 @@ def test_appended_and_resumed(
     days = bars["time"].unique().sort()
     early = pp.PanelImages(bars.filter(bars["time"] <= days[60]), "jkx5", horizons=(5,))
     late = pp.PanelImages(bars, "jkx5", horizons=(5,))
-    factor.embed(early, network, tmp_path / "e", progress=False)
+    # Chunks of 16 rows, of which an append completes one and adds more.
+    monkeypatch.setattr(embedding_format, "_CHUNK_BYTES", 16 * 4 * network.linear.in_features)
+    opened = factor.embed(early, network, tmp_path / "e", progress=False)
+    assert opened.values.chunks[0] == 16
     with pytest.raises(ValueError, match="append=True adds the rest"):
         factor.embed(late, network, tmp_path / "e", progress=False)
+    before = tree(tmp_path / "e")
     monkeypatch.setattr(pp.PanelImages, "chunk", 32)
-    original, calls = module._write, []
+    original, calls = EmbeddingWriter._put, []
 
-    def dying(group: Any, images: Any, a: int, b: int, found: Any) -> None:
-        calls.append((a, b))
-        if len(calls) == 2:
-            group["embedding"].resize((b, found.shape[1]))
+    def dying(writer: Any, key: str, stored: bytes) -> None:
+        calls.append(key)
+        if len(calls) == 3:
             raise OSError("killed")
-        original(group, images, a, b, found)
+        original(writer, key, stored)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", dying)
+        patch.setattr(EmbeddingWriter, "_put", dying)
         with pytest.raises(OSError, match="killed"):
             factor.embed(late, network, tmp_path / "e", append=True, progress=False)
-    assert len(early) < len(factor.open_embedding(tmp_path / "e")) < len(late)
-    again = factor.embed(late, network, tmp_path / "e", progress=False)
+    # A reader sees what there was.
+    assert len(factor.open_embedding(tmp_path / "e")) == len(early)
+    assert before.items() <= tree(tmp_path / "e").items()
+    with pytest.raises(ValueError, match="append=True adds the rest"):
+        factor.embed(late, network, tmp_path / "e", progress=False)
+    done = []
+    embed = type(network).embed
+
+    def counting(self: Any, inputs: Any, batch: int) -> Any:
+        done.append(len(inputs))
+        return embed(self, inputs, batch)
+
+    monkeypatch.setattr(type(network), "embed", counting)
+    again = factor.embed(late, network, tmp_path / "e", append=True, progress=False)
+    assert sum(done) < len(late) - len(early), "what was done before the kill was done again"
+    assert again.verify().ok
+    assert not (tmp_path / "e" / "_build").exists()
     np.testing.assert_array_equal(again.time, whole.time)
     np.testing.assert_allclose(again.values[:], whole.values[:], atol=1e-6)
-    before = again.values[:]
-    np.testing.assert_array_equal(
-        factor.embed(late, network, tmp_path / "e", progress=False).values[:], before
-    )
+    # Who had it open reads what did not change, and is told of what did.
+    np.testing.assert_array_equal(opened.values[:16], again.values[:16])
+    with pytest.raises(
+        ValueError, match=r"was appended to since it was opened, and embedding/c/\d+/0 changed"
+    ):
+        opened.values[:]
+    before = tree(tmp_path / "e")
+    factor.embed(late, network, tmp_path / "e", progress=False)
+    assert tree(tmp_path / "e") == before
 
 
 def test_a_module_of_one_s_own(images: Any, tmp_path: Path) -> None:
@@ -126,21 +159,21 @@ class TestSimilar:
         far = factor.similar(whole, name, time, k=3, metric="euclidean", others_only=True)
         assert name not in far["instrument"].to_list()
 
-    def test_nothing_later_changes_an_answer(self, images: Any, whole: Any) -> None:
+    def test_nothing_later_changes_an_answer(
+        self, images: Any, whole: Any, network: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Later embeddings are turned into the query itself: the answer stays."""
         name, time = images.index["instrument"][200], images.index["time"][200]
-        changed = zarr.group()
-        for column in ("embedding", "time", "instrument_index"):
-            changed.create_array(column, data=whole.group[column][:])
-        changed.attrs.update(whole.attrs)
         later = np.flatnonzero(images.time >= images.time[200])
         later = later[later != 200]
-        values = changed["embedding"][:]
+        values = whole.values[:]
         values[later] = values[200]
-        changed["embedding"][:] = values
+        assert images.chunk >= len(images)
+        monkeypatch.setattr(type(network), "embed", lambda self, inputs, batch: values)
+        changed = factor.embed(images, network, None, progress=False)
         for before in (None, "2000-03-01"):
             expected = factor.similar(whole, name, time, before=before)
-            assert factor.similar(factor.Embedding(changed), name, time, before=before).equals(expected)
+            assert factor.similar(changed, name, time, before=before).equals(expected)
             assert before is None or str(expected["time"].max())[:10] < before
 
     def test_what_cannot_be_asked(self, images: Any, whole: Any) -> None:
@@ -157,7 +190,7 @@ class TestSimilar:
 
 
 def test_what_cannot_be_embedded(images: Any, network: Any, whole: Any, tmp_path: Path) -> None:
-    place = str(whole.group.store_path).removeprefix("file://")
+    place = whole.location
     with pytest.raises(ValueError, match="holds embeddings of another model"):
         factor.embed(images, train.PriceCNN(SMALL), place, progress=False)
     other = pp.PanelImages(
@@ -172,12 +205,128 @@ def test_what_cannot_be_embedded(images: Any, network: Any, whole: Any, tmp_path
     zarr.open_group(str(tmp_path / "z"), mode="w")
     with pytest.raises(FileExistsError, match="holds something else than embeddings"):
         factor.embed(images, network, tmp_path / "z", progress=False)
-    with pytest.raises(ValueError, match="holds no embeddings of pricepix"):
+    with pytest.raises(ValueError, match="is a Zarr group, but not an embedding: it is something else"):
         factor.open_embedding(tmp_path / "z")
-    group = zarr.open_group(place)
-    group.attrs["format_version"] = 9
-    try:
-        with pytest.raises(ValueError, match="is of format version 9; this pricepix reads version 1"):
-            factor.open_embedding(place)
-    finally:
-        group.attrs["format_version"] = 1
+    with pytest.raises(FileNotFoundError, match=r"no embedding at .*: make one with pricepix\.factor\.embed"):
+        factor.open_embedding(tmp_path / "nothing")
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(FileExistsError, match="is a file; an embedding is a folder"):
+        factor.embed(images, network, tmp_path / "file", progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("here")
+    with pytest.raises(FileExistsError, match="holds something else than embeddings"):
+        factor.embed(images, network, tmp_path / "mine", progress=False)
+    copied = Path(shutil.copytree(place, tmp_path / "copied"))
+    root = json.loads((copied / "zarr.json").read_text())
+    root["attributes"]["format_version"] = 9
+    (copied / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="has format version 9, this release reads version 2"):
+        factor.open_embedding(copied)
+
+
+# ------------------------------------------------------------------------------------------------- integrity
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "_build" not in path.parts}
+
+
+def read_all(place: Path) -> None:
+    found = factor.open_embedding(place)
+    _ = found.values[:], found.time, found.instrument_index, found.instruments
+
+
+def test_every_flipped_bit_is_found_and_the_file_named(whole: Any, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(whole.location, tmp_path / "e"))
+    assert str(factor.open_embedding(place).verify()).endswith("sound")
+    rng, files = random.Random(1), tree(place)
+    assert len(files) == 12
+    for name, content in files.items():
+        size = 8 * len(content)
+        for bit in [0, 7, size // 2, size - 1, *(rng.randrange(size) for _ in range(FLIPS // 2))]:
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            (place / name).write_bytes(changed)
+            try:
+                problems = factor.open_embedding(place).verify().problems
+            except ValueError as error:
+                problems = [str(error)]
+            assert problems, (name, bit)
+            assert any(name in problem for problem in problems), (name, bit, problems)
+            # Of an array that lies beside its group's metadata, nothing is read.
+            if name.endswith("/zarr.json"):
+                continue
+            with pytest.raises(ValueError, match=re.escape(name)):
+                read_all(place)
+        (place / name).write_bytes(content)
+    assert factor.open_embedding(place).verify().ok
+
+
+def test_missing_swapped_and_foreign_files(whole: Any, images: Any, network: Any, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(whole.location, tmp_path / "e"))
+    files = tree(place)
+    for name, content in files.items():
+        (place / name).unlink()
+        if name == "zarr.json":
+            with pytest.raises(ValueError, match="holds no Zarr v3 group"):
+                factor.open_embedding(place)
+        elif name == "integrity/checksums/c/0":
+            with pytest.raises(ValueError, match=r"integrity/checksums/c/0 .* is missing"):
+                factor.open_embedding(place)
+        else:
+            assert any(
+                f"{name} " in found and "missing" in found
+                for found in factor.open_embedding(place).verify().problems
+            )
+        (place / name).write_bytes(content)
+    (place / "time/c/0").write_bytes(files["instrument_index/c/0"])
+    (problem,) = factor.open_embedding(place).verify().problems
+    assert "time/c/0 of embedding" in problem
+    assert "not the one that was written" in problem
+    (place / "time/c/0").write_bytes(files["time/c/0"])
+    (place / "time/c/1").write_bytes(b"?")
+    assert "objects do not belong to the embedding" in str(factor.open_embedding(place).verify())
+    done = CliRunner().invoke(main, ["verify", str(place)])
+    assert done.exit_code == 1
+    assert "time/c/1" in done.output
+    (place / "time/c/1").unlink()
+    done = CliRunner().invoke(main, ["verify", str(place)])
+    assert done.exit_code == 0, done.output
+    assert "sound" in done.output
+
+
+@pytest.mark.parametrize(
+    ("array", "key", "value", "message"),
+    [
+        ("embedding", "shape", [10**9, 60], "has the shape"),
+        ("embedding", "shape", [2**40, 60], "the shape of embedding"),
+        ("time", "shape", [10**9], "time has the shape"),
+        ("embedding", "data_type", "float64", "the type of embedding"),
+        ("instrument", "shape", [-1], "the shape of instrument"),
+        ("embedding", "codecs", [{"name": "blosc"}], "is stored by"),
+    ],
+)
+def test_metadata_are_not_believed(
+    whole: Any, tmp_path: Path, array: str, key: str, value: Any, message: str
+) -> None:
+    """Whoever means harm writes a digest that fits."""
+    place = Path(shutil.copytree(whole.location, tmp_path / "e"))
+    root = json.loads((place / "zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"][array][key] = value
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    (place / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match=f"the metadata of embedding .* cannot be right: .*{message}"):
+        factor.open_embedding(place)
+
+
+def test_one_writer_at_a_time(images: Any, network: Any, tmp_path: Path) -> None:
+    from pricepix.location import Location
+    from pricepix.store.lock import WriteLock
+
+    with (
+        WriteLock(Location.of(tmp_path / "e"), "embedding"),
+        pytest.raises(BlockingIOError, match=r"embedding .* is being written"),
+    ):
+        factor.embed(images, network, tmp_path / "e", progress=False)
+    assert len(factor.embed(images, network, tmp_path / "e", progress=False)) == len(images)

@@ -13,7 +13,7 @@ KILLS = os.environ["PRICEPIX_KILLS"]
 
 
 @needs_fork
-@pytest.mark.parametrize("what", ["score", "score-append", "train", "run", "update", "replicate"])
+@pytest.mark.parametrize("what", ["score", "score-append", "embed", "train", "run", "update", "replicate"])
 def test_killed_at_any_operation_nothing_is_lost(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often, drawn by PRICEPIX_KILL_SEED; a number above that of operations takes them all."""
     if "score" not in what:

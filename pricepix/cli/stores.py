@@ -147,8 +147,8 @@ def preview(store: str, path: str, **options: Any) -> None:
 def verify(store: str, panel: str | None, table: dict[str, Any], **options: Any) -> None:
     """Check that STORE is whole and, given its bars, that its images are right. Exit code 1 if not.
 
-    STORE is an image store, a factor cache, a checkpoint, or the folder of a training run or of a pipeline,
-    all of whose products are checked. What it was is in what is printed.
+    STORE is an image store, a factor cache, an embedding, a checkpoint, or the folder of a training run or of a
+    pipeline, all of whose products are checked. What it was is in what is printed.
     """
     from pricepix.workflow.verification import verify_location
 

@@ -6,8 +6,8 @@ other objects, such as how many names there really are, is checked where those a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from pricepix._checks import choice, short, whole_number, whole_number_or_none
 from pricepix.bars.times import check_zone
@@ -15,7 +15,7 @@ from pricepix.factor.cache_format import CHECKSUMS, DAYS
 from pricepix.spec import ImageSpec
 from pricepix.store.format import ROOT
 
-__all__ = ["check_metadata"]
+__all__ = ["ArrayForm", "array_forms", "check_metadata", "check_texts"]
 
 # The size of a value; names have none of their own.
 _ITEM_BYTES: Final = {
@@ -75,53 +75,94 @@ def _check_attributes(attrs: Mapping[str, Any]) -> None:
     # A cache of another hand may say that values are known before their image: the audit names it.
     whole_number(attrs["shift"], "shift", -_MOST, _MOST)
     check_zone(attrs.get("tz"))
+    check_texts(attrs, _TEXTS)
+
+
+class ArrayForm(NamedTuple):
+    """What metadata say of an array."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int | None:
+        """Bytes of a value, None for names."""
+        return _ITEM_BYTES[self.dtype]
+
+
+def array_forms(
+    members: Mapping[str, Any], types: Mapping[str, str], required: Sequence[str]
+) -> dict[str, ArrayForm]:
+    """Return the forms of all arrays that the metadata of a group describe, but that of its checksums.
+
+    Parameters
+    ----------
+    members : mapping
+        Metadata by name.
+    types : mapping
+        The types of some arrays, by name.
+    required : sequence of str
+        Arrays that there must be.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError, AttributeError, IndexError
+        If metadata cannot be those of an array of ours.
+    """
+    arrays = {
+        name: meta for name, meta in members.items() if meta["node_type"] == "array" and name != CHECKSUMS
+    }
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ValueError(f"there is no array {missing[0]!r}")
+    found = {}
+    for name, meta in arrays.items():
+        shape = _sizes(meta["shape"], f"the shape of {name}", 0)
+        chunks = _sizes(meta["chunk_grid"]["configuration"]["chunk_shape"], f"the chunks of {name}", 1)
+        dtype = choice(
+            meta["data_type"], f"the type of {name}", (types[name],) if name in types else _ITEM_BYTES
+        )
+        if len(shape) != len(chunks):
+            raise ValueError(f"{name} has {len(shape)} dimensions, its chunks have {len(chunks)}")
+        codecs = [codec["name"] for codec in meta["codecs"]]
+        expected = ["vlen-utf8" if dtype == "string" else "bytes", "zstd", "crc32c"]
+        if codecs != expected:
+            raise ValueError(f"{name} is stored by {short(codecs)}, expected {', '.join(expected)}")
+        found[name] = ArrayForm(shape, chunks, dtype)
+    return found
+
+
+def check_texts(attrs: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise ValueError if an attribute is there and not text, or the model is not one."""
     model = attrs["model"]
     if not isinstance(model, Mapping) or not isinstance(model.get("name"), str):
         raise ValueError(f"model={short(model)} does not describe a model")
-    for key in _TEXTS:
+    for key in names:
         if not isinstance(attrs.get(key), str | None):
             raise ValueError(f"{key}={short(attrs[key])} is not text")
 
 
 def _check_arrays(members: Mapping[str, Any]) -> dict[str, int | None]:
-    arrays = {
-        name: meta for name, meta in members.items() if meta["node_type"] == "array" and name != CHECKSUMS
-    }
-    missing = [name for name in _REQUIRED if name not in arrays]
-    if missing:
-        raise ValueError(f"there is no array {missing[0]!r}")
-    shapes, chunks, types = {}, {}, {}
-    for name, meta in arrays.items():
-        shapes[name] = _sizes(meta["shape"], f"the shape of {name}", 0)
-        chunks[name] = _sizes(meta["chunk_grid"]["configuration"]["chunk_shape"], f"the chunks of {name}", 1)
-        types[name] = choice(
-            meta["data_type"], f"the type of {name}", (_TYPES[name],) if name in _TYPES else _ITEM_BYTES
-        )
-        if len(shapes[name]) != len(chunks[name]):
-            raise ValueError(
-                f"{name} has {len(shapes[name])} dimensions, its chunks have {len(chunks[name])}"
-            )
-        codecs = [codec["name"] for codec in meta["codecs"]]
-        expected = ["vlen-utf8" if types[name] == "string" else "bytes", "zstd", "crc32c"]
-        if codecs != expected:
-            raise ValueError(f"{name} is stored by {short(codecs)}, expected {', '.join(expected)}")
-    days, instruments, intervals = (shapes[name] for name in ("day", "instrument", "interval"))
-    (block,) = chunks["instrument"]
+    forms = array_forms(members, _TYPES, _REQUIRED)
+    days, instruments, intervals = (forms[name].shape for name in ("day", "instrument", "interval"))
+    (block,) = forms["instrument"].chunks
+    many = forms["interval"].chunks
     wanted = {
         "day": (days, (DAYS,)),
         "interval": (intervals, (max(1, *intervals),) if len(intervals) == 1 else intervals),
-        "time": (days + intervals, (DAYS, *chunks["interval"])),
-        "factor": (days + instruments + intervals, (1, block, *chunks["interval"])),
+        "time": (days + intervals, (DAYS, *many)),
+        "factor": (days + instruments + intervals, (1, block, *many)),
     }
-    if "spread" in arrays:
+    if "spread" in forms:
         wanted["spread"] = wanted["factor"]
     for name, (shape, chunk) in wanted.items():
-        if shapes[name] != shape or chunks[name] != chunk:
+        if forms[name].shape != shape or forms[name].chunks != chunk:
             raise ValueError(
-                f"{name} has the shape {short(shapes[name])} in chunks of {short(chunks[name])}, where the axes have "
-                f"{short(shape)} in {short(chunk)}"
+                f"{name} has the shape {short(forms[name].shape)} in chunks of {short(forms[name].chunks)}, where the "
+                f"axes have {short(shape)} in {short(chunk)}"
             )
-    return {name: _ITEM_BYTES[kind] for name, kind in types.items()}
+    return {name: form.item_bytes for name, form in forms.items()}
 
 
 def _sizes(value: Any, what: str, minimum: int) -> tuple[int, ...]:

@@ -41,7 +41,9 @@ __all__ = [
     "CacheContent",
     "array_layouts",
     "checksum_table",
+    "create_array",
     "fill_of",
+    "finished_metadata",
     "object_checksum",
     "table_digest",
 ]
@@ -204,16 +206,7 @@ class CacheContent:
         group = zarr.create_group(MemoryStore(objects), zarr_format=3)
 
         def create(layout: ArrayLayout, dtype: Any, fill: Any, axes: Any, **more: Any) -> None:
-            group.create_array(
-                layout.name,
-                shape=layout.shape,
-                chunks=layout.chunks,
-                dtype=dtype,
-                fill_value=fill,
-                compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-                dimension_names=axes,
-                attributes=more,
-            )
+            create_array(group, layout, dtype, fill, axes, **more)
 
         if self.labels:
             group.create_group("labels", attributes=self.label_attributes)
@@ -239,21 +232,46 @@ class CacheContent:
                 create(layout, np.int64, NO_TIME, ("day", "interval"), **TIME_ATTRIBUTES)
             else:
                 create(layout, str, "", (name,))
-        group.create_group("integrity")
-        create(ArrayLayout(CHECKSUMS, table.shape, table.shape), np.int64, _NO_OBJECT, ("object",))
-        found = {key: bytes(value.to_bytes()) for key, value in objects.items()}
-        root = json.loads(found[ROOT])
-        members = {
-            key.removesuffix(f"/{ROOT}"): json.loads(text) for key, text in found.items() if key != ROOT
-        }
-        for member in members.values():
-            if member["node_type"] == "group":
-                member["consolidated_metadata"] = _consolidated({})
-        root["consolidated_metadata"] = _consolidated(members)
-        root["attributes"] = {**attributes, "checksums_digest": table_digest(table)}
-        root["attributes"]["metadata_digest"] = metadata_digest(root)
-        found[ROOT] = dump(root)
-        return found
+        return finished_metadata(group, objects, attributes, table)
+
+
+def create_array(
+    group: zarr.Group, layout: ArrayLayout, dtype: Any, fill: Any, axes: Sequence[str], **attributes: Any
+) -> None:
+    """Create an array whose chunks are stored as ``seal`` stores them."""
+    group.create_array(
+        layout.name,
+        shape=layout.shape,
+        chunks=layout.chunks,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
+        dimension_names=axes,
+        attributes=attributes,
+    )
+
+
+def finished_metadata(
+    group: zarr.Group, objects: Mapping[str, Any], attributes: Mapping[str, Any], table: NDArray[np.int64]
+) -> dict[str, bytes]:
+    """Return the metadata of a group by key, once all of its arrays but the checksums are created.
+
+    Those of the group itself, ``zarr.json``, hold those of all arrays, and the digests of them and of the checksums.
+    `objects` is what the group's store in memory keeps.
+    """
+    group.create_group("integrity")
+    create_array(group, ArrayLayout(CHECKSUMS, table.shape, table.shape), np.int64, _NO_OBJECT, ("object",))
+    found = {key: bytes(value.to_bytes()) for key, value in objects.items()}
+    root = json.loads(found[ROOT])
+    members = {key.removesuffix(f"/{ROOT}"): json.loads(text) for key, text in found.items() if key != ROOT}
+    for member in members.values():
+        if member["node_type"] == "group":
+            member["consolidated_metadata"] = _consolidated({})
+    root["consolidated_metadata"] = _consolidated(members)
+    root["attributes"] = {**attributes, "checksums_digest": table_digest(table)}
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    found[ROOT] = dump(root)
+    return found
 
 
 def fill_of(dtype: np.dtype[Any]) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import zarr
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import FsspecStore, MemoryStore
 
+from pricepix._checks import short
 from pricepix.factor.cache_attributes import check_metadata
 from pricepix.factor.cache_format import (
     CHECKSUM_KEY,
@@ -35,7 +36,7 @@ from pricepix.store.lock import WriteLock
 if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer, BufferPrototype
 
-__all__ = ["DONE", "PLAN", "CacheObjects", "cache_location", "read_root"]
+__all__ = ["CACHE", "DONE", "PLAN", "CacheObjects", "Kind", "cache_location", "read_root"]
 
 PLAN: Final = f"{BUILD}/scoring.json"
 """What a scoring that is under way, or was stopped, is of."""
@@ -58,8 +59,35 @@ def cache_location(location: StoreLike | Location | None) -> Location:
     return Location.of(location)
 
 
-def read_root(location: Location) -> dict[str, Any] | None:
-    """Read the metadata of a cache's group, None where there is no cache.
+class Kind(NamedTuple):
+    """What tells a group whose objects have checksums from another kind of them."""
+
+    noun: str
+    """What messages call it."""
+    expected: str
+    """What a location that holds something else is not: ``a factor cache``."""
+    format: str
+    version: int
+    required: tuple[str, ...]
+    """Attributes that there must be."""
+    plan: str
+    """Key of what says that one is being made."""
+    again: str
+    """The verb for making one, and the function of `pricepix.factor` that does."""
+    check_metadata: Callable[[Mapping[str, Any], str], dict[str, int | None]]
+    """Checks the metadata of a group, and returns the bytes of a value of each array."""
+    may_miss: tuple[str, ...] = ()
+    """Arrays whose chunks may be left out, where they have no value."""
+
+
+CACHE: Final = Kind(
+    "cache", "a factor cache", FORMAT, FORMAT_VERSION, _REQUIRED, PLAN, "score", check_metadata,
+    ("factor", "spread", IMAGES),
+)  # fmt: skip
+
+
+def read_root(location: Location, kind: Kind = CACHE) -> dict[str, Any] | None:
+    """Read the metadata of a cache's group, or of another kind's; None where there is none.
 
     Raises
     ------
@@ -76,43 +104,43 @@ def read_root(location: Location) -> dict[str, Any] | None:
             raise ValueError("it does not describe a Zarr v3 group")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{name}/{ROOT} is damaged or foreign ({error}): restore it, or score again"
+            f"{name}/{ROOT} is damaged or foreign ({error}): restore it, or {kind.again} again"
         ) from error
     attrs = root.get("attributes")
     attrs = attrs if isinstance(attrs, dict) else {}
-    if attrs.get("format") != FORMAT:
+    if attrs.get("format") != kind.format:
         hint = "an image store: open it with open_store" if "horizons" in attrs else "something else"
-        raise ValueError(f"{name} is a Zarr group, but not a factor cache: it is {hint}")
-    if attrs.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{name} is a Zarr group, but not {kind.expected}: it is {hint}")
+    if attrs.get("format_version") != kind.version:
         raise ValueError(
-            f"cache {name} has format version {attrs.get('format_version')}, this release reads version "
-            f"{FORMAT_VERSION}: score to a new location, or remove this one and score again"
+            f"{kind.noun} {name} has format version {short(attrs.get('format_version'))}, this release reads version "
+            f"{kind.version}: {kind.again} to a new location, or remove this one and {kind.again} again"
         )
     if (found := metadata_digest(root)) != attrs.get("metadata_digest"):
         raise ValueError(
-            f"the metadata of cache {name} were edited or damaged: their digest is {found}, {ROOT} says "
-            f"{attrs.get('metadata_digest')}; restore {ROOT}, or remove the cache and score again"
+            f"the metadata of {kind.noun} {name} were edited or damaged: their digest is {found}, {ROOT} says "
+            f"{short(attrs.get('metadata_digest'))}; restore {ROOT}, or remove the {kind.noun} and {kind.again} again"
         )
-    if missing := [key for key in _REQUIRED if key not in attrs]:
-        raise ValueError(f"cache {name} lacks the attributes {', '.join(missing)}: score again")
+    if missing := [key for key in kind.required if key not in attrs]:
+        raise ValueError(f"{kind.noun} {name} lacks the attributes {', '.join(missing)}: {kind.again} again")
     return root
 
 
 class CacheObjects:
-    """The objects of one factor cache, as they were when it was opened.
+    """The objects of one factor cache, or of another kind of group with checksums, as they were when it was opened.
 
-    Everything that is read is compared with the cache's checksums. If the cache is appended to meanwhile, what the
-    append did not change can still be read, and anything else is an error that says so.
+    Everything that is read is compared with the checksums. If the cache is appended to meanwhile, what the append did
+    not change can still be read, and anything else is an error that says so.
     """
 
-    def __init__(self, location: Location, root: Mapping[str, Any]) -> None:
-        self.location = location
+    def __init__(self, location: Location, root: Mapping[str, Any], kind: Kind = CACHE) -> None:
+        self.location, self.kind = location, kind
         self.url = location.name
         self.root = {**root, "attributes": dict(root["attributes"])}
         self.attrs: dict[str, Any] = self.root["attributes"]
         self.pending = self.attrs.pop("pending", None) is not None
         """Whether a committed append has not been moved into place yet; reads see it all the same."""
-        self._item_bytes = check_metadata(root, self.url)
+        self._item_bytes = kind.check_metadata(root, self.url)
         self.members: dict[str, Any] = root["consolidated_metadata"]["metadata"]
         self.layouts: list[ArrayLayout] = array_layouts(root)
         self.table = self._read_table()
@@ -122,28 +150,32 @@ class CacheObjects:
         self._layout_of = {layout.name: layout for layout in self.layouts}
 
     @classmethod
-    def open(cls, location: Location, *, finish: bool = True) -> CacheObjects:
+    def open(cls, location: Location, kind: Kind = CACHE, *, finish: bool = True) -> CacheObjects:
         """Open the cache at a location; the errors are those of ``open_cache``.
 
         An append that was killed while it moved its objects into place is finished by whoever may write.
         """
-        root = read_root(location)
+        root = read_root(location, kind)
         if root is None:
-            raise _absence(location)
+            raise _absence(location, kind)
         if finish and "pending" in root["attributes"]:
             try:
-                with WriteLock(location, "cache"):
+                with WriteLock(location, kind.noun):
                     finish_pending(location)
-                return cls.open(location, finish=False)
+                return cls.open(location, kind, finish=False)
             except OSError:
                 pass
         try:
-            return cls(location, root)
+            return cls(location, root, kind)
         except ValueError:
             # An append may have ended between the two reads.
-            if read_root(location) == root:
+            if read_root(location, kind) == root:
                 raise
-            return cls.open(location, finish=False)
+            return cls.open(location, kind, finish=False)
+
+    def layout(self, name: str) -> ArrayLayout:
+        """Return the shape and the chunks of an array."""
+        return self._layout_of[name]
 
     def object_keys(self) -> set[str]:
         """Keys of all objects that the cache consists of."""
@@ -170,7 +202,7 @@ class CacheObjects:
         name = key.rpartition("/c/")[0]
         size, values = self._item_bytes[name], math.prod(self._layout_of[name].chunks)
         if expected < 0:
-            if name not in ("factor", "spread", IMAGES):
+            if name not in self.kind.may_miss:
                 raise self.error(key, "missing: only chunks of values may be left out")
             return None
         # What does not shrink takes a little more.
@@ -205,22 +237,24 @@ class CacheObjects:
     def error(self, key: str, why: str) -> ValueError:
         """Return the error for an object that is not what it should be: changed on purpose, or damaged."""
         try:
-            now = read_root(self.location)
+            now = read_root(self.location, self.kind)
         except (ValueError, OSError):
             now = None
         if now is not None and now["attributes"]["metadata_digest"] != self.attrs["metadata_digest"]:
             return ValueError(
-                f"cache {self.url} was appended to since it was opened, and {key} changed: open it again"
+                f"{self.kind.noun} {self.url} was appended to since it was opened, and {key} changed: open it again"
             )
-        return ValueError(f"{key} of cache {self.url} is {why}: restore it, or score to a new location")
+        return ValueError(
+            f"{key} of {self.kind.noun} {self.url} is {why}: restore it, or {self.kind.again} to a new location"
+        )
 
     def _read_table(self) -> NDArray[np.int64]:
         key = CHECKSUM_KEY
         count = sum(layout.chunk_count for layout in self.layouts)
         if count > MAX_CHUNKS:
             raise ValueError(
-                f"{ROOT} of cache {self.url} describes {count:,} chunks, more than the {MAX_CHUNKS:,} that are read: "
-                "restore it, or score to several caches"
+                f"{ROOT} of {self.kind.noun} {self.url} describes {count:,} chunks, more than the {MAX_CHUNKS:,} that "
+                f"are read: restore it, or {self.kind.again} to several locations"
             )
         stored = self._checked(key, self.fetch(key, METADATA_BYTES + 9 * count))
         try:
@@ -237,8 +271,8 @@ class CacheObjects:
             return zarr.open_group(_CheckedStore(self), mode="r", zarr_format=3)
         except FileNotFoundError as error:
             raise ValueError(
-                f"the metadata of cache {self.url} cannot be right: Zarr finds no group in {ROOT}; restore it, or "
-                "score again"
+                f"the metadata of {self.kind.noun} {self.url} cannot be right: Zarr finds no group in {ROOT}; restore "
+                f"it, or {self.kind.again} again"
             ) from error
 
 
@@ -323,20 +357,22 @@ class _CheckedStore(Store):
             yield name
 
 
-def _absence(location: Location) -> Exception:
+def _absence(location: Location, kind: Kind) -> Exception:
     """Return the error for a location without a group's metadata."""
     name = location.name
     path = location.path if isinstance(location, Folder) else None
     if path is not None and path.exists() and not path.is_dir():
-        return ValueError(f"{name} is a file; a factor cache is a folder (a Zarr v3 group)")
-    if location.get(PLAN) is not None:
+        return ValueError(f"{name} is a file; {kind.expected} is a folder (a Zarr v3 group)")
+    if location.get(kind.plan) is not None:
         windows = max((int(Path(key).name.partition("-")[0]) for key in location.list(DONE)), default=0)
+        done = f" ({windows:,} windows are scored)" if kind is CACHE else ""
         return ValueError(
-            f"cache {name} is not finished ({windows:,} windows are scored): call pricepix.factor.score with the "
-            "same images and model again, which resumes it"
+            f"{kind.noun} {name} is not finished{done}: call pricepix.factor.{kind.again} with the same images and "
+            "model again, which resumes it"
         )
     if (path is not None and not path.exists()) or (path is None and location.is_empty()):
         return FileNotFoundError(
-            f"no factor cache at {name}: make one with pricepix.factor.score(store, model, {name!r})"
+            f"no {kind.expected.partition(' ')[2]} at {name}: make one with pricepix.factor.{kind.again}(images, "
+            f"model, {name!r})"
         )
-    return ValueError(f"{name} holds no Zarr v3 group: it is not a factor cache")
+    return ValueError(f"{name} holds no Zarr v3 group: it is not {kind.expected}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,63 +14,69 @@ import zarr
 from numpy.typing import NDArray
 
 from pricepix._checks import choice, nearest, optional_module, short, whole_number
-from pricepix._version import __version__
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.times import as_time, format_time, to_series
+from pricepix.factor.cache import CacheLike
+from pricepix.factor.cache_objects import CacheObjects, cache_location
+from pricepix.factor.cache_verify import verify_objects
 from pricepix.factor.calendar import Calendar
+from pricepix.factor.embedding_format import EMBEDDING, EMBEDDING_VERSION
+from pricepix.factor.embedding_writer import EmbeddingWriter, check_location
 from pricepix.factor.scorer import Scorer
 from pricepix.factor.scoring import chunk_reader
 from pricepix.images.image_set import ImageSet
 from pricepix.images.threads import map_ordered
+from pricepix.location import METADATA_BYTES
+from pricepix.store.format import ROOT
 from pricepix.store.image_store import open_images
+from pricepix.store.lock import WriteLock
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EMBEDDING_VERSION", "Embedding", "embed", "open_embedding", "similar"]
+    from pricepix.store.verify import VerifyReport
 
-FORMAT: Final = "pricepix-embedding"
-EMBEDDING_VERSION: Final = 1
-_CHUNK_BYTES: Final = 4 << 20
+__all__ = ["EMBEDDING_VERSION", "Embedding", "embed", "is_embedding", "open_embedding", "similar"]
+
 _BLOCK: Final = 1 << 14
 
 
-@dataclass(frozen=True)
 class Embedding:
     """The embeddings of a set of images; `embed` writes them, `open_embedding` opens them.
 
     A Zarr v3 group of ``embedding``, float32 (window, feature), ``time``, int64 nanoseconds, and ``instrument_index``,
-    int32, which points into the attribute ``instruments``. Only the first ``windows`` of them, an attribute that is
-    written last, are finished.
-
-    Attributes
-    ----------
-    group : zarr.Group
+    int32, which points into the names ``instrument``. Everything that is read is compared with checksums, as that of a
+    `FactorCache` is: an object that is missing, damaged or in another's place is an error that names it, never NaN.
     """
 
-    group: zarr.Group
-
-    @property
-    def attrs(self) -> dict[str, Any]:
+    def __init__(self, objects: CacheObjects) -> None:
+        self.objects = objects
+        """The objects of the group, fetched and checked one at a time."""
+        self.location = objects.url
+        """Path or URL, ``memory`` for what lives in memory."""
+        self.attrs: dict[str, Any] = objects.attrs
         """Format, model, images and versions."""
-        return dict(self.group.attrs)
+        self.group: zarr.Group = objects.group()
+        """The Zarr group. What is read through it is compared with the checksums."""
 
     def __len__(self) -> int:
-        return int(self.group.attrs["windows"])  # type: ignore[arg-type]
+        return int(self.attrs["windows"])
 
     def __repr__(self) -> str:
-        model = self.attrs["model"]
-        return f"Embedding({len(self):,} windows, {self.values.shape[1]} features of {short(model['name'])})"
+        name = short(self.attrs["model"]["name"])
+        return f"Embedding({len(self):,} windows, {self.values.shape[1]} features of {name})"
 
     @property
     def values(self) -> zarr.Array[Any]:
-        """The array of embeddings, float32 (windows or more, features), read as it is sliced."""
+        """The array of embeddings, float32 (windows, features), read as it is sliced."""
         found = self.group["embedding"]
         assert isinstance(found, zarr.Array)
         return found
 
     def _column(self, name: str) -> NDArray[Any]:
-        return np.asarray(self.group[name][: len(self)])  # type: ignore[index]
+        # Zarr asks for all of the memory first: the objects must hold what the shape says.
+        self.objects.check_array(name)
+        return np.asarray(self.group[name][:])  # type: ignore[index]
 
     @cached_property
     def time(self) -> NDArray[np.int64]:
@@ -80,24 +86,34 @@ class Embedding:
     @cached_property
     def instrument_index(self) -> NDArray[np.int32]:
         """int32 (n,): places in `instruments`."""
-        return self._column("instrument_index")
+        found, count = self._column("instrument_index"), len(self.instruments)
+        if len(found) and (found.min() < 0 or found.max() >= count):
+            raise ValueError(
+                f"embedding {self.location} names {count:,} instruments, its instrument_index runs from "
+                f"{found.min():,} to {found.max():,}: restore it, or embed again"
+            )
+        return found
 
-    @property
+    @cached_property
     def instruments(self) -> list[str]:
         """Names of the instruments."""
-        return [str(name) for name in self.attrs["instruments"]]
+        return [str(name) for name in self._column("instrument").tolist()]
 
     @property
     def tz(self) -> str | None:
         """Time zone of the images."""
         return self.attrs["tz"]
 
+    def verify(self, *, progress: bool = False) -> VerifyReport:
+        """Read every object and compare it with the checksums; ``problems`` of the report name what is wrong."""
+        return verify_objects(self.objects, progress=progress)
+
     def to_xarray(self) -> xarray.Dataset:
         """Return all as an ``xarray.Dataset``, with times decoded and instrument names."""
         xr = optional_module("xarray", "xarray", "to_xarray")
         names = np.array(self.instruments, object)[self.instrument_index]
         return xr.Dataset(
-            {"embedding": (("window", "feature"), self.values[: len(self)])},
+            {"embedding": (("window", "feature"), self.values[:])},
             {"time": ("window", self.time.view("datetime64[ns]")), "instrument": ("window", names)},
             {"model": str(self.attrs["model"]["digest"])},
         )
@@ -123,7 +139,8 @@ def embed(
     model : path or network
         One network: the members of an ensemble find different things.
     location : str, path or zarr store
-        Where the embeddings go. What an interrupted call had begun is continued.
+        Where the embeddings go; None keeps them in memory. They are there once they are whole, and what an interrupted
+        call had begun is continued.
     append : bool
         Add the windows that the images have gained.
     panel : Panel, optional
@@ -142,10 +159,12 @@ def embed(
     Raises
     ------
     ValueError
-        If the model is no single network or takes other images, or the location holds the embeddings of another model
-        or of other images, or of fewer, without `append`.
+        If there are no images, the model is no single network or takes other images, or the location holds the
+        embeddings of another model or of other windows, or, without `append`, of fewer, or of images of another digest.
     FileExistsError
         If it holds something else.
+    BlockingIOError
+        If another process writes there.
     """
     images = open_images(images)
     scorer = Scorer(model, tz=images.tz, images=images, module=module, batch=batch, device=device)
@@ -155,102 +174,35 @@ def embed(
             "checkpoint such as member_0/best.ckpt"
         )
     scorer.check(images.spec, f"{images.kind} {images.location}")
+    if not len(images):
+        raise ValueError(f"{images.kind} {images.location} has no images: there is nothing to embed")
     read = chunk_reader(images, scorer, panel, None)
-    group, done = _opened(images, scorer, location, append)
-    network = scorer.members[0]
-    parts = [
-        (chunk, max(done, chunk * images.chunk), min(len(images), (chunk + 1) * images.chunk))
-        for chunk in range(done // images.chunk, -(-len(images) // images.chunk))
-        if min(len(images), (chunk + 1) * images.chunk) > done
-    ]
-    with progress_bar(len(images), "embed", "img", progress, done=done) as bar:
-        for (chunk, a, b), inputs in zip(
-            parts, map_ordered(lambda part: read(part[0]), parts, 1, 2, "pricepix-embed"), strict=True
-        ):
-            found = network.embed(inputs[a - chunk * images.chunk : b - chunk * images.chunk], scorer.batch)
-            if not np.isfinite(found).all():
-                raise ValueError(
-                    f"the model {scorer.name} gives NaN or infinite activations: its weights are damaged"
-                )
-            _write(group, images, a, b, found)
-            bar.update(b - a)
-    return Embedding(group)
+    place = cache_location(location)
+    check_location(place)
+    with WriteLock(place, EMBEDDING.noun) as lock:
+        about = {"name": scorer.name, "digest": scorer.digest}
+        writer = EmbeddingWriter(place, lock, images, about, append=append)
+        if not writer.is_done:
+            with progress_bar(len(images), "embed", "img", progress, done=writer.first) as bar:
+                writer.write(_activations(images, scorer, read, writer.first), bar.update)
+    return open_embedding(place)
 
 
-def _opened(images: ImageSet, scorer: Scorer, location: Any, append: bool) -> tuple[zarr.Group, int]:
-    """Return the group to write to, new or begun, and how many of its windows are done."""
-    where = str(location) if isinstance(location, Path) else location
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "format_version": EMBEDDING_VERSION,
-        "model": {"name": scorer.name, "digest": scorer.digest},
-        "spec_digest": images.spec.digest,
-        "tz": images.tz,
-    }
-    try:
-        group = zarr.open_group(where, mode="r+")
-    except FileNotFoundError:
-        group = zarr.open_group(where, mode="w-", zarr_format=3)
-        own: dict[str, Any] = {
-            "instruments": [str(name) for name in images.instruments],
-            "created_by": f"pricepix {__version__}",
-        }
-        group.attrs.update(about | own | {"windows": 0, "wanted": len(images)})
-        return group, 0
-    found = dict(group.attrs)
-    if found.get("format") != FORMAT:
-        raise FileExistsError(f"{location} holds something else than embeddings: give another location")
-    for name, value in about.items():
-        if found.get(name) != value:
+def _activations(
+    images: ImageSet, scorer: Scorer, read: Callable[[int], NDArray[Any]], first: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the activations of the windows from one on, a chunk of images at a time.
+
+    Chunks go through the network whole, so that what a batch holds does not depend on where a call was stopped.
+    """
+    chunks = list(range(first // images.chunk, -(-len(images) // images.chunk)))
+    for chunk, inputs in zip(chunks, map_ordered(read, chunks, 1, 2, "pricepix-embed"), strict=True):
+        found = scorer.members[0].embed(inputs, scorer.batch)
+        if not np.isfinite(found).all():
             raise ValueError(
-                f"{location} holds embeddings of another {name}: {short(found.get(name))}, not {short(value)}; give "
-                "another location"
+                f"the model {scorer.name} gives NaN or infinite activations: its weights are damaged"
             )
-    done, before = int(found["windows"]), len(images)  # type: ignore[arg-type]
-    known = Embedding(group)
-    names = np.array(known.instruments, object)
-    same = done <= before and np.array_equal(known.time if done else [], images.time[:done] if done else [])
-    if same and done:
-        own_names = images.instruments.astype(object)[images.instrument_index[:done]]
-        same = bool((names[known.instrument_index] == own_names).all())
-    if not same:
-        raise ValueError(f"{location} holds embeddings of other windows than the first of {images.location}")
-    if found["wanted"] != before:
-        if not append:
-            raise ValueError(
-                f"{location} holds the embeddings of {found['wanted']:,} windows, the images are {before:,}: "
-                "append=True adds the rest"
-            )
-        new = [str(name) for name in images.instruments if str(name) not in set(known.instruments)]
-        group.attrs.update({"wanted": before, "instruments": [*known.instruments, *new]})
-    return group, done
-
-
-def _write(group: zarr.Group, images: ImageSet, a: int, b: int, found: NDArray[np.float32]) -> None:
-    """Write windows a to b, and then that they are there."""
-    place = {str(name): i for i, name in enumerate(group.attrs["instruments"])}  # type: ignore[arg-type]
-    code = np.array([place[str(name)] for name in images.instruments], np.int32)
-    columns: dict[str, NDArray[Any]] = {
-        "embedding": found,
-        "time": images.time[a:b],
-        "instrument_index": code[images.instrument_index[a:b]],
-    }
-    for name, values in columns.items():
-        if name not in group:
-            width = values.shape[1:]
-            rows = max(1, _CHUNK_BYTES // max(1, 4 * int(np.prod(width)))) if width else 1 << 16
-            group.create_array(
-                name, shape=(0, *width), chunks=(rows, *width), dtype=values.dtype,
-                dimension_names=("window", "feature")[: values.ndim],
-            )  # fmt: skip
-        array: Any = group[name]
-        if array.shape[1:] != values.shape[1:]:
-            raise ValueError(
-                f"the model gives {values.shape[1:]} features, the embeddings have {array.shape[1:]}"
-            )
-        array.resize((b, *values.shape[1:]))
-        array[a:b] = values
-    group.attrs["windows"] = b
+        yield found[max(0, first - chunk * images.chunk) :]
 
 
 def open_embedding(location: Any) -> Embedding:
@@ -258,18 +210,21 @@ def open_embedding(location: Any) -> Embedding:
 
     Raises
     ------
+    FileNotFoundError
+        If nothing is there.
     ValueError
-        If it holds something else, or is of another version.
+        If what is there is not a finished embedding of a format that this release reads, or is damaged.
     """
-    group = zarr.open_group(str(location) if isinstance(location, Path) else location, mode="r")
-    if group.attrs.get("format") != FORMAT:
-        raise ValueError(f"{location} holds no embeddings of pricepix")
-    version = group.attrs.get("format_version")
-    if version != EMBEDDING_VERSION:
-        raise ValueError(
-            f"{location} is of format version {short(version)}; this pricepix reads version {EMBEDDING_VERSION}"
-        )
-    return Embedding(group)
+    return Embedding(CacheObjects.open(cache_location(location), EMBEDDING))
+
+
+def is_embedding(location: CacheLike) -> bool:
+    """Whether a location holds an embedding, of any version and in any state."""
+    try:
+        root = json.loads(bytes(cache_location(location).get(ROOT, METADATA_BYTES) or b"{}"))
+        return bool(root["attributes"]["format"] == EMBEDDING.format)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def similar(

@@ -1,4 +1,4 @@
-"""Verifying whatever lies at a location: an image store, a factor cache, a run, a checkpoint, or all of a pipeline."""
+"""Verifying whatever lies at a location: a store, a factor cache, an embedding, a run, a checkpoint, or a pipeline."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pricepix.factor.cache import is_factor_cache, open_cache
+from pricepix.factor.embedding import is_embedding, open_embedding
 from pricepix.store.format import ROOT
 from pricepix.store.image_store import open_store
 from pricepix.train.run_folder import is_run
@@ -23,7 +24,7 @@ def verify_location(
     Parameters
     ----------
     location : str
-        An image store, a factor cache, the folder of a run, a checkpoint, or the folder of a pipeline.
+        An image store, a factor cache, an embedding, the folder of a run, a checkpoint, or the folder of a pipeline.
     read_bars : callable, optional
         Reads the bars that a store was made from; called only for a store.
     progress : bool
@@ -32,13 +33,15 @@ def verify_location(
         Of ``ImageStore.verify``; what is no store takes none of them.
     """
     folder = Path(location)
-    if not is_factor_cache(location) and not _is_of_run(folder):
+    if not is_factor_cache(location) and not is_embedding(location) and not _is_of_run(folder):
         bars = None if read_bars is None else read_bars()
         return [("image store", open_store(location).verify(bars, progress=progress, **options))]
     if read_bars or options["depth"] not in (None, "checksums") or options["sample"] is not None:
         raise ValueError(f"{location} is not an image store: leave --panel, --depth and --sample out")
     if is_factor_cache(location):
         return [("factor cache", open_cache(location).verify(progress=progress))]
+    if is_embedding(location):
+        return [("embedding", open_embedding(location).verify(progress=progress))]
     if (folder / RECORD).exists():
         Record(folder)
         products = [folder / name for name in ("store.zarr", "run", "factor.zarr")]
