@@ -81,7 +81,6 @@ class Answers:
         """Say what the images are, and what there is besides them."""
         query.finish()
         images = self.images
-        attrs = images.attrs
         return {
             "version": __version__,
             "location": images.location,
@@ -98,7 +97,6 @@ class Answers:
             "horizons": images.horizons,
             "horizon": self._horizon,
             "delay": images.delay,
-            "label_price": attrs.get("label_price"),
             "tz": images.tz,
             "bars": self.history is not None,
             "factor": None if self.scores is None else self.scores.cache.attrs["model"]["name"],
@@ -128,14 +126,28 @@ class Answers:
         return {
             **self._named(window),
             "asked": None if asked in (None, stamp) else asked,
-            "number": window.number + 1,
-            "count": window.windows,
-            **self.catalog.neighbours(window),
+            **self._neighbours(window),
             "image": _packed(image),
             "returns": self._returns(window),
             "scores": self._scores(window, image),
             "bars": self._bars(window, image, span),
         }
+
+    def _neighbours(self, window: Window) -> dict[str, Any]:
+        """Return where a window stands and what is beside it; nothing of it while the index is being read."""
+        if window.number < 0:
+            return {
+                "partial": True,
+                "number": None,
+                "count": None,
+                "left": None,
+                "right": None,
+                "up": None,
+                "down": None,
+            }
+        return {
+            "partial": False, "number": window.number + 1, "count": window.windows, **self.catalog.neighbours(window)
+        }  # fmt: skip
 
     def _named(self, window: Window) -> dict[str, Any]:
         return {
@@ -197,8 +209,9 @@ class Answers:
         bars, time = np.abs(stretch.panel.bars[first:last]), stretch.panel.time[first:last]
         exits = {}
         for horizon in self.images.horizons:
-            at = int(np.searchsorted(time, int(self.catalog.value(f"exit_time_{horizon}", window.position))))
-            exits[horizon] = at if stretch.row - first < at < len(time) else None
+            ns = int(self.catalog.value(f"exit_time_{horizon}", window.position))
+            at = int(np.searchsorted(time, ns))
+            exits[horizon] = at if at < len(time) and int(time[at]) == ns else None
         averages = spec.ma or (20,)
         return {
             "note": note,
@@ -211,7 +224,6 @@ class Answers:
             "first": max(0, stretch.row - spec.lookback + 1 - first),
             "last": stretch.row - first,
             "exits": exits,
-            "entry": min(stretch.row - first + self.images.delay, len(time) - 1),
         }
 
     def redraw(self, query: Query) -> dict[str, Any]:

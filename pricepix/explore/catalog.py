@@ -33,9 +33,9 @@ class Window(NamedTuple):
     time: int
     """Nanoseconds of its last bar."""
     number: int
-    """Which of the instrument's windows it is, from 0."""
+    """Which of the instrument's windows it is, from 0; -1 while that is not known yet."""
     windows: int
-    """How many windows the instrument has."""
+    """How many windows the instrument has; -1 while that is not known yet."""
 
 
 class Catalog:
@@ -103,6 +103,14 @@ class Catalog:
         own = self.positions(code)
         number = int(np.searchsorted(own, position))
         return Window(position, self.names[code], int(self.time[position]), number, len(own))
+
+    def newest(self) -> Window:
+        """Return the last window of all, without waiting for the whole index."""
+        position = len(self) - 1
+        if self._loaded is not None:
+            return self.window(position)
+        name = self.names[int(self.value("instrument_index", position))]
+        return Window(position, name, int(self.value("time", position)), -1, -1)
 
     def find(self, instrument: str, time: str | None = None) -> Window:
         """Return the last window of an instrument that ends by a time, or its first one; by default its last one.
@@ -202,7 +210,10 @@ class Catalog:
 
     @functools.cached_property
     def _intraday(self) -> bool:
-        some = self.time[:: max(1, len(self) // _PROBED)]
+        # Without waiting for the whole index: the first times and the last.
+        last = (len(self) - 1) // INDEX_CHUNK
+        blocks = [np.asarray(self._block("time", block), np.int64) for block in {0, last}]
+        some = np.concatenate([block[:: max(1, len(block) // _PROBED)] for block in blocks])
         wall = to_series(some, self.images.tz).dt.replace_time_zone(None).to_physical().to_numpy()
         return bool((wall % DAY_NS != 0).any())
 

@@ -19,7 +19,6 @@ from pricepix.explore.catalog import Catalog
 from pricepix.explore.history import History
 from pricepix.explore.scores import CacheScores, ModelScores
 from pricepix.explore.sheets import Sheets
-from pricepix.factor.embedding import Embedding, open_embedding
 from pricepix.images.image_set import ImageSet
 from pricepix.location import Location
 from pricepix.store.attributes import check_attributes, check_digest, check_values
@@ -87,14 +86,8 @@ class Explorer:
     ) -> None:
         self.close()
 
-    def _load(self) -> None:
-        # What is damaged is told to whoever asks for it.
-        with contextlib.suppress(ValueError, OSError, MemoryError):
-            self._answers.catalog.load()
-
     def start(self) -> Explorer:
         """Serve in a thread of its own; return the explorer once it answers."""
-        threading.Thread(target=self._load, name="pricepix-explore-index", daemon=True).start()
         run = self._server.run
         self._thread = threading.Thread(
             target=run, kwargs={"sockets": [self._socket]}, name="pricepix-explore", daemon=True
@@ -116,7 +109,6 @@ class Explorer:
         started : callable
             Called once the page can be opened.
         """
-        threading.Thread(target=self._load, name="pricepix-explore-index", daemon=True).start()
         # The socket listens already: a browser that comes early waits.
         started()
         try:
@@ -207,22 +199,32 @@ def prepare(
 
     port = whole_number(port, "port", 0, 65535)
     shown = images if isinstance(images, ImageSet) else _open_read_only(images)
+    if hasattr(shown.spec, "parts"):
+        raise ValueError(
+            f"{shown.kind} {shown.location} shows several images a window: explore one of its sets"
+        )
     catalog = Catalog(shown)
+    # Ahead of the first question; of 17 million windows it takes about a second.
+    threading.Thread(target=_load, args=(catalog,), name="pricepix-explore-index", daemon=True).start()
     source = shown.panel if panel is None else panel
     history = None if source is None else History.of(source)
     scores = None if factor is None else CacheScores(factor, catalog)
     asked = None if model is None else ModelScores(model, shown, horizon)
     if horizon is not None and model is None:
         raise ValueError(f"horizon={short(horizon)} is asked of a model: give model=, or leave it out")
-    features = embedding
-    if embedding is not None and not isinstance(embedding, Embedding):
-        features = open_embedding(embedding)
+    features = None if embedding is None else _opened_embedding(embedding)
     if features is not None and features.attrs.get("spec_digest") != shown.spec.digest:
         raise ValueError(
             f"embedding={short(str(embedding))} is of images of another spec than {shown.kind} {shown.location}: make "
             "it of these images with pricepix.factor.embed"
         )
     return Explorer(Answers(Sheets(catalog, scores, features), history, scores, asked), port)
+
+
+def _opened_embedding(source: Any) -> Any:
+    from pricepix.factor.embedding import Embedding, open_embedding
+
+    return source if isinstance(source, Embedding) else open_embedding(source)
 
 
 def _open_read_only(source: Any) -> ImageStore:
@@ -233,6 +235,12 @@ def _open_read_only(source: Any) -> ImageStore:
     check_digest(root, location.name)
     check_values(root["attributes"], location.name)
     return ImageStore(StoreObjects(location, root))
+
+
+def _load(catalog: Catalog) -> None:
+    # What is damaged is told to whoever asks for it.
+    with contextlib.suppress(ValueError, OSError, MemoryError):
+        catalog.load()
 
 
 def _listen(port: int) -> socket.socket:

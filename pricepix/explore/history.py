@@ -16,7 +16,6 @@ from pricepix.bars.times import DAY_NS
 from pricepix.render.draw import render_rows
 from pricepix.render.reasons import REASONS
 from pricepix.spec import ImageSpec
-from pricepix.workflow.estimate import is_market_cache
 
 __all__ = ["History", "Stretch"]
 
@@ -96,6 +95,8 @@ class History:
     @classmethod
     def of(cls, source: Any) -> History:
         """Return the history of a panel, a market cache or its folder, or anything ``Panel.from_table`` takes."""
+        from pricepix.workflow.estimate import is_market_cache
+
         if isinstance(source, str | os.PathLike) and is_market_cache(source):
             source = MarketCache(source)
         return cls(source if isinstance(source, MarketCache) else Panel.of(source))

@@ -72,11 +72,13 @@ class Query:
     # ---- what several requests ask for
 
     def window(self, catalog: Catalog) -> Window:
-        """Return the window of `instrument` that ends last by `time`; the last of the first one by default."""
+        """Return the window of `instrument` that ends last by `time`; by default the last of all."""
         name, time = self.text("instrument"), self.text("time")
         if not len(catalog):
             raise LookupError("there is no image here")
-        return catalog.find(catalog.alive[0] if name is None else name, time)
+        if name is None and time is None:
+            return catalog.newest()
+        return catalog.find(catalog.newest().instrument if name is None else name, time)
 
     def horizon(self, horizons: tuple[int, ...], default: int | None) -> int | None:
         """Return one of the horizons of the images."""

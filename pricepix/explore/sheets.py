@@ -6,7 +6,7 @@ import functools
 import threading
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,9 @@ from pricepix._checks import nearest
 from pricepix.bars.times import time_range
 from pricepix.explore.catalog import Catalog, Window
 from pricepix.explore.scores import CacheScores
-from pricepix.factor.embedding import Embedding, similar
+
+if TYPE_CHECKING:
+    from pricepix.factor.embedding import Embedding
 
 __all__ = ["CLASSES", "MOST_SORTED", "ORDERS", "Choice", "Listing", "Sheets"]
 
@@ -29,6 +31,7 @@ MOST_SORTED: Final = 10_000
 MOST_COMPARED: Final = 65_536
 """Images that are compared pixel by pixel with one; of more, whole chunks evenly spread through them."""
 _KEPT: Final = 8
+_KEPT_RETURNS: Final = 2
 
 Positions = NDArray[np.int64]
 
@@ -107,7 +110,7 @@ class Sheets:
         self.catalog, self.scores, self.embedding = catalog, scores, embedding
         self._lock = threading.Lock()
         self._listing = functools.lru_cache(_KEPT)(self._make)
-        self._returns = functools.lru_cache(_KEPT)(catalog.images.returns)
+        self._returns = functools.lru_cache(_KEPT_RETURNS)(catalog.images.returns)
 
     def listing(self, choice: Choice) -> Listing:
         """Return the windows of a choice.
@@ -248,6 +251,8 @@ class Sheets:
         return out
 
     def _nearest_embeddings(self, found: Positions, like: Window) -> Listing:
+        from pricepix.factor.embedding import similar
+
         assert self.embedding is not None
         near = similar(self.embedding, like.instrument, like.time, k=MOST_SORTED, others_only=True)
         time = near["time"].to_physical().to_numpy()

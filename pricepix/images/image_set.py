@@ -332,6 +332,7 @@ class ImageSet(ABC):
         model: Any = None,
         panel: Any = None,
         embedding: Any = None,
+        horizon: int | None = None,
         port: int = 0,
         browser: bool = False,
     ) -> Any:
@@ -347,6 +348,8 @@ class ImageSet(ABC):
             The bars; by default those that the images have.
         embedding : Embedding, str or path, optional
             What "similar" means; by default the share of ink in the same place.
+        horizon : int, optional
+            Which horizon a model that learnt several is asked about.
         port : int
             Of 127.0.0.1; 0 for any that is free.
         browser : bool
@@ -363,8 +366,9 @@ class ImageSet(ABC):
             Without the extra ``explore``; the message is the line that installs it.
         """
         return open_explorer(
-            self, factor=factor, model=model, panel=panel, embedding=embedding, port=port, browser=browser
-        )
+            self, factor=factor, model=model, panel=panel, embedding=embedding, horizon=horizon, port=port,
+            browser=browser,
+        )  # fmt: skip
 
     def to_torch(
         self,

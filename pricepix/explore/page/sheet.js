@@ -73,7 +73,8 @@ function fillControls() {
   }
   labelConfidence();
   $("seed-choice").hidden = state.order !== "random";
-  const { page, ...all } = parameters();
+  const all = parameters();
+  delete all.page;
   $("sheet-csv").href = address("sheet.csv", all);
 }
 

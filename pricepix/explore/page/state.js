@@ -1,7 +1,7 @@
 // What is shown: it all stands in the address behind "#", so that a link leads to the same view.
 
 export const DEFAULTS = Object.freeze({
-  view: "window", instrument: "", time: "", span: "120", zoom: "4", map: "none",
+  view: "window", instrument: "", time: "", span: "120", zoom: "", map: "none",
   order: "time", horizon: "", class: "any", from: "", to: "", instruments: "", confidence: "0.5", seed: "0", page: "0",
   lookback: "", height: "", aggregate: "", style: "", chart: "", ma: "", volume: "",
 });

@@ -52,6 +52,11 @@ export async function showWindow(since = performance.now()) {
   explained = null;
   change({ instrument: found.instrument, time: found.time });
   fill();
+  if (found.partial) {
+    // The index is being read: the image is there before its neighbours are known.
+    await showWindow(since);
+    return;
+  }
   requestAnimationFrame(() => {
     performance.measure("move", { start: since, end: performance.now() });
     lookAhead(turn);
@@ -108,7 +113,8 @@ function fill() {
   $("instrument").value = shown.instrument;
   $("time").value = shown.time;
   $("span").value = state.span;
-  $("ordinal").textContent = `window ${shown.number.toLocaleString("en")} of ${shown.count.toLocaleString("en")}`;
+  const n = (value) => value.toLocaleString("en");
+  $("ordinal").textContent = shown.partial ? "reading the index" : `window ${n(shown.number)} of ${n(shown.count)}`;
   for (const side of SIDES) $(side).disabled = shown[side] === null;
   document.title = `${shown.instrument} ${shown.time} · pricepix`;
   chart.show(bars);
@@ -122,7 +128,7 @@ function fill() {
   fillReturns();
   fillScores();
   const place = { instrument: shown.instrument, time: shown.time };
-  $("image-png").href = address("image.png", { ...place, zoom: state.zoom });
+  $("image-png").href = address("image.png", { ...place, zoom: zoomOf(shown.image) });
   $("bars-csv").href = address("bars.csv", place);
   $("bars-csv").hidden = bars === null;
   $("chart-png").hidden = bars === null;
@@ -139,7 +145,7 @@ function chartLabel() {
 
 function drawPicture() {
   const { image } = shown;
-  const size = Number(state.zoom);
+  const size = zoomOf(image);
   const label = `Image of ${shown.instrument} to ${shown.time}, ${image.height} by ${image.width} pixels`;
   const canvases = [picture(image, size, label)];
   const map = explained?.maps[state.map];
@@ -151,11 +157,18 @@ function drawPicture() {
   $("map").value = state.map;
 }
 
+/** The zoom that was chosen, or the largest whole one at which an image fits beside the chart. */
+function zoomOf(image, chosenToo = true) {
+  if (chosenToo && state.zoom) return Number(state.zoom);
+  const room = document.querySelector(".side").clientWidth;
+  return Math.max(1, Math.min(Math.floor(room / image.width), Math.floor(340 / image.height)));
+}
+
 function zoom(by) {
-  change({ zoom: String(Math.min(LARGEST_ZOOM, Math.max(1, Number(state.zoom) + by))) });
+  change({ zoom: String(Math.min(LARGEST_ZOOM, Math.max(1, zoomOf(shown.image) + by))) });
   drawPicture();
   redraw();
-  $("image-png").href = address("image.png", { instrument: shown.instrument, time: shown.time, zoom: state.zoom });
+  $("image-png").href = address("image.png", { instrument: shown.instrument, time: shown.time, zoom: zoomOf(shown.image) });
 }
 
 function row(cells, kinds = []) {
@@ -172,6 +185,8 @@ function row(cells, kinds = []) {
 
 function fillReturns() {
   const rows = shown.returns.map((r) => row([r.horizon, percent(r.value), r.exit ?? "not yet"], ["", r.class ?? ""]));
+  const later = about.delay ? `, entered ${about.delay} bar${about.delay > 1 ? "s" : ""} after the window` : "";
+  $("returns").caption.textContent = `Forward returns${later}`;
   $("returns").hidden = rows.length === 0;
   $("returns").tBodies[0].replaceChildren(...rows);
 }
@@ -392,7 +407,7 @@ async function drawOnce() {
   try {
     const found = await ask("redraw", { instrument, time, ...chosen(SPEC_FIELDS) });
     const label = `The window drawn with ${found.code}`;
-    $("redrawn").replaceChildren(picture(found.image, Number(state.zoom), label));
+    $("redrawn").replaceChildren(picture(found.image, zoomOf(found.image, false), label));
     $("code").textContent = found.code;
     const { height, width } = found.image;
     $("redraw-note").textContent = `${height} × ${width} pixels${Object.keys(found.changed).length ? "" : ", as in the images"}`;
