@@ -364,7 +364,7 @@ def test_parts_of_a_docstring_are_found():
 
 # Users call these with keywords; what they share with one another they name alike.
 MANY_PARAMETERS = {
-    "render_universe", "Panel.from_table", "Panel.from_arrays", "PanelImages.__init__", "fit", "compare",
+    "render_universe", "Panel.from_table", "Panel.from_arrays", "PanelImages.__init__", "fit",
     "evaluate", "simulate",
 }  # fmt: skip
 MOST_PARAMETERS = 12

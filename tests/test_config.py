@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pricepix import ImageSpec
 from pricepix.workflow.config import Config, load_config
@@ -57,12 +58,30 @@ def test_paths_are_taken_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ({"score": {}}, "score needs a trained model"),
         ({"train": {}, "evaluate": {}}, "evaluate needs a factor"),
         ({"version": 2}, "version: Input should be 1 (got 2)"),
+        ({"evaluate": {"universe": {"topp": 5}}}, "evaluate.universe.topp: no such key; did you mean 'top'?"),
+        (
+            {"evaluate": {"universe": {"top": 0}}},
+            "evaluate.universe.top: Input should be greater than or equal to 1",
+        ),
+        (
+            {"evaluate": {"universe": {"min_price": "cheap"}}},
+            "evaluate.universe.min_price: Input should be a valid number",
+        ),
+        ({"evaluate": {"universe": "top=5"}}, "evaluate.universe: Input should be a valid dictionary"),
     ],
 )
 def test_faults_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="the configuration has") as caught:
         Config.from_dict({**MINIMAL, **changes})
     assert message in str(caught.value)
+
+
+def test_a_universe_is_handed_on_as_conditions() -> None:
+    given = {"train": {}, "score": {}, "evaluate": {"universe": {"top": 500, "min_price": 5}, "quantiles": 5}}
+    config = Config.from_dict({**MINIMAL, **given})
+    assert config.evaluate is not None
+    assert config.evaluate.arguments() == {"universe": {"top": 500, "min_price": 5.0}, "quantiles": 5}
+    assert Config.from_dict(yaml.safe_load(config.to_yaml())).evaluate == config.evaluate
 
 
 def test_all_faults_at_once() -> None:

@@ -12,7 +12,7 @@ from test_factor_evaluation import cache_of
 
 import pricepix as pp
 from pricepix import samples
-from pricepix.factor import compare, evaluate
+from pricepix.factor import Bootstrap, compare, evaluate
 from pricepix.factor.comparison.bootstrap import bootstrap_by_month, month_numbers
 from pricepix.factor.comparison.spanning import factor_returns, span
 
@@ -45,7 +45,7 @@ def caches(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> tuple[A
 
 @pytest.fixture(scope="module")
 def found(caches: Any, panel: pp.Panel) -> Any:
-    return compare(*caches, panel, names=("good", "poor"), horizon=5, quantiles=5, draws=200)
+    return compare(*caches, panel, names=("good", "poor"), horizon=5, quantiles=5, bootstrap=Bootstrap(200))
 
 
 def test_both_stand_on_the_same_names_and_dates(found: Any, caches: Any, panel: pp.Panel) -> None:
@@ -70,7 +70,7 @@ def test_the_better_one_is_told(found: Any) -> None:
 
 
 def test_a_factor_is_not_better_than_itself(caches: Any, panel: pp.Panel) -> None:
-    same = compare(caches[0], caches[0], panel, horizon=5, quantiles=5, draws=50)
+    same = compare(caches[0], caches[0], panel, horizon=5, quantiles=5, bootstrap=Bootstrap(50))
     assert same.figures["ic"]["difference"] == same.figures["sharpe"]["difference"] == 0
     assert same.figures["ic"]["p_value"] == 1
     assert same.figures["return_correlation"] == pytest.approx(1)
@@ -86,14 +86,14 @@ def test_the_bootstrap_draws_months() -> None:
     # Within a month all values are the same: what varies is which months are drawn.
     level = rng.normal(0, 1, 12)[month - month.min()]
     pairs = np.column_stack([level, np.zeros(len(level))])
-    found = bootstrap_by_month(np.mean, pairs, month, 4000, 1)
+    found = bootstrap_by_month(np.mean, pairs, month, Bootstrap(4000, 1))
     means = np.array([level[month == m].mean() for m in np.unique(month)])
     expected = means.std() / np.sqrt(12)
     assert found["standard_error"] == pytest.approx(expected, rel=0.06)
     assert found["standard_error"] > 4 * level.std() / np.sqrt(len(level))
-    assert found == bootstrap_by_month(np.mean, pairs, month, 4000, 1)
-    assert found != bootstrap_by_month(np.mean, pairs, month, 4000, 2)
-    few = bootstrap_by_month(np.mean, pairs[:59], month[:59], 10, 0)
+    assert found == bootstrap_by_month(np.mean, pairs, month, Bootstrap(4000, 1))
+    assert found != bootstrap_by_month(np.mean, pairs, month, Bootstrap(4000, 2))
+    few = bootstrap_by_month(np.mean, pairs[:59], month[:59], Bootstrap(10, 0))
     assert np.isnan(few["p_value"])
 
 
@@ -104,7 +104,7 @@ def test_the_bootstrap_rejects_as_often_as_it_says() -> None:
     for trial in range(200):
         shared = rng.normal(0, 1, 24)[month]
         pairs = np.column_stack([shared + rng.normal(0, 1, 480), shared + rng.normal(0, 1, 480)])
-        rejected += bootstrap_by_month(np.mean, pairs, month, 199, trial)["p_value"] < 0.05
+        rejected += bootstrap_by_month(np.mean, pairs, month, Bootstrap(199, trial))["p_value"] < 0.05
     assert 2 <= rejected <= 26
 
 
@@ -136,8 +136,9 @@ def test_given_factors_span(caches: Any, panel: pp.Panel) -> None:
     days = panel.to_polars()["time"].unique().sort()
     rng = np.random.default_rng(4)
     table = pl.DataFrame({"time": days, "mkt": rng.normal(0, 0.01, BARS), "mom": rng.normal(0, 0.01, BARS)})
+    models = {"CAPM": ["mkt"], "all": ["mkt", "mom"]}
     found = compare(
-        *caches, panel, horizon=5, quantiles=5, draws=20, returns=table, models={"CAPM": ["mkt"], "all": ["mkt", "mom"]}
+        *caches, panel, horizon=5, quantiles=5, bootstrap=Bootstrap(20), returns=table, models=models
     )  # fmt: skip
     own = found.figures["spanning"]["a"]
     assert set(own) == {"b", "CAPM", "all"}
@@ -163,8 +164,8 @@ def test_the_result_can_be_shown(found: Any, tmp_path: Path) -> None:
 def test_the_papers_portfolios_compare_too(caches: Any, panel: pp.Panel) -> None:
     table = pl.DataFrame({"time": panel.to_polars()["time"].unique().sort(), "mkt": np.full(BARS, 0.001)})
     found = compare(
-        *caches, panel, horizon=5, quantiles=5, draws=20, convention="paper", rebalance="week", returns=table,
-        universe={"min_age": 10},
+        *caches, panel, horizon=5, quantiles=5, bootstrap=Bootstrap(20), convention="paper", rebalance="week",
+        returns=table, universe={"min_age": 10},
     )  # fmt: skip
     assert found.figures["data"]["periods"] == len(found.series["time"]) == len(found.series["a"])
     assert found.figures["sharpe"]["difference"] > 0
@@ -177,19 +178,26 @@ def test_the_papers_portfolios_compare_too(caches: Any, panel: pp.Panel) -> None
         ({"models": {"CAPM": ["mkt"]}}, "models names columns of returns: give returns"),
         ({"returns": pl.DataFrame({"day": [1]})}, "give time and one column a factor"),
         ({"universe": {"min_price": 1e9}}, "no value of the same instrument"),
-        ({"draws": 0}, "draws=0"),
     ],
 )
 def test_errors(caches: Any, panel: pp.Panel, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare(*caches, panel, **({"horizon": 5, "quantiles": 5, "draws": 5} | change))
+        compare(*caches, panel, **({"horizon": 5, "quantiles": 5, "bootstrap": Bootstrap(5)} | change))
+
+
+def test_bad_bootstraps(caches: Any, panel: pp.Panel) -> None:
+    for wrong in ({"draws": 0}, {"seed": -1}, {"draws": 2.5}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+            Bootstrap(**wrong)
+    with pytest.raises(TypeError, match=r"bootstrap=200: give factor\.Bootstrap"):
+        compare(*caches, panel, bootstrap=200)
 
 
 def test_returns_in_percent_are_refused(caches: Any, panel: pp.Panel) -> None:
     days = panel.to_polars()["time"].unique().sort()
     table = pl.DataFrame({"time": days, "mkt": np.linspace(-2, 2, BARS)})
     with pytest.raises(ValueError, match=r"give shares, 0\.01 for 1%"):
-        compare(*caches, panel, horizon=5, quantiles=5, draws=5, returns=table)
+        compare(*caches, panel, horizon=5, quantiles=5, bootstrap=Bootstrap(5), returns=table)
     small = table.with_columns(pl.col("mkt") / 100)
     with pytest.raises(KeyError, match=r"models\['CAPM'\] names 'market'"):
-        compare(*caches, panel, horizon=5, quantiles=5, draws=5, returns=small, models={"CAPM": ["market"]})
+        compare(*caches, panel, horizon=5, quantiles=5, returns=small, models={"CAPM": ["market"]})

@@ -14,6 +14,8 @@ import pytest
 
 import pricepix as pp
 from pricepix.factor import evaluate, score, write_report
+from pricepix.factor.evaluation.beside import side_by_side
+from pricepix.factor.evaluation.headline import headline
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -85,6 +87,35 @@ def test_the_json_beside_it_is_the_evaluation(written):
     found = json.loads(written.with_suffix(".json").read_text())
     assert found["lineage"]["model"]["name"] == HOSTILE
     assert HOSTILE in found["baselines"]
+
+
+def test_several_factors_stand_side_by_side(panel, store, tmp_path):
+    """Each has the headline figures of its own report, and a curve on one chart."""
+    settings = {"horizon": 5, "quantiles": 3, "progress": False}
+    found = evaluate(score(store, ink, None, progress=False), panel, **settings)
+    other = evaluate(score(store, lambda images: 1 - ink(images), None, progress=False), panel, **settings)
+    path = write_report(found, tmp_path / "both.html", beside={HOSTILE: other, "again": found})
+    page = path.read_text(encoding="utf-8")
+    assert HOSTILE not in page
+    tags = Tags()
+    tags.feed(page)
+    text = " ".join(" ".join(tags.text).split())
+    assert f"this factor {HOSTILE} again" in text
+    assert (tmp_path / "both_figures" / "side_by_side.png").exists()
+    found_rows = dict(side_by_side("a", found, {"b": other}).rows)
+    for tile in headline(found.figures):
+        assert found_rows[tile.name][0] == f"{tile.value} {tile.range}".strip()
+    for tile in headline(other.figures):
+        assert found_rows[tile.name][1] == f"{tile.value} {tile.range}".strip()
+    late = evaluate(other.cache, panel, **(settings | {"delay": 1}))
+    with pytest.raises(
+        ValueError, match=r"beside\['late'\] was evaluated with delay=1, 'this factor' with 0"
+    ):
+        write_report(found, tmp_path / "late.html", beside={"late": late})
+    with pytest.raises(ValueError, match="is the name of the factor itself"):
+        side_by_side("a", found, {"a": other})
+    with pytest.raises(TypeError, match="is a dict: give evaluations"):
+        side_by_side("a", found, {"b": other.figures})
 
 
 def test_the_same_evaluation_gives_the_same_bytes(written, panel, store, tmp_path):

@@ -125,3 +125,44 @@ def test_errors_say_what_to_give(cache: Any, panel: pp.Panel) -> None:
     bare = pp.Panel.from_table(table().drop("market_cap"), progress=False)
     with pytest.raises(ValueError, match="map a column to market_cap"):
         Universe(top=3).select(Market.of(bare, bare.instruments), np.array([5]))
+
+
+def test_a_universe_is_read_from_text() -> None:
+    found = Universe.parse("top=500, min_price=5,min_dollar_volume=1e6,min_age=250")
+    assert found == Universe(top=500, min_price=5.0, min_dollar_volume=1e6, min_age=250)
+    for text, message in {
+        "": "'' is not of the form NAME=NUMBER",
+        "top": "'top' is not of the form NAME=NUMBER, such as top=500",
+        "tops=5": "no condition 'tops'.*top",
+        "top=5,top=6": "gives top twice",
+        "top=5.5": "top=5.5 is not a whole number",
+        "min_price=cheap": "min_price=cheap is not a number",
+        "top=0": "top=0",
+        "min_price=nan": "min_price",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            Universe.parse(text)
+
+
+def test_the_command_line_hands_a_universe_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from click.testing import CliRunner
+
+    from pricepix import cli
+    from pricepix.workflow import report
+
+    given: dict[str, Any] = {}
+
+    def report_on(cache: Any, bars: Any, path: Any, **settings: Any) -> tuple[str, str]:
+        given.update(settings)
+        return "evaluation", path
+
+    monkeypatch.setattr(report, "report_on", report_on)
+    table().write_parquet(tmp_path / "bars.parquet")
+    call = ["evaluate", "cache", str(tmp_path / "bars.parquet"), "report.html", "--no-progress", "--universe"]
+    done = CliRunner().invoke(cli.main, [*call, "top=3,min_price=5"])
+    assert done.exit_code == 0, done.output
+    assert given["universe"] == Universe(top=3, min_price=5.0)
+    wrong = CliRunner().invoke(cli.main, [*call, "topp=3"])
+    assert wrong.exit_code == 2
+    assert "--universe" in wrong.output
+    assert "no condition 'topp'" in wrong.output

@@ -13,6 +13,7 @@ import pricepix as pp
 from pricepix import samples
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.characteristics import CHARACTERISTICS, bid_ask_spread, characteristics
+from pricepix.paper.choice_of_tables import Tables
 
 pd = pytest.importorskip("pandas")
 
@@ -118,6 +119,78 @@ def test_all_equal_their_transcriptions(found: dict[str, Any], frames: dict[str,
     assert np.nanmax(found["Bid-ask spread"]) > 0
 
 
+def trend_by_hand(level: Any, at: list[int]) -> np.ndarray:
+    """Han, Zhou and Zhu (2016), written from the article: forecasts from averages over 3 to 1000 days.
+
+    Levels are (days, names), carried over halts. At each month's end the returns of the month are regressed across
+    names on averages over price at its start; slopes of the last twelve months are averaged. A lag takes part where
+    half of the names have so many days.
+    """
+    lags = [3, 5, 10, 20, 50, 100, 200, 400, 600, 800, 1000]
+    ratio = {lag: level.rolling(lag, min_periods=lag).mean() / level for lag in lags}
+    month = pd.Series(level.index.to_period("M"), level.index)
+    ends = np.flatnonzero((month != month.shift(-1)).to_numpy()).tolist()
+    following = level.index + pd.offsets.BDay(1)
+    closing = (following.to_period("M") != level.index.to_period("M")).tolist()
+    out = []
+    for t in at:
+        known = [end for end in ends if end < t] + ([t] if closing[t] else [])
+        past: list[np.ndarray] = []
+        for start, end in zip(known[-2::-1], known[:0:-1], strict=True):
+            x = pd.DataFrame({lag: ratio[lag].iloc[start] for lag in lags})
+            priced = level.iloc[start].notna()
+            used = [lag for lag in lags if 2 * x[lag].notna().sum() >= priced.sum()]
+            ret = level.iloc[end] / level.iloc[start] - 1
+            good = priced & ret.notna() & x[used].notna().all(axis=1)
+            if not used or good.sum() <= len(used) + 1:
+                continue
+            design = np.column_stack([np.ones(good.sum()), x.loc[good, used]])
+            slopes = pd.Series(np.linalg.lstsq(design, ret[good].to_numpy(), rcond=None)[0][1:], used)
+            past.append(slopes.reindex(lags, fill_value=0.0).to_numpy())
+            if len(past) == 12:
+                break
+        mean, took_part = np.mean(past, axis=0), (np.array(past) != 0).any(axis=0)
+        value = pd.Series(0.0, level.columns)
+        for k, lag in enumerate(lags):
+            if took_part[k]:
+                value = value + mean[k] * ratio[lag].iloc[t]
+        out.append(value.to_numpy())
+    return np.array(out)
+
+
+def test_the_trend_equals_its_transcription() -> None:
+    bars = samples.simulate(40, 420, seed=8, halt_rate=0.01, halts="absent", split_rate=0.0, list_late=0.2)
+    market = Market.of(panel := pp.Panel.from_table(bars, progress=False), panel.instruments)
+    long = panel.to_polars().to_pandas()
+    step, close = (
+        long.pivot(index="time", columns="instrument", values=v) for v in ("total_return", "close")
+    )
+    level = (1 + step.fillna(0)).cumprod().where(close.notna().cummax())
+    month_end = next(
+        t for t in range(400, 420) if level.index[t].month != (level.index[t] + pd.offsets.BDay(1)).month
+    )
+    at = [300, 355, month_end, 419]
+    found = characteristics(market, np.array(at))["TREND"]
+    there = close.notna().to_numpy()[at]
+    ours, theirs = found[there], trend_by_hand(level, at)[there]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-11)
+    assert np.isfinite(ours).mean() > 0.5
+
+
+def test_the_price_signals_equal_their_transcriptions(found: dict[str, Any], frames: dict[str, Any]) -> None:
+    """MOM, STR and WSTR: returns over parts of a year of 252 days, of levels carried over halts."""
+    level = (1 + frames["total_return"].fillna(0)).cumprod().where(frames["close"].notna().cummax()).ffill()
+    there = frames["close"].notna().to_numpy()[AT]
+    for name, expected in {
+        "MOM": level.shift(21) / level.shift(252) - 1,
+        "STR": -(level / level.shift(21) - 1),
+        "WSTR": -(level / level.shift(5) - 1),
+    }.items():
+        ours, theirs = found[name][there], expected.to_numpy()[AT][there]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12, err_msg=name)
+        assert np.isfinite(ours).sum() > 10
+
+
 def test_beta_and_delay_equal_regressions(found: dict[str, Any], frames: dict[str, Any]) -> None:
     sm = pytest.importorskip("statsmodels.api")
     expected = transcribed(frames)
@@ -167,3 +240,30 @@ def test_without_caps_there_is_no_size(panel: pp.Panel) -> None:
     fields = {k: v for k, v in panel.fields.items() if k != "market_cap"}
     bare = pp.Panel(panel.bars, panel.offsets, panel.instruments, panel.time, panel.tz, fields)
     assert "Size" not in characteristics(Market.of(bare, bare.instruments), np.array([300]))
+
+
+def test_characteristics_of_the_user_stand_beside(panel: pp.Panel) -> None:
+    market = Market.of(panel, panel.instruments)
+    rng = np.random.default_rng(0)
+    by_row = rng.random(len(panel))
+    keys = panel.to_polars().select("instrument", "time")
+    frame = keys.with_columns(Coverage=pl.Series(by_row)).sample(fraction=0.5, seed=1)
+    found = Tables(characteristics={"By row": by_row, "Coverage": frame}).own(market)
+    there = market.row >= 0
+    np.testing.assert_array_equal(found["By row"][there], by_row[market.row[there]])
+    known = ~np.isnan(found["Coverage"])
+    assert known.sum() == len(frame)
+    np.testing.assert_array_equal(found["Coverage"][known], found["By row"][known])
+    for given, message in (
+        ({"Size": by_row}, "'Size' is one of the tables' own rows"),
+        ({"Mine": by_row[:5]}, r"characteristics\['Mine'\] has shape \(5,\)"),
+        ({"Mine": keys}, r"characteristics\['Mine'\] has the columns instrument, time"),
+        (
+            {"Mine": frame.with_columns(instrument=pl.lit("elsewhere"))},
+            r"\['Mine'\] has no value at any bar of the panel",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Tables(characteristics=given).own(market)
+    with pytest.raises(ValueError, match="tables='0'"):
+        Tables(("0",))

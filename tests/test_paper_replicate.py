@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,24 @@ def test_the_plan_is_told_before_anything_runs(made: Any) -> None:
     assert all(unit in lines[1] for unit in ("hours", "MB on disk", "GB of memory", "small", "cnn1d5"))
     assert lines[2].startswith("1 of 8: I5/R5 paper all cnn seed 0")
     assert lines[-1] == f"wrote {made[0].page}"
+
+
+def test_estimates_are_near_what_it_took(tmp_path: Path) -> None:
+    """Bytes on disk and memory, of a process that does nothing else."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    code = (
+        "import resource, pathlib, sys, paper_driver; paper_driver.replicate(pathlib.Path(sys.argv[1]), echo=print);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], env=environment, capture_output=True, check=True
+    )
+    lines = done.stdout.decode().splitlines()
+    said = re.search(r"([\d,.]+) hours.*; ([\d,]+) MB on disk; ([\d.]+) GB of memory", lines[1])
+    assert said is not None
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size / 3 < 1e6 * float(said[2].replace(",", "")) < 3 * size + 1e6
+    assert int(lines[-1]) / 2 < 1e9 * float(said[3]) < 2 * int(lines[-1])
 
 
 def test_what_is_done_is_not_done_again(made: Any, panel: pp.Panel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,11 +244,11 @@ class Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "line", "link"):
+        if tag not in ("meta", "line", "link", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("meta", "line", "link"):
+        if tag not in ("meta", "line", "link", "img"):
             assert self.open.pop() == tag
 
 
@@ -237,9 +256,10 @@ def test_the_page_stands_alone(made: Any) -> None:
     page = made[0].page.read_text()
     found = Text(page)
     assert found.open == []
-    # Links stay on the page, and lead somewhere.
-    assert found.links
-    assert all(link.startswith("#") and f'id="{link[1:]}"' in page for link in found.links)
+    # Links stay on the page, and lead somewhere; pictures are in it.
+    links = [link for link in found.links if not link.startswith("data:image/png;base64,")]
+    assert links
+    assert all(link.startswith("#") and f'id="{link[1:]}"' in page for link in links)
     assert "http" not in page
     for text in (
         "Table I. One-week decile portfolios",
@@ -249,6 +269,37 @@ def test_the_page_stands_alone(made: Any) -> None:
     ):
         assert text in page or text in page.replace("none of which was checked", "not checked"), text
     assert found.tags.count("table") >= 8
+
+
+def test_pictures_of_where_networks_look_are_theirs(made: Any, panel: pp.Panel) -> None:
+    """Grad-CAM of each convolution, of the images with the highest and the lowest scores of the CNN."""
+    pytest.importorskip("captum")
+    import base64
+    import io
+
+    from PIL import Image
+
+    from pricepix.factor.evaluation.attribution import grad_cam
+
+    page = made[0].page.read_text()
+    assert page.count("Grad-CAM by layer, I5/R5</summary>") == 2
+    own = page[page.index("Grad-CAM by layer") :]
+    own = own[: own.index("</details>")]
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(found))))
+        for found in re.findall(r"base64,([^\"]+)", own)
+    ]
+    assert [picture.shape for picture in pictures] == [(32, 15)] * 12
+    scores = made[0].scores("I5/R5", "paper")
+    best = int(np.argsort(scores["cnn"].to_numpy(), kind="stable")[-1])
+    images = pp.PanelImages(panel, pp.ImageSpec.preset("jkx5").replace(rebuild="returns"), (5,))
+    image = images.read(np.array([len(images) - len(scores) + best]))
+    np.testing.assert_array_equal(pictures[0], image[0])
+    network = pp.train.load_model(made[0].folder / "tasks/I5_R5/paper/all/cnn/seed_0/run")
+    heat = grad_cam(network, image, layers="all")
+    assert list(heat) == ["1"]
+    np.testing.assert_allclose(pictures[1] / 255, heat["1"][0], atol=1 / 255)
+    assert scores["instrument"][best] in own
 
 
 def test_a_cell_too_long_is_skipped_and_said(panel: pp.Panel, tmp_path: Path) -> None:
@@ -361,6 +412,55 @@ def test_splits_cover_the_test_once() -> None:
         assert parts[-1].last == crsp.calendar[-1] or parts[-1].last >= crsp.calendar[-1]
         assert (len({part.begin for part in parts}) == 1) == (name == "expanding")
     assert list(splits_of(["paper", "time"])) == ["paper", "time"]
+
+
+def test_images_come_from_a_store(made: Any, panel: pp.Panel, tmp_path: Path) -> None:
+    """A store of other windows besides: the same weights, and the same page, as drawn images."""
+    from dataclasses import replace
+
+    spec = pp.ImageSpec.preset("jkx5").replace(rebuild="returns")
+    store = tmp_path / "jkx5.zarr"
+    pp.render_universe(panel, spec, store, horizons=(1, 5), progress=False)
+    stored = replace(TRAINING, stores={"I5": store})
+    found = replicate(tmp_path / "out", panel=panel, training=stored, splits="paper")
+    for path in sorted((found.folder / "tasks").rglob("scores.npy")):
+        drawn_scores = made[0].folder / path.relative_to(found.folder)
+        assert path.read_bytes() == drawn_scores.read_bytes()
+    period: dict[str, Any] = {
+        "panel": panel, "splits": "time", "seeds": 1, "tables": ["I"],
+        "training": replace(TRAINING, every="period"),
+    }  # fmt: skip
+    drawn = replicate(tmp_path / "drawn", **period)
+    read = replicate(tmp_path / "read", **(period | {"training": replace(stored, every="period")}))
+    assert read.page.read_bytes() == drawn.page.read_bytes()
+    assert same_weights(read.folder, drawn.folder)
+    pp.render_universe(panel, "jkx5", tmp_path / "other.zarr", horizons=(5,), progress=False)
+    pp.render_universe(panel, spec, tmp_path / "late.zarr", horizons=(20,), progress=False)
+    pp.render_universe(small_panel(seed=9), spec, tmp_path / "bars.zarr", horizons=(5,), progress=False)
+    for name, message in (
+        ("other", r"stores\['I5'\]: .*other.zarr shows .*, and I5/R5 learns"),
+        ("late", r"late.zarr has returns over 20 bars, 0 bars after the image; I5/R5 needs 5, 0 after"),
+        ("bars", "panel"),
+    ):
+        wrong = replace(TRAINING, stores={"I5": tmp_path / f"{name}.zarr"})
+        with pytest.raises(ValueError, match=message):
+            replicate(tmp_path / name, panel=panel, training=wrong)
+    with pytest.raises(TypeError, match="give the paths of image stores"):
+        replace(TRAINING, stores={"I5": pp.open_store(store)})
+    with pytest.raises(ValueError, match="stores names 'I7'"):
+        replicate(tmp_path / "none", panel=panel, training=replace(TRAINING, stores={"I7": store}))
+
+
+def test_characteristics_of_the_user_are_in_the_table(made: Any, panel: pp.Panel) -> None:
+    pytest.importorskip("statsmodels")
+    own = pp.paper.Tables(("V", "VI"), {"Alphabet": np.repeat(np.arange(14.0), np.diff(panel.offsets))})
+    found = replicate(made[0].folder, panel=panel, splits="time", tables=own)
+    table = found.table("V")
+    assert np.isfinite(table.value("", "Alphabet", "I5/R5", "correlation"))
+    assert any("Given with the call: Alphabet" in note for note in table.notes)
+    assert np.isfinite(found.table("VI").value("", "Alphabet", "I5/R5", "coefficient"))
+    with pytest.raises(ValueError, match="has shape"):
+        replicate(made[0].folder, panel=panel, tables=pp.paper.Tables(("V",), {"Short": np.zeros(3)}))
 
 
 def test_networks_move_to_longer_images(panel: pp.Panel, tmp_path: Path) -> None:

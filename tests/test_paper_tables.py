@@ -18,6 +18,7 @@ import pricepix as pp
 from pricepix.factor import Universe
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.cells import Cell
+from pricepix.paper.choice_of_tables import Tables
 from pricepix.paper.context import Context
 from pricepix.paper.errors import mean_error, share_error
 from pricepix.paper.parts import parts_of
@@ -103,7 +104,9 @@ def make_tables(panel: pp.Panel, folder: Path, tables: tuple[str, ...]) -> tuple
         names = panel.instruments[images.windows.instrument[window]]
         long = pd.DataFrame({"name": names, "day": pd.to_datetime(time), "score": value})
         scores[name] = long.pivot(index="day", columns="name", values="score")
-    request = Request(tuple(r.cell for r in results), {"time": split}, ("cnn",), 5, tables, Universe(), {})
+    request = Request(
+        tuple(r.cell for r in results), {"time": split}, ("cnn",), 5, Tables(tables), Universe(), {}
+    )
     section = section_of(context, "time", results, request, None)
     return {table.number: table for table in section.tables}, scores
 

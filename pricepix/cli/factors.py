@@ -29,6 +29,7 @@ from pricepix.cli.options import (
     start,
     store_argument,
     table_argument,
+    universe,
 )
 
 
@@ -175,6 +176,12 @@ def export(cache: str, out: str, **options: Any) -> None:
 @delisting
 @choice_option(
     "--convention", "pricepix", "paper", default="pricepix", help="paper: as the paper's authors compute."
+)
+@click.option(
+    "--universe",
+    callback=universe,
+    metavar="CONDITIONS",
+    help="Only these names: top=500,min_price=5,min_dollar_volume=1e6,min_age=250, any of them.",
 )
 @repeated("--cost", "costs", type=float, help="Cost a side, e.g. 0.001")
 @repeated("--baseline", "baselines", help="STR, WSTR, MOM or TREND (default: all)")

@@ -47,6 +47,18 @@ def vendor_settings(ctx: click.Context, param: click.Parameter, values: tuple[st
     return found
 
 
+def universe(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Read the conditions of a universe, NAME=NUMBER with commas between."""
+    from pricepix.factor import Universe
+
+    if value is None:
+        return None
+    try:
+        return Universe.parse(value)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def augmentations(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Any] | None:

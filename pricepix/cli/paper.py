@@ -28,7 +28,10 @@ from pricepix.cli.options import settings as read_settings
 )
 @repeated("--table", "tables", callback=several, help="Number of a table to write, e.g. II (default: all)")
 @repeated(
-    "--control", "controls", callback=several, help="Model on the numbers, e.g. logistic (default: cnn1d)"
+    "--control",
+    "controls",
+    callback=several,
+    help="Model on the numbers, e.g. cnn1d:return (default: cnn1d and logistic)",
 )
 @click.option("--top", type=int, help="Only so many of the largest names.")
 @click.option("--min-price", type=float, help="Only names with a close of at least this.")

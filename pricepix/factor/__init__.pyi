@@ -1,5 +1,6 @@
 from .cache import FactorCache as FactorCache
 from .cache import open_cache as open_cache
+from .comparison.bootstrap import Bootstrap as Bootstrap
 from .comparison.compare import Comparison as Comparison
 from .comparison.compare import compare as compare
 from .embedding import Embedding as Embedding

@@ -1,5 +1,6 @@
 from .cells import GRIDS as GRIDS
 from .cells import Cell as Cell
+from .choice_of_tables import Tables as Tables
 from .published_figures import published as published
 from .replication import Replication as Replication
 from .replication import replicate as replicate

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pricepix.bars.panel import Panel
+from pricepix.images.image_set import ImageSet
 from pricepix.images.panel_images import PanelImages
+from pricepix.images.rows import check_bars, store_rows
 from pricepix.paper.cells import Cell
 from pricepix.paper.formation import formation_times
 from pricepix.paper.training import Training
+from pricepix.store.image_store import open_store
 
 __all__ = ["Context"]
 
@@ -33,7 +36,8 @@ class Context:
     folder: Path
     panel: Panel
     training: Training
-    _images: dict[str, PanelImages] = field(default_factory=dict, repr=False)
+    _images: dict[str, ImageSet] = field(default_factory=dict, repr=False)
+    _rows: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     def windows_at(self, horizon: int) -> NDArray[np.bool_] | None:
         """bool (rows,): where windows may end; None for everywhere."""
@@ -47,8 +51,10 @@ class Context:
             mask &= self.panel.fields["eligible"]
         return mask
 
-    def images(self, cell: Cell) -> PanelImages:
+    def images(self, cell: Cell) -> ImageSet:
         """Return the images of a cell's windows, with the forward returns that it learns.
+
+        A store may have more windows than `allowed`.
 
         Raises
         ------
@@ -56,6 +62,9 @@ class Context:
             If the panel has no window that long.
         """
         if cell.name not in self._images:
+            if cell.image_name in self.training.stores:
+                self._images[cell.name] = self._from_store(cell)
+                return self._images[cell.name]
             self._images[cell.name] = PanelImages(
                 self.panel,
                 cell.image,
@@ -65,3 +74,45 @@ class Context:
                 threads=self.training.threads,
             )
         return self._images[cell.name]
+
+    def rows(self, cell: Cell) -> NDArray[np.int64]:
+        """int64 (windows,): the panel row of each image's last bar."""
+        if cell.image_name not in self.training.stores:
+            images = self.images(cell)
+            assert isinstance(images, PanelImages)
+            return images.windows.row
+        if cell.image_name not in self._rows:
+            self._rows[cell.image_name] = store_rows(self.images(cell), self.panel)
+        return self._rows[cell.image_name]
+
+    def allowed(self, cell: Cell) -> NDArray[np.bool_]:
+        """bool (windows,): images whose windows end where those of the cell may."""
+        mask = self.windows_at(cell.horizon) if cell.image_name in self.training.stores else None
+        return np.ones(len(self.images(cell)), bool) if mask is None else mask[self.rows(cell)]
+
+    def _from_store(self, cell: Cell) -> ImageSet:
+        """Open the store of a cell's images.
+
+        Raises
+        ------
+        ValueError
+            It shows other images, of other bars, or has not the returns that the cell learns.
+        """
+        name, location = cell.image_name, self.training.stores[cell.image_name]
+        found = open_store(location)
+        if found.spec.digest != cell.image.digest:
+            raise ValueError(
+                f"stores[{name!r}]: {location} shows {found.spec}, and {cell.name} learns {cell.image}: render such a "
+                "store, or leave it out, and its images are drawn from the panel"
+            )
+        if cell.horizon not in found.horizons or found.delay != self.training.delay:
+            raise ValueError(
+                f"stores[{name!r}]: {location} has returns over {', '.join(map(str, found.horizons))} bars, "
+                f"{found.delay} bars after the image; {cell.name} needs {cell.horizon}, {self.training.delay} after: "
+                f"render it with horizons=({cell.horizon},) and delay={self.training.delay}, or leave it out"
+            )
+        try:
+            check_bars(found, self.panel, store_rows(found, self.panel))
+        except KeyError as error:
+            raise ValueError(f"stores[{name!r}]: {error.args[0]}") from error
+        return found

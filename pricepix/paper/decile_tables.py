@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix.factor.comparison.bootstrap import bootstrap_by_month, month_numbers
+from pricepix.factor.comparison.bootstrap import Bootstrap, bootstrap_by_month, month_numbers
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.cells import MODELS, model_title
 from pricepix.paper.formation import DECILES, Decile, deciles
@@ -23,7 +23,7 @@ __all__ = ["ROWS", "Book", "books_of", "control_figures", "decile_figures", "hol
 Floats = NDArray[np.float64]
 
 ROWS: Final = ("Low", *(str(k) for k in range(2, DECILES)), "High", "High - Low")
-_DRAWS: Final = 500
+_BOOTSTRAP: Final = Bootstrap(draws=500)
 """Of months, for the error of a difference."""
 _WEIGHTINGS: Final = {"equal": "Equal weight", "value": "Value weight"}
 
@@ -184,7 +184,7 @@ def control_figures(
                 continue
             both = np.column_stack([cnn, spread.series])
             statistic = functools.partial(_sharpe, per_year=shared.formation.per_year)
-            less = bootstrap_by_month(statistic, both, month, _DRAWS, 0)
+            less = bootstrap_by_month(statistic, both, month, _BOOTSTRAP)
             yield Figure(
                 panel, f"CNN less {title}", name, "sharpe", less["difference"], differs=differs,
                 error=less["standard_error"],

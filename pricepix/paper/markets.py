@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pricepix.factor.evaluation.market import Market
+from pricepix.paper.choice_of_tables import TABLES
 from pricepix.paper.context import Context
 from pricepix.paper.differences import differences
 from pricepix.paper.page import Section
 from pricepix.paper.plan import Plan, make_plan
 from pricepix.paper.published_figures import lookup
 from pricepix.paper.results import cell_result, signals_of
-from pricepix.paper.sections import TABLES, Request
+from pricepix.paper.sections import Request
 from pricepix.paper.tables import Table
 from pricepix.paper.transfer import DIRECT, market_figures, with_direct_scores
 
@@ -44,7 +45,9 @@ def other_markets(home: Context, request: Request) -> list[Foreign]:
                 f"transfer[{name!r}] has no total returns, and the networks learn images rebuilt from them: map a "
                 "column to total_return, or give Training(rebuild=None)"
             )
-        context = Context(home.folder / "transfer" / name, panel, home.training)
+        # Stores show the bars of the first market.
+        training = replace(home.training, stores={})
+        context = Context(home.folder / "transfer" / name, panel, training)
         plan = make_plan(context, request.cells, request.splits, ("cnn",), request.seeds)
         found.append(Foreign(name, context, plan))
     return found

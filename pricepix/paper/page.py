@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pricepix._checks import optional_module
 from pricepix.location import atomic_file
 from pricepix.paper.charts import HEIGHT, WIDTH, Chart
+from pricepix.paper.heat_maps import HeatMaps
 from pricepix.paper.tables import Table
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Section(NamedTuple):
     tables: list[Table]
     charts: list[Chart]
     differences: dict[str, str]
+    maps: Sequence[HeatMaps] = ()
 
 
 class Page(NamedTuple):

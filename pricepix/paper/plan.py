@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,8 +24,14 @@ from pricepix.train.splits import Fold
 
 __all__ = ["Estimate", "Plan", "make_plan"]
 
-_MEASURED_SECONDS = 0.4
+_MEASURED_SECONDS: Final = 0.4
 """How long each network is tried for an estimate, after its first step."""
+_RECORDS: Final = 25_000
+"""Bytes of a network's configuration, journal, checkpoints' own records and TensorBoard's, measured on small ones."""
+_PAGES: Final = 1_200_000
+"""Bytes of a split's tables and its part of the page, measured on four cells."""
+_LIBRARIES: Final = 700e6
+"""Memory of a process with torch, lightning, Numba and polars loaded, where the system does not tell it."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,15 @@ class Plan:
             seconds += images / rates[spec.name]
             parameters = _parameters(spec)
             # The best weights, and the last with the optimiser's two moments; a score is 4 bytes.
-            size += 16.0 * parameters + 4.0 * load.scored
+            size += 16.0 * parameters + 4.0 * load.scored + _RECORDS
+            if task.seed == 0:
+                # The mean over seeds is a column of a table, whose other columns are instrument, time and return.
+                size += (8.0 if task.model != "cnn" else 22.0) * load.scored
             widest = max(
                 widest, 16 * parameters + 64 * context.training.settings.batch_size * _input_size(spec)
             )
-        memory = context.panel.bars.nbytes + context.panel.time.nbytes
+        size += _PAGES * len({task.split for task in tasks})
+        memory = _libraries_memory() + context.panel.bars.nbytes + context.panel.time.nbytes
         memory += sum(a.nbytes for a in context.panel.fields.values())
         windows = max((len(context.images(task.cell)) for task in tasks), default=0)
         # A window has its row, instrument, return and exit time; grids of bars by instruments are laid out for tables.
@@ -136,6 +148,10 @@ def make_plan(
     Plan
     """
     plan = Plan()
+    for cell in cells:
+        if cell.image_name in context.training.stores:
+            # A store that does not fit is no reason to leave a cell out.
+            context.images(cell)
     for split_name, split in splits.items():
         try:
             parts = parts_of(split, context.panel)
@@ -169,9 +185,10 @@ def _loads(context: Context, cell: Cell, parts: Sequence[Part]) -> dict[str, Loa
         raise ValueError(
             f"the test holds {len(formation)} periods of {cell.horizon} bars that are over: too few for a portfolio"
         )
-    at = np.searchsorted(images.panel.calendar[formation.decision], images.time)
+    decided = context.panel.calendar[formation.decision]
+    at = np.searchsorted(decided, images.time)
     at[at == len(formation)] = 0
-    stands = images.panel.calendar[formation.decision][at] == images.time
+    stands = decided[at] == images.time
     names = np.bincount(at[stands], minlength=len(formation))
     if names.max(initial=0) < DECILES:
         raise ValueError(
@@ -198,6 +215,15 @@ def _fold(context: Context, cell: Cell, part: Part) -> Fold:
         (fold,) = part.split.folds(problem.samples)
     problem.check_fold(fold)
     return fold
+
+
+def _libraries_memory() -> float:
+    """Bytes that this process takes already; libraries are the most of it, and what else it holds stays."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return _LIBRARIES
+    return max(_LIBRARIES, float(pages * os.sysconf("SC_PAGE_SIZE")))
 
 
 def _parameters(spec: Any) -> int:

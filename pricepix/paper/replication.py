@@ -6,29 +6,33 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from pricepix._checks import choice, whole_number
+from pricepix._checks import whole_number
 from pricepix.bars.panel import Panel
+from pricepix.factor.evaluation.market import Market
 from pricepix.factor.evaluation.universe import Universe
 from pricepix.location import Location, atomic_file, write_json
 from pricepix.paper import page as pages
 from pricepix.paper.cells import MODELS, Cell, cells_of, check_model
+from pricepix.paper.choice_of_tables import Tables
 from pricepix.paper.context import Context
+from pricepix.paper.heat_maps import heat_maps
 from pricepix.paper.logits import has_statsmodels
 from pricepix.paper.markets import other_markets, transferred
 from pricepix.paper.page import Page
 from pricepix.paper.parts import splits_of
 from pricepix.paper.plan import Plan, make_plan
 from pricepix.paper.results import CellResult, cell_result
-from pricepix.paper.sections import TABLES, Request, section_of
+from pricepix.paper.sections import Request, section_of
 from pricepix.paper.tables import Table
 from pricepix.paper.tasks import Task
 from pricepix.paper.training import Training
-from pricepix.paper.transfer import SCALES, SOURCE, scales_of, with_direct_scores
+from pricepix.paper.transfer import SOURCE, scales_of, with_direct_scores
 from pricepix.paper.truth import Truth
 from pricepix.paper.workers import run_tasks
 from pricepix.store.lock import WriteLock
@@ -92,8 +96,8 @@ def replicate(
     cells: str | Cell | Iterable[str | Cell] = "jkx",
     seeds: int = 5,
     splits: Any = "paper",
-    tables: Iterable[str] | None = None,
-    controls: str | Iterable[str] = ("cnn1d",),
+    tables: Tables | Iterable[str] | None = None,
+    controls: str | Iterable[str] = ("cnn1d", "logistic"),
     universe: Any = None,
     transfer: Mapping[str, Any] | None = None,
     training: Training | None = None,
@@ -123,12 +127,14 @@ def replicate(
         ``"paper"``: the first part trains, with a random 70/30 validation, what follows is the test (2001 on, where the
         bars begin two years before). ``"time"``: the same with the last 30% as validation. ``"walk"`` and
         ``"expanding"``: a network for each year that is tested. Or splits of ``pricepix.train``, with names.
-    tables : iterable of str, optional
+    tables : Tables or iterable of str, optional
         Numbers of the tables to write, as in the paper; by default all that the networks of `cells` fill. ``"XI"``
-        and ``"XII"`` add networks on merged images.
+        and ``"XII"`` add networks on merged images. ``Tables(characteristics={...})`` adds characteristics of your own
+        to Tables V to VII.
     controls : str or iterable of str
         Models that see the numbers behind the images: ``"cnn1d"``, ``"logistic"``, with a scaling after a colon
-        (``"cnn1d:return"``); ``"all"``, for the whole Table IX, or ``()``.
+        (``"cnn1d:return"``); ``"all"``, for the whole Table IX, or ``()``. The first in the image's own scale has
+        columns of its own beside the CNN's; all are in Table IX and in the accuracy by decile.
     universe : Universe, mapping, callable or array, optional
         Which instruments portfolios may hold, in every table: see ``pricepix.factor.Universe``.
     transfer : mapping of name to panel, optional
@@ -156,15 +162,12 @@ def replicate(
     BlockingIOError
         Another process works in `out`.
     """
-    wanted = tuple(name for name in TABLES if name not in SCALES) if tables is None else tuple(tables)
-    for number in wanted:
-        choice(number, "tables", TABLES)
     request = Request(
         cells=cells_of(cells),
         splits=splits_of(splits),
         models=_models(controls),
         seeds=whole_number(seeds, "seeds", 1),
-        tables=wanted,
+        tables=Tables.of(tables),
         universe=Universe.of(universe),
         markets={_checked_name(name): Panel.of(market) for name, market in (transfer or {}).items()},
     )
@@ -195,9 +198,17 @@ def run_replication(
             f"a universe of the {request.universe.top} largest needs market caps, and the panel has none: map a column "
             "to market_cap, or choose by min_dollar_volume"
         )
+    named = {cell.image_name for cell in request.cells}
+    if unknown := [name for name in training.stores if name not in named]:
+        raise ValueError(
+            f"stores names {unknown[0]!r}, and no cell has such images: the cells have {', '.join(sorted(named))}"
+        )
+    request.tables.own(Market.of(panel, panel.instruments))
     markets = other_markets(context, request)
     plan = make_plan(context, request.cells, request.splits, request.models, request.seeds)
-    merged = {number: cell.rebuilt(training.rebuild) for number, cell in scales_of(request.tables).items()}
+    merged = {
+        number: cell.rebuilt(training.rebuild) for number, cell in scales_of(request.tables.numbers).items()
+    }
     plan.add(make_plan(context, tuple(merged.values()), request.splits, ("cnn",), request.seeds))
     if not plan.tasks:
         reasons = "\n".join(f"  {cell}, {split}: {why}" for (split, cell), why in plan.skipped.items())
@@ -211,21 +222,18 @@ def run_replication(
         root = {"format_version": FORMAT_VERSION, "panel": panel.digest, "training": training.describe()}
         write_json(out / _ROOT, root)
         run_tasks(context, missing, client, echo)
-        for _, target, own in markets:
-            run_tasks(target, own.missing(target), client, echo)
+        for _, target, abroad in markets:
+            run_tasks(target, abroad.missing(target), client, echo)
         results = _results(context, plan, request)
-        sections = [
-            section_of(
-                context,
-                split,
-                [r for r in results if r.split == split],
-                request,
-                truth,
-                _merged_results(context, plan, merged, split, request.seeds),
-            )
-            for split in request.splits
-            if any(r.split == split for r in results)
-        ]
+        sections = []
+        for split in request.splits:
+            own = [r for r in results if r.split == split]
+            if not own:
+                continue
+            longer = _merged_results(context, plan, merged, split, request.seeds)
+            maps = [found for r in own if (found := heat_maps(context, plan, r)) is not None]
+            section = section_of(context, split, own, request, truth, longer)
+            sections.append(section._replace(maps=maps))
         for foreign in markets:
             sections += transferred(context, plan, request, foreign)
         tables = [table for section in sections for table in section.tables]
@@ -344,4 +352,6 @@ def _notes(panel: Panel) -> list[str]:
         notes.append(
             "statsmodels is not installed: Tables VI to VIII are left out (pip install 'pricepix[paper]')."
         )
+    if find_spec("captum") is None:
+        notes.append("captum is not installed: Grad-CAM is left out (pip install 'pricepix[attribution]').")
     return notes

@@ -85,7 +85,7 @@ def cell_result(
         scores[model] = np.concatenate(means)
     window = np.concatenate(index)
     return CellResult(
-        cell, split, parts, window, images.windows.row[window], images.time[window],
+        cell, split, parts, window, context.rows(cell)[window], images.time[window],
         images.returns(cell.horizon)[window], scores,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from pricepix.factor.evaluation.universe import Universe
 from pricepix.paper.cells import Cell, model_title
 from pricepix.paper.characteristics import characteristics
 from pricepix.paper.charts import Chart, accuracy_chart, cumulative_chart
+from pricepix.paper.choice_of_tables import TABLES, Tables
 from pricepix.paper.context import Context
 from pricepix.paper.correlation_table import correlation_figures
 from pricepix.paper.decile_tables import (
@@ -42,23 +43,7 @@ from pricepix.paper.tables import Figure, Table
 from pricepix.paper.transfer import DIRECT, SOURCE, time_scale_figures
 from pricepix.paper.truth import Truth, planted_figures
 
-__all__ = ["TABLES", "Request", "section_of"]
-
-TABLES: Final = {
-    "I": "One-week decile portfolios",
-    "II": "Decile portfolios of longer horizons",
-    "III": "What is earned when, within the holding period",
-    "IV": "The largest names",
-    "V": "Rank correlations of predictions with characteristics",
-    "VI": "Logits of predicted signs on characteristics",
-    "VII": "Logits of the signs of returns on predictions and characteristics",
-    "VIII": "Logits on the numbers in the image, lag by lag",
-    "IX": "Controls: the same numbers without the second dimension",
-    "X": "Networks of another market",
-    "XI": "Networks of five bars on images of 20 bars, merged by four",
-    "XII": "Networks of five bars on images of 60 bars, merged by twelve",
-}
-"""The tables that can be written, by their number in the paper."""
+__all__ = ["Request", "section_of"]
 
 _BOOTSTRAP: Final = "Errors of differences: calendar months drawn with replacement, 500 times."
 BASELINES: Final = ("MOM", "STR", "WSTR", "TREND")
@@ -75,7 +60,7 @@ class Request:
     splits: Mapping[str, Any]
     models: tuple[str, ...]
     seeds: int
-    tables: tuple[str, ...]
+    tables: Tables
     universe: Universe
     markets: Mapping[str, Panel]
     """Other markets, by name."""
@@ -116,8 +101,10 @@ class _Maker:
         )  # fmt: skip
 
     def books(self, results: Sequence[CellResult], signals: Mapping[str, Signals]) -> list[Book]:
-        """Return the columns of a table of portfolios: images, the controls by default, baselines."""
-        shown = [model for model in self.request.models if model in ("cnn", "cnn1d:image", "logistic:image")]
+        """Return the columns of a table of portfolios: images, the first control in their scale, baselines."""
+        shown = [model for model in self.request.models if model in ("cnn", "cnn1d:image", "logistic:image")][
+            :2
+        ]
         return books_of(results, signals, self.letters, shown)
 
     def controls(self, signals: Mapping[str, Signals]) -> tuple[Figure, ...]:
@@ -185,7 +172,7 @@ def _glance(maker: _Maker, signals: Mapping[str, Signals]) -> Table:
 
 
 def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) -> Iterator[Table | None]:
-    groups, wanted = maker.groups(), maker.request.tables
+    groups, wanted = maker.groups(), maker.request.tables.numbers
     weekly = {h: own for h, own in groups.items() if maker.is_weekly(h)}
     longer = {h: own for h, own in groups.items() if h not in weekly}
     if truth is not None:
@@ -226,18 +213,23 @@ def _characteristic_tables(maker: _Maker, signals: Mapping[str, Signals]) -> Ite
     """Tables V, VI and VII: characteristics at the formations of each cell; cells of one horizon mostly share them."""
     found: dict[str, Mapping[str, NDArray[np.float64]]] = {}
     known: dict[bytes, Mapping[str, NDArray[np.float64]]] = {}
+    given = maker.request.tables.own(maker.market)
     for result in maker.results:
         decision = signals[result.cell.name].formation.decision
         key = decision.tobytes()
         if key not in known:
-            known[key] = characteristics(maker.market, decision)
+            known[key] = characteristics(maker.market, decision) | {
+                name: grid[decision] for name, grid in given.items()
+            }
         found[result.cell.name] = known[key]
     own = [result for result in maker.results if len(signals[result.cell.name].formation)]
-    wanted, letters = maker.request.tables, maker.letters["both"]
+    wanted, letters = maker.request.tables.numbers, maker.letters["both"]
     note = (
         "All characteristics come from the panel's bars and are known at the formation: windows are months and years "
         "of bars, the market is the equally weighted mean of the panel's names."
     )
+    if given:
+        note = f"Given with the call: {', '.join(given)}. {note.replace('All characteristics', 'All others')}"
     if "V" in wanted:
         shown = [model for model in maker.request.models if model in ("cnn", "cnn1d:image")]
         figures = tuple(correlation_figures(own, signals, found, shown, letters))

@@ -13,10 +13,10 @@ import polars as pl
 from pricepix.bars.panel import Panel
 from pricepix.factor.evaluation.universe import Universe
 from pricepix.paper.cells import cells_of
+from pricepix.paper.choice_of_tables import Tables
 from pricepix.paper.replication import Replication, run_replication
-from pricepix.paper.sections import TABLES, Request
+from pricepix.paper.sections import Request
 from pricepix.paper.training import Training
-from pricepix.paper.transfer import SCALES
 from pricepix.paper.truth import Truth
 from pricepix.samples import simulate
 from pricepix.train.hyper import Hyper
@@ -69,9 +69,9 @@ def demo(
     request = Request(
         cells=cells_of(_CELLS),
         splits={"paper": RandomSplit(0.7, test=tested), "time": TimeSplit(test=tested)},
-        models=("cnn", "cnn1d:image"),
+        models=("cnn", "cnn1d:image", "logistic:image"),
         seeds=seeds,
-        tables=tuple(number for number in TABLES if number not in SCALES),
+        tables=Tables(),
         universe=Universe(),
         markets={},
     )

@@ -24,6 +24,7 @@ from pricepix.windows.labels import NO_TIME
 
 __all__ = [
     "FORMAT_VERSION",
+    "RUN",
     "Task",
     "device_of",
     "read_done",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION: Final = 1
-_DONE, _SCORES, _RUN = "done.json", "scores.npy", "run"
+_DONE, _SCORES, RUN = "done.json", "scores.npy", "run"
 _BLOCK: Final = 1 << 16
 
 
@@ -74,6 +75,11 @@ class Task:
         """The network that it trains."""
         training = context.training
         return network(self.model, self.cell.image, training.channels, training.networks)
+
+    def input_size(self, context: Context) -> int:
+        """Numbers in an input of its network, by which networks are ordered from small to large."""
+        spec = self.network(context)
+        return spec.height * spec.width if isinstance(spec, CNNSpec) else spec.channels * spec.lookback
 
     def digest(self, context: Context) -> str:
         """32 hexadecimal digits of everything that decides its scores."""
@@ -156,13 +162,14 @@ def teaching_windows(context: Context, cell: Cell, part: Part) -> NDArray[np.boo
     images = context.images(cell)
     leave = images.exit_time(cell.horizon)
     known = (leave != NO_TIME) & (leave <= part.first)
-    return np.asarray(known & (images.time >= part.begin) & (images.time < part.first))
+    taught = known & (images.time >= part.begin) & (images.time < part.first)
+    return np.asarray(taught & context.allowed(cell))
 
 
 def scored_windows(context: Context, cell: Cell, part: Part) -> NDArray[np.int64]:
     """Positions of the windows of the test, whatever happens after them, int64."""
     time = context.images(cell).time
-    return np.flatnonzero((time >= part.first) & (time <= part.last))
+    return np.flatnonzero((time >= part.first) & (time <= part.last) & context.allowed(cell))
 
 
 def run_task(context: Context, task: Task) -> None:
@@ -179,12 +186,15 @@ def run_task(context: Context, task: Task) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     training, cell = context.training, task.cell
     images, spec = context.images(cell), task.network(context)
-    run = folder / _RUN
+    run = folder / RUN
     with _threads(training.threads), contextlib.redirect_stdout(io.StringIO()):
         fit(
             images,
             spec,
             cell.horizon,
+            panel=context.panel
+            if isinstance(spec, SeriesSpec) and cell.image_name in training.stores
+            else None,
             out=run,
             split=task.part.split,
             hyper=training.settings,
@@ -226,10 +236,10 @@ def score_windows(
         return np.empty(0, np.float32)
     spec = task.network(context)
     with _threads(training.threads):
-        model: Any = load_model(context.folder / task.path / _RUN)
+        model: Any = load_model(context.folder / task.path / RUN)
         model.to(device_of(training))
         if isinstance(spec, SeriesSpec):
-            rows = images.windows.row[index]
+            rows = target.rows(cell)[index]
             parts = [
                 model.predict(window_series(target.panel, cell.image, some, spec.scaling))
                 for some in np.array_split(rows, -(-len(rows) // _BLOCK))

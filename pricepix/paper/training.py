@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -43,6 +44,11 @@ class Training:
         Threads that compute. Weights are the same bit by bit on CPUs of one kind with the same number.
     checkpoint_minutes : float
         Longest time between checkpoints from which an interrupted task resumes.
+    stores : mapping of str to path
+        Image stores by the name of the image, such as ``{"I20": "images/jkx20.zarr"}``: images are read from them; all
+        others are drawn from the panel as they are needed. Pixels are the same, and so are weights. A store must show
+        the panel's bars in the cell's own spec, with returns over its horizons, and on a cluster lie where every worker
+        finds it.
     """
 
     every: Literal["period", "bar"] = "period"
@@ -55,6 +61,7 @@ class Training:
     precision: str = "32-true"
     threads: int | None = None
     checkpoint_minutes: float = 10.0
+    stores: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         choice(self.every, "every", ("period", "bar"))
@@ -63,6 +70,12 @@ class Training:
         bars(self.delay, "delay", 0)
         whole_number_or_none(self.threads, "threads", 1)
         object.__setattr__(self, "hyper", Hyper.of(self.hyper))
+        if not all(isinstance(place, str | os.PathLike) for place in self.stores.values()):
+            raise TypeError(
+                "stores: give the paths of image stores by the name of the image, such as {'I20': 'jkx20.zarr'}: "
+                "workers open them themselves"
+            )
+        object.__setattr__(self, "stores", {name: os.fspath(place) for name, place in self.stores.items()})
 
     @property
     def settings(self) -> Hyper:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
@@ -63,6 +64,8 @@ def _run_on_workers(
         client.submit(
             _run_remote, str(folder), context.panel.digest, context.training, task,
             key=f"pricepix-{task.path}-{task.digest(context)}", pure=False, retries=RETRIES,
+            # The longest first, so that no worker is left with a large network at the end.
+            priority=task.input_size(context),
         ): task
         for task in tasks
     }  # fmt: skip
@@ -91,9 +94,9 @@ def _check_workers(client: Client, folder: Path, digest: str) -> None:
     if not found:
         raise ConnectionError("the cluster has no workers: start some, or leave client out")
     for address, fault in found.items():
-        if isinstance(fault, ModuleNotFoundError):
+        if missing := _missing_module(fault):
             raise ConnectionError(
-                f"worker {address} has no {fault.name}: install pricepix[train] {__version__} on every machine"
+                f"worker {address} has no {missing}: install pricepix[train] {__version__} on every machine"
             )
         if isinstance(fault, BaseException):
             raise ConnectionError(f"worker {address} cannot take part: {fault}")
@@ -101,6 +104,19 @@ def _check_workers(client: Client, folder: Path, digest: str) -> None:
             raise ConnectionError(
                 f"worker {address} has pricepix {fault}, this process {__version__}: install the same"
             )
+
+
+def _missing_module(fault: Any) -> str | None:
+    """Name the module that a worker lacks; None if it lacks none.
+
+    What cannot be unpickled there comes back as an exception that only quotes the first one.
+    """
+    if isinstance(fault, ModuleNotFoundError):
+        return fault.name
+    quoted = (
+        re.search(r"ModuleNotFoundError\(.*?'(\w+)", str(fault)) if isinstance(fault, BaseException) else None
+    )
+    return quoted[1] if quoted else None
 
 
 def _worker_faults(folder: str, digest: str) -> str:

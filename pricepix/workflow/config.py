@@ -195,6 +195,15 @@ class Score(Section):
     end: str | None = None
 
 
+class UniverseConditions(Section):
+    """Which names portfolios may hold. See ``pricepix.factor.Universe``."""
+
+    top: int | None = Field(default=None, ge=1)
+    min_price: float | None = Field(default=None, allow_inf_nan=False)
+    min_dollar_volume: float | None = Field(default=None, allow_inf_nan=False)
+    min_age: int | None = Field(default=None, ge=1)
+
+
 class Evaluate(Section):
     """Evaluation and report. See ``pricepix.factor.evaluate``."""
 
@@ -213,8 +222,16 @@ class Evaluate(Section):
     horizons: list[int] | None = None
     baselines: list[str] | None = None
     periods_per_year: float | None = None
+    universe: UniverseConditions | None = None
     start: str | None = None
     end: str | None = None
+
+    def arguments(self, *without: str) -> dict[str, Any]:
+        """Return the keys that were given, as keyword arguments."""
+        found = super().arguments(*without)
+        if self.universe is not None and "universe" in found:
+            found["universe"] = self.universe.arguments()
+        return found
 
 
 class Export(Section):

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import whole_number
 from pricepix.bars.times import to_series
 
-__all__ = ["bootstrap_by_month", "month_numbers"]
+__all__ = ["Bootstrap", "bootstrap_by_month", "month_numbers"]
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How often calendar months are drawn with replacement.
+
+    Attributes
+    ----------
+    draws : int
+    seed : int
+        The same seed gives the same draws.
+    """
+
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number(self.draws, "draws", 1)
+        whole_number(self.seed, "seed", 0)
 
 
 def month_numbers(time: NDArray[np.int64], tz: str | None) -> NDArray[np.int64]:
@@ -22,7 +43,7 @@ def month_numbers(time: NDArray[np.int64], tz: str | None) -> NDArray[np.int64]:
 
 
 def bootstrap_by_month(
-    statistic: Callable[[Floats], float], pairs: Floats, month: NDArray[np.int64], draws: int, seed: int
+    statistic: Callable[[Floats], float], pairs: Floats, month: NDArray[np.int64], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Bootstrap the difference of a statistic of two series, month by month.
 
@@ -37,8 +58,7 @@ def bootstrap_by_month(
         Both series, without NaN.
     month : numpy.ndarray, int64 (n,)
         As of `month_numbers`.
-    draws : int
-    seed : int
+    bootstrap : Bootstrap
 
     Returns
     -------
@@ -55,9 +75,9 @@ def bootstrap_by_month(
     if len(months) < 3 or not np.isfinite(a - b):
         return found | nothing | {"months": len(months)}
     rows = [np.flatnonzero(which == k) for k in range(len(months))]
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(draws)
-    for d in range(draws):
+    rng = np.random.default_rng(bootstrap.seed)
+    drawn = np.empty(bootstrap.draws)
+    for d in range(bootstrap.draws):
         chosen = np.concatenate([rows[k] for k in rng.integers(0, len(months), len(months))])
         drawn[d] = statistic(pairs[chosen, 0]) - statistic(pairs[chosen, 1])
     drawn = drawn[np.isfinite(drawn)]

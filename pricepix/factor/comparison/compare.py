@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pricepix._checks import choice, optional_module, whole_number
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import CacheLike, FactorCache, open_cache
-from pricepix.factor.comparison.bootstrap import bootstrap_by_month, month_numbers
+from pricepix.factor.comparison.bootstrap import Bootstrap, bootstrap_by_month, month_numbers
 from pricepix.factor.comparison.spanning import chosen_columns, factor_returns, span
 from pricepix.factor.evaluation.evaluate import resolve_horizon
 from pricepix.factor.evaluation.evaluator import Evaluator, Settings, default_rebalance, iso_times
@@ -33,6 +33,7 @@ __all__ = ["Comparison", "compare"]
 Floats = NDArray[np.float64]
 
 _MINIMUM: Final = 10
+_BOOTSTRAP: Final = Bootstrap()
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def compare(
     universe: Any = None,
     returns: Any = None,
     models: Mapping[str, Sequence[str]] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
+    bootstrap: Bootstrap = _BOOTSTRAP,
 ) -> Comparison:
     """Compare two factors where both have a value.
 
@@ -152,8 +152,8 @@ def compare(
         the market, size, value, profitability, investment and momentum. They are compounded over each holding period.
     models : mapping of str to sequence of str, optional
         Columns of `returns` to span by, by name: ``{"CAPM": ["mkt"], "FF5+MOM": [...]}``. By default one of all.
-    draws, seed : int
-        Of the bootstrap, which draws calendar months with replacement.
+    bootstrap : Bootstrap
+        How often calendar months are drawn with replacement, and the seed.
 
     Returns
     -------
@@ -173,7 +173,8 @@ def compare(
     if len({str(name) for name in names}) != 2:
         raise ValueError(f"names={names!r}: give two names that differ")
     choice(convention, "convention", ("pricepix", "paper"))
-    draws, seed = whole_number(draws, "draws", 1), whole_number(seed, "seed", 0)
+    if not isinstance(bootstrap, Bootstrap):
+        raise TypeError(f"bootstrap={bootstrap!r}: give factor.Bootstrap(draws=1000, seed=0)")
     panel = panel_of(panel)
     horizon, delay = resolve_horizon(caches[0].attrs, horizon)
     if (other := resolve_horizon(caches[1].attrs, horizon)[1]) != delay:
@@ -197,13 +198,12 @@ def compare(
     earned = np.column_stack([book.period_returns[first.full :, -1] for book in books])
     entry = first.entry[first.full :]
     figures: dict[str, Any] = {
-        "ic": _ic(judges, pair.time, panel.tz, draws, seed),
+        "ic": _ic(judges, pair.time, panel.tz, bootstrap),
         "sharpe": bootstrap_by_month(
             lambda r: _sharpe(r, a_year),
             earned,
             month_numbers(pair.market.time[entry], panel.tz),
-            draws,
-            seed,
+            bootstrap,
         ),
         "rank_correlation": series_summary(information_coefficient(pair.values[0], pair.values[1])),
         "return_correlation": _correlation(earned),
@@ -215,8 +215,8 @@ def compare(
             "horizon": horizon,
             "rebalance": settings.rebalance,
             "convention": convention,
-            "draws": draws,
-            "seed": seed,
+            "draws": bootstrap.draws,
+            "seed": bootstrap.seed,
         },
     }
     known = None if returns is None else factor_returns(returns, panel, entry, _leave(first, entry))
@@ -260,13 +260,13 @@ class _Pair:
 
 
 def _ic(
-    judges: Sequence[Evaluator], time: NDArray[np.int64], tz: str | None, draws: int, seed: int
+    judges: Sequence[Evaluator], time: NDArray[np.int64], tz: str | None, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     by_date = np.column_stack([information_coefficient(j.factor, j.forward) for j in judges])
     known = ~np.isnan(by_date).any(axis=1)
     month = month_numbers(time[known], tz)
     return bootstrap_by_month(
-        lambda x: float(x.mean()) if len(x) else float("nan"), by_date[known], month, draws, seed
+        lambda x: float(x.mean()) if len(x) else float("nan"), by_date[known], month, bootstrap
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ __all__ = ["grad_cam"]
 
 
 def grad_cam(
-    network: PriceCNN, images: NDArray[np.uint8], batch: int = 64
+    network: PriceCNN, images: NDArray[np.uint8], batch: int = 64, layers: Literal["ends", "all"] = "ends"
 ) -> Mapping[str, NDArray[np.float32]]:
     """Map which pixels raise the probability of a rise (Selvaraju et al., 2017).
 
@@ -28,11 +28,13 @@ def grad_cam(
         With one convolution or more.
     images : numpy.ndarray, uint8 (n, height, width)
     batch : int
+    layers : {"ends", "all"}
+        Of the first and the last convolution, or of each.
 
     Returns
     -------
     dict
-        ``first`` and ``last``: float32 (n, height, width), 0 to 1, row 0 at the top.
+        ``first`` and ``last``, or ``1`` and on for all: float32 (n, height, width), 0 to 1, row 0 at the top.
 
     Raises
     ------
@@ -47,13 +49,15 @@ def grad_cam(
 
     if len(network.blocks) == 0:
         raise ValueError(f"{network.spec.name} has no convolution: there is nothing to map")
+    all_layers = {str(k + 1): k for k in range(len(network.blocks))}
     target = network.spec.outputs - 1
     device = network.mean.device
     was_training = network.training
     network.eval()
     maps: dict[str, NDArray[np.float32]] = {}
     try:
-        for name, place in (("first", 0), ("last", -1)):
+        ends = {"first": 0, "last": -1}
+        for name, place in (ends if layers == "ends" else all_layers).items():
             cam = LayerGradCam(_logits(network), _convolution(network, place))
             parts = []
             for a in range(0, len(images), batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -191,6 +192,34 @@ def _long_short(evaluation: Evaluation, page: float) -> Chart:
     _write_dates(axes[1])
     caption = "Highest quantile minus the lowest, equally weighted, and its drawdown before costs."
     return Chart("long_short", "Long-short", caption, figure)
+
+
+def several_long_short(evaluations: Mapping[str, Evaluation]) -> Chart:
+    """Draw the long-short portfolios of several factors on one chart, for a wide page and for a phone."""
+    drawn = [_several(evaluations, page) for page in (WIDE, NARROW)]
+    caption = "Highest quantile minus the lowest of each factor, equally weighted, before costs."
+    return Chart("side_by_side", "Side by side: long-short", caption, drawn[0], drawn[1])
+
+
+def _several(evaluations: Mapping[str, Evaluation], page: float) -> Figure:
+    from matplotlib import colormaps
+
+    figure, axes = _new(page, height=4.2)
+    ax = axes[0]
+    colours = colormaps["tab10"].colors
+    for k, (name, evaluation) in enumerate(evaluations.items()):
+        book = evaluation.series["portfolio_equal"]
+        worth = np.cumprod(1.0 + np.nan_to_num(book["bar_returns"][:, -1]))
+        # A name that begins with an underscore would be hidden.
+        ax.plot(_dates(book["time"]), worth, color=colours[k % 10], linewidth=1.4, label=f" {name}")
+    ax.axhline(1.0, color=_GREY, linewidth=0.8)
+    _write_log_axis(ax)
+    _write_dates(ax)
+    ax.set_ylabel("worth of 1, log scale", fontsize=8, color=_INK)
+    for text in ax.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best").get_texts():
+        # Names are anybody's: nothing in them is read as a formula.
+        text.set_parse_math(False)
+    return figure
 
 
 def _by_quantile(evaluation: Evaluation, page: float) -> Chart:

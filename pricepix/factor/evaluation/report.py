@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pricepix.factor.evaluation.figures import charts, pictures, png_bytes
+from pricepix.factor.evaluation.beside import side_by_side
+from pricepix.factor.evaluation.figures import charts, pictures, png_bytes, several_long_short
 from pricepix.factor.evaluation.formatting import format_number, format_percent
 from pricepix.factor.evaluation.headline import headline
 from pricepix.factor.evaluation.result import Evaluation
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["check_installed", "write_report"]
 
 _TEMPLATE: Final = "report.html.j2"
+_OWN_NAME: Final = "this factor"
 
 
 def write_report(
     evaluation: Evaluation,
     path: str | PathLike[str],
     *,
+    beside: Mapping[str, Evaluation] | None = None,
     store: ImageSet | None = None,
     model: Any = None,
     title: str = "Factor report",
@@ -45,6 +49,9 @@ def write_report(
     path : str or path
         The HTML file. Pictures go to a folder beside it, ``<name>_figures``, and everything machine-readable
         to ``<name>.json``.
+    beside : mapping of name to Evaluation, optional
+        Evaluations of other factors, such as the 1-D control of a CNN, made with the same horizon, delay, rebalancing,
+        quantiles and convention. Their headline figures and long-short returns stand beside those of `evaluation`.
     store : ImageSet, optional
         The images that were scored; with them the report shows the images with the highest and lowest scores.
     model : checkpoint, run folder, PriceCNN or Ensemble, optional
@@ -65,13 +72,17 @@ def write_report(
     Raises
     ------
     ValueError
-        A store or model that is not the one of the factor.
+        A store or model that is not the one of the factor, or an evaluation beside it that was made otherwise.
     ImportError
         jinja2 or matplotlib is not installed, or a model is given and captum is not.
     """
     check_installed()
     path = Path(path)
     made = charts(evaluation)
+    compared = None
+    if beside:
+        compared = side_by_side(_OWN_NAME, evaluation, beside)
+        made = [several_long_short({_OWN_NAME: evaluation, **beside}), *made]
     if store is not None:
         made += pictures(evaluation, store, model, sheet=sheet, per_quantile=per_quantile, seed=seed)
     elif model is not None:
@@ -95,6 +106,7 @@ def write_report(
             f=figures,
             charts=shown,
             tiles=headline(figures),
+            compared=compared,
             words=in_words(figures),
             dropped=left_out(figures),
         )

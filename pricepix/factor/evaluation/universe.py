@@ -60,6 +60,34 @@ class Universe:
                 number(getattr(self, name), name)
 
     @classmethod
+    def parse(cls, text: str) -> Universe:
+        """Read a universe as the command line writes it: ``top=500,min_price=5``.
+
+        Raises
+        ------
+        ValueError
+            It is not of that form, names no condition or one twice, or a number is none.
+        """
+        known = {"top": int, "min_price": float, "min_dollar_volume": float, "min_age": int}
+        found: dict[str, Any] = {}
+        for part in text.split(","):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not value:
+                raise ValueError(
+                    f"universe {text!r}: {part!r} is not of the form NAME=NUMBER, such as top=500"
+                )
+            if name not in known:
+                raise ValueError(f"a universe has no condition {name!r}{nearest_or_all(name, list(known))}")
+            if name in found:
+                raise ValueError(f"universe {text!r} gives {name} twice")
+            try:
+                found[name] = known[name](value)
+            except ValueError:
+                kind = "a whole number" if known[name] is int else "a number"
+                raise ValueError(f"universe: {name}={value} is not {kind}") from None
+        return cls(**found)
+
+    @classmethod
     def of(
         cls, given: Universe | Mapping[str, Any] | Callable[[Panel], Any] | NDArray[Any] | None
     ) -> Universe:
