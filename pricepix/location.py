@@ -315,6 +315,13 @@ class Bucket(Location):
         ) as error:
             raise PermissionError(f"{self.name} refuses access: {_first_line(error)}") from error
         except self._api.exceptions.BaseError as error:
+            if "BadScheme" in str(error):
+                prefix = _CLIENT_PREFIX.get(self.name.partition("://")[0].lower(), "")
+                raise OSError(
+                    f"{self.name} has an endpoint of plain http, which nothing protects and is therefore refused: "
+                    f"where that is meant, set {prefix}ALLOW_HTTP=true in the environment, or pass "
+                    "storage_options={'client_options': {'allow_http': True}, ...}"
+                ) from error
             raise OSError(f"{self.name} cannot be reached or used: {_first_line(error)}") from error
 
     def get(self, key: str, max_bytes: int | None = None) -> Content | None:

@@ -29,6 +29,7 @@ NEED_TORCH = {
     "every-evening.md",
     "gpu.md",
     "on-the-fly.md",
+    "operations.md",
     "paper.md",
     "plain-torch.md",
     "training.md",

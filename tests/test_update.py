@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 import pricepix as pp
 from pricepix._checks import BadBarsError, RevisedHistoryError
 from pricepix.cli import main
+from pricepix.cli.group import exit_code
 from pricepix.factor import open_cache, score
 from pricepix.workflow.config import Config
 from pricepix.workflow.feed import check_feed
@@ -356,17 +358,77 @@ def test_a_market_that_never_closes_has_its_holes_filled() -> None:
 def test_the_ledger_gives_back_the_bars(tmp_path: Path) -> None:
     frame, ledger = bars_of(4, 30, list_late=0.5), Ledger(tmp_path)
     assert ledger.read() is None
-    before = None
     for day in range(10, 20):
         now = changed(until(frame, day), "S0002", 3, "close", 1 + day / 100)
         if day > 15:
             now = now.filter(pl.col("instrument") != "S0001")
         panel = pp.Panel.from_table(now, progress=False, on_bad="keep")
-        Ledger(tmp_path).commit(before, panel, known="now")
+        Ledger(tmp_path).commit(panel, known="now")
         before = Ledger(tmp_path).read()
         assert before is not None
         assert before.digest == panel.digest
+        some = Ledger(tmp_path).read(["S0003", "S0000", "none"])
+        assert some is not None
+        assert some.instruments.tolist() == ["S0000", "S0003"]
+        assert np.array_equal(some.instrument_digests, panel.instrument_digests[[0, -1]])
     assert len(Ledger(tmp_path)) == 10
+    # What the next evening writes is what came and what changed.
+    assert len(pl.read_parquet(tmp_path / "bars" / "000010.parquet")) < 10
+    # Bars or digests that changed by themselves are never taken for those that were used.
+    saved = (tmp_path / "bars" / "000001.parquet").read_bytes()
+    damaged = pl.read_parquet(tmp_path / "bars" / "000001.parquet").with_columns(pl.col("low") * 2)
+    damaged.write_parquet(tmp_path / "bars" / "000001.parquet")
+    with pytest.raises(ValueError, match="is not what the last update wrote"):
+        Ledger(tmp_path).read()
+    (tmp_path / "bars" / "000001.parquet").write_bytes(saved)
+    known = tmp_path / "bars" / "000010.known.parquet"
+    pl.read_parquet(known).with_columns(pl.col("low") + 1).write_parquet(known)
+    with pytest.raises(ValueError, match="is not what the last update wrote"):
+        _ = Ledger(tmp_path).known
+
+
+def test_a_full_disk_costs_nothing_but_time(frozen: Path, tmp_path: Path) -> None:
+    from drivers import small_disk
+
+    frame, disk = bars_of(12, 60), tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, "1500k"):
+        live = Live(tmp_path / "live", frozen)
+        live.values["out"] = str(disk / "out")
+        live.values["data"]["source"] = str(tmp_path / "bars.parquet")
+        live.table = tmp_path / "bars.parquet"
+        live.evening(until(frame, 40))
+        before = tree(disk / "out" / "store.zarr"), tree(disk / "out" / "factor.zarr")
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        with pytest.raises(OSError, match=r"[Nn]o space left") as caught:
+            live.evening(until(frame, 41))
+        assert exit_code(caught.value) == 7
+        assert (tree(disk / "out" / "store.zarr"), tree(disk / "out" / "factor.zarr")) == before
+        filler.unlink()
+        assert live.evening().counts["scores_added"] == 12
+        store, cache = pp.open_store(disk / "out" / "store.zarr"), open_cache(disk / "out" / "factor.zarr")
+        assert store.verify().ok
+        assert cache.verify().ok
+        assert len(cache.to_polars()) == len(store)
+
+
+def test_another_version_and_another_model_are_told(frozen: Path, tmp_path: Path) -> None:
+    frame, live = bars_of(), Live(tmp_path, frozen)
+    live.evening(until(frame, 20))
+    ledger = tmp_path / "out" / "ledger.json"
+    entry = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps(entry | {"version": 99}))
+    with pytest.raises(ValueError, match="has version 99, this release reads version 2: give another out"):
+        live.evening(until(frame, 21))
+    ledger.write_text(json.dumps(entry))
+    # Figures of health that another release wrote are measured anew.
+    health = tmp_path / "out" / "health.json"
+    health.write_text(json.dumps(json.loads(health.read_text()) | {"version": 99}))
+    live.evening()
+    assert json.loads(health.read_text())["version"] == 1
 
 
 # ------------------------------------------------------------------------------------------ retraining
@@ -427,8 +489,50 @@ def test_the_command_line_speaks_to_schedulers(frozen: Path, tmp_path: Path) -> 
     assert call(main, ["update"]).exit_code == 2
 
 
+def test_commands_speak_json(frozen: Path, tmp_path: Path) -> None:
+    frame = bars_of()
+    table, store, cache = (str(tmp_path / name) for name in ("bars.parquet", "s.zarr", "f.zarr"))
+
+    def call(*words: str, code: int = 0) -> dict[str, Any]:
+        done = CliRunner().invoke(main, ["--json", *words])
+        assert done.exit_code == code, done.output
+        # Progress bars are for terminals.
+        assert "img/s" not in done.output
+        (line,) = done.stdout.splitlines()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    until(frame, 20).write_parquet(table)
+    built = call("build-store", table, store, "--preset", "jkx5", "--horizon", "1", "--chunk", "64")
+    assert built["windows"] == len(pp.open_store(store))
+    assert built["instruments"] == 6
+    scored = call("score", store, str(frozen), cache, "--device", "cpu")
+    assert scored["scores_added"] == built["windows"]
+    until(frame, 21).write_parquet(table)
+    appended = call("append", store, table)
+    assert appended["windows_added"] == appended["returns_filled"] == 6
+    assert appended["windows"] == built["windows"] + 6
+    assert appended["chunks_written"] >= 1
+    again = call("append", store, table)
+    assert again["windows_added"] == again["returns_filled"] == again["chunks_written"] == 0
+    scored = call("score", store, str(frozen), cache, "--append", "--device", "cpu")
+    assert scored["scores_added"] == 6
+    assert call("info", cache)["scorings"] == 2
+    assert call("info", store)["windows"] == appended["windows"]
+    assert call("export", cache, str(tmp_path / "x.csv"))["out"] == str(tmp_path / "x.csv")
+    whole = call("verify", store)
+    assert whole["ok"]
+    assert whole["reports"][0]["kind"] == "image store"
+    chunk = next((tmp_path / "s.zarr" / "images" / "c").rglob("0"))
+    chunk = chunk if chunk.is_file() else next(p for p in chunk.rglob("*") if p.is_file())
+    chunk.unlink()
+    broken = call("verify", store, code=1)
+    assert not broken["ok"]
+    assert "missing" in broken["reports"][0]["problems"][0]
+
+
 def test_messages_are_spelled_as_options() -> None:
-    from pricepix.cli.group import exit_code, spelled
+    from pricepix.cli.group import spelled
 
     build, scoring = main.commands["build-store"], main.commands["score"]
     said = spelled("mode='resume' continues it; pass append=True, or give panel= as then (model_id=)", build)
@@ -479,6 +583,13 @@ def test_exports_have_the_forms_of_other_libraries(frozen: Path, tmp_path: Path)
         ("688981", "SH688981"), ("AAPL", "AAPL"),
     ):  # fmt: skip
         assert qlib_name(name) == expected
+    raw = export(cache, tmp_path / "it", format="image_trading", start=str(times[2])[:10], last=2)
+    index = json.loads((tmp_path / "it" / "indexing.json").read_text())
+    assert index["DIDX"] == [int(f"{day:%Y%m%d}") for day in times[-2:]]
+    cube = np.fromfile(next(Path(raw).parent.glob("CNN.*f")), np.float32).reshape(2, 6, 1)
+    for k, day in enumerate(times[-2:]):
+        for j, name in enumerate(index["Ticker"]):
+            assert cube[k, j, 0] == np.float32(whole[name, day])
     with pytest.raises(ValueError, match=r"end the name in \.parquet or \.csv"):
         export(cache, tmp_path / "x.txt")
     done = CliRunner().invoke(main, ["export", str(cache.location), str(tmp_path / "f.csv"), "--last", "1"])
@@ -576,6 +687,7 @@ def test_twelve_evenings_with_every_event(frozen: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_year_of_evenings(frozen: Path, tmp_path: Path, seed: int) -> None:
     simulated_year(tmp_path, frozen, 250, 200, seed=seed, kills=60)

@@ -23,7 +23,8 @@ def progress_bar(
     unit : str
         What is counted: ``img``, ``chunk``, ``day``.
     on : bool
-        Whether it is shown; the argument `progress` of public functions.
+        Whether it is shown, on a terminal or in a notebook; the argument `progress` of public functions. Logs and
+        pipes get none.
     done : int
         Units that an earlier run did.
     brief : bool
@@ -33,6 +34,7 @@ def progress_bar(
     from tqdm.auto import tqdm
 
     return tqdm(
-        total=total, initial=done, desc=what, unit=unit, unit_scale=total >= _SCALED_FROM, disable=not on,
+        total=total, initial=done, desc=what, unit=unit, unit_scale=total >= _SCALED_FROM,
+        disable=None if on else True,
         delay=1.0 if brief else 0.0, leave=not brief,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main
+from pricepix.cli.group import echo, main, say
 from pricepix.cli.options import (
     augmentations,
     choice_option,
@@ -23,6 +23,7 @@ from pricepix.cli.options import (
     read_panel,
     repeated,
     scalar,
+    scheduler,
     seed,
     settings,
     several,
@@ -102,17 +103,23 @@ def train(
     found = fit(images, **options, **settings)
     if not is_first_rank():
         return
-    echo(f"run       {found.out}")
-    for fold in found.folds:
-        echo(f"fold      {fold.fold.name}: {_metrics(fold.test) or 'no test part'}")
+    lines = [f"run       {found.out}"]
+    lines += [f"fold      {fold.fold.name}: {_metrics(fold.test) or 'no test part'}" for fold in found.folds]
     if len(found.folds) > 1 and found.test:
-        echo(f"all folds {_metrics(found.test)}")
+        lines.append(f"all folds {_metrics(found.test)}")
+    folds = [{"fold": fold.fold.name, "test": _plain(fold.test)} for fold in found.folds]
+    say("\n".join(lines), run=found.out, folds=folds, test=_plain(found.test or {}))
 
 
 def _metrics(test: dict[str, Any]) -> str:
     """The metrics of a test part in one line."""
-    plain = {name: value for name, value in test.items() if isinstance(value, int | float)}
-    return ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in plain.items())
+    return ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}" for k, v in _plain(test).items()
+    )
+
+
+def _plain(test: dict[str, Any]) -> dict[str, int | float]:
+    return {name: value for name, value in test.items() if isinstance(value, int | float)}
 
 
 @main.command()
@@ -134,23 +141,47 @@ def _metrics(test: dict[str, Any]) -> str:
 )  # fmt: skip
 @repeated("--rename", callback=read_pairs, metavar="OLD=NEW", help="With --append: an instrument's new name")
 @click.option("--known", help="When the scores become known; by default the time of the last bar.")
+@scheduler
 @progress
-def score(store: str, model: str, location: str, panel: str | None, **options: Any) -> None:
+def score(
+    store: str, model: str, location: str, panel: str | None, scheduler: str | None, **options: Any
+) -> None:
     """Score every image of STORE with MODEL (a checkpoint or a run) into the factor cache CACHE.
 
     The cache takes the calendar of --panel, and the times of STORE without it.
     """
+    from pricepix.build.cluster import client_of
+    from pricepix.factor import open_cache
     from pricepix.factor import score as run
+    from pricepix.factor.cache import is_factor_cache
 
     bars = read_panel(panel, {}) if panel else None
-    echo(repr(run(store, model, location, panel=bars, **options)))
+    before = len(open_cache(location).scored_at) if options["append"] and is_factor_cache(location) else 0
+    with client_of(scheduler) as client:
+        cache = run(store, model, location, panel=bars, client=client, **options)
+    history = cache.scored_at[before:]
+    say(
+        repr(cache),
+        cache=cache.location,
+        windows=cache.attrs["windows"] - cache.attrs["skipped"],
+        **{f"scores_{name}": int(history[name].sum()) for name in ("added", "revised", "removed")},
+        scores_kept=cache.attrs["kept"],
+        without_value=cache.attrs["without_value"],
+        model=cache.attrs["model"]["name"],
+    )
 
 
 @main.command()
 @click.argument("cache")
 @click.argument("out")
 @choice_option(
-    "--format", "parquet", "csv", "qlib", "alphalens", help="Which columns; by the name of OUT by default."
+    "--format",
+    "parquet",
+    "csv",
+    "qlib",
+    "alphalens",
+    "image_trading",
+    help="Which columns; by the name of OUT by default.",
 )
 @start
 @end
@@ -161,7 +192,8 @@ def export(cache: str, out: str, **options: Any) -> None:
     """Write the factor CACHE to the file OUT, which ends in .parquet or .csv, for other programs."""
     from pricepix.factor import export as run
 
-    echo(run(cache, out, **options))
+    written = run(cache, out, **options)
+    say(written, out=written)
 
 
 @main.command()
@@ -202,8 +234,7 @@ def evaluate(cache: str, table_path: str, table: dict[str, Any], report: str, **
     bars = evaluation_bars(table_path, progress=given["progress"], **table)
     echo(str(bars.report), err=True)
     found, path = report_on(cache, bars, report, **given)
-    echo(repr(found))
-    echo(path)
+    say(f"{found!r}\n{path}", report=path, json=path.with_suffix(".json"), evaluation=repr(found))
 
 
 @main.command()
@@ -230,5 +261,9 @@ def audit(table_path: str, table: dict[str, Any], store: str, **options: Any) ->
     from pricepix.workflow.audit import audit as run
 
     found = run(read_panel(table_path, table, options["progress"]), store, **options)
-    echo(str(found))
+    checks = {
+        check.name: {"result": check.result, "problems": check.problems, "seen": check.seen}
+        for check in found.checks
+    }
+    say(str(found), ok=found.ok, dates=found.dates, problems=found.problems, checks=checks)
     sys.exit(0 if found.ok else 1)

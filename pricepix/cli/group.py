@@ -35,6 +35,7 @@ EXIT_CODES: Final = {
     5: "locked: another process writes the same store, cache or folder; run again later",
     6: "the network, or a server behind it, failed; run again later",
     7: "the disk is full, or a quota is used up",
+    8: "done, but a limit of the section update.health is passed: look at the alarms",
     130: "interrupted; the same call resumes",
 }
 """What a scheduler can tell from an exit code."""
@@ -178,6 +179,14 @@ def result(found: Any) -> None:
         echo(str(found).rstrip())
 
 
+def say(text: Any, **values: Any) -> None:
+    """Print what a command came to: a text, or with ``--json`` these values on a line."""
+    if Output.of(click.get_current_context(silent=True)).json:
+        click.echo(json.dumps(values, default=str))
+    elif text != "":
+        echo(text)
+
+
 class _JsonLines(logging.Formatter):
     """A log record as a line of JSON, with the run's id and the version in each."""
 
@@ -246,7 +255,7 @@ def main(
 
     \b
     Exit codes: 0 done, 1 refused or a fault was found, 2 bad arguments, 3 bad bars, 4 revised history, 5 locked,
-    6 network, 7 disk full, 130 interrupted.
+    6 network, 7 disk full, 8 done with an alarm, 130 interrupted.
     """
     if log_level is not None or log_file is not None:
         _start_log(log_level or "info", log_format, log_file)

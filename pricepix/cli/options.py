@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from pricepix.cli.group import echo
+from pricepix.cli.group import echo, say
 
 Command = Callable[..., Any]
 
@@ -118,6 +118,9 @@ store_argument: Final = click.argument("store", shell_complete=complete_files)
 progress: Final = click.option("--progress/--no-progress", default=True, help="Show progress bars.")
 seed: Final = click.option("--seed", type=int, default=0, help="Seed of all that is drawn at random.")
 workers: Final = click.option("--workers", type=int, help="Threads, or processes; all cores by default.")
+scheduler: Final = click.option(
+    "--scheduler", help="Address of a dask scheduler whose workers do it, e.g. tcp://host:8786."
+)
 delisting: Final = choice_option(
     "--delisting", "auto", "hold", "missing", default="auto", help="Returns of names that end early."
 )
@@ -233,7 +236,36 @@ def read_panel(source: str, table: Mapping[str, Any], progress: bool = True, *, 
     return found
 
 
-def describe(store: Any) -> None:
+def describe(store: Any, **values: Any) -> None:
+    """Print what is in a store; as JSON, what machines ask for, and further values."""
     from pricepix.store.summary import summary
 
-    echo(summary(store))
+    found = {
+        "store": store.location,
+        "windows": len(store),
+        "instruments": len(store.instruments),
+        "horizons": list(store.horizons),
+        "layout": store.layout,
+        "dropped": store.attrs["drop_counts"],
+        "digest": store.digest,
+    }
+    say(summary(store), **found, **values)
+
+
+def known_returns(store: Any) -> int:
+    """Return how many forward returns of a store are known."""
+    import numpy as np
+
+    return sum(int(np.count_nonzero(~np.isnan(store.returns(h)))) for h in store.horizons)
+
+
+def changed_chunks(before: Any, after: Any) -> int | None:
+    """Return how many image chunks of a store are new or others than before; None for one without checksums."""
+    sums = []
+    for store in (before, after):
+        objects = store.objects
+        if not objects.checked:
+            return None
+        sums.append(objects.checksums[objects.geometry.checksum_slices()["images"]])
+    shared = min(len(part) for part in sums)
+    return int((sums[0][:shared] != sums[1][:shared]).sum()) + len(sums[1]) - shared

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main, result
-from pricepix.cli.options import choice_option, progress, repeated, several, workers
+from pricepix.cli.group import echo, main, result, say
+from pricepix.cli.options import choice_option, progress, repeated, scheduler, several, workers
 
 
 @main.command("init-config")
@@ -36,22 +37,29 @@ def run(config: str, data: str | None, out: str | None, progress: bool) -> None:
     """
     from pricepix.workflow.other_projects import run_file
 
-    run_file(config, data=data, out=out, echo=echo, progress=progress)
+    made = run_file(config, data=data, out=out, echo=echo, progress=progress)
+    say("", made=made)
 
 
 @main.command()
 @click.argument("config")
 @click.option("--now", help="The time, in the zone of the market, in place of the clock's.")
+@scheduler
 @progress
-def update(config: str, now: str | None, progress: bool) -> None:
+def update(config: str, now: str | None, scheduler: str | None, progress: bool) -> None:
     """Bring the images and the factor of the YAML file CONFIG up to the newest bars.
 
     Run it every evening: what is done already is left alone, and a revised history is an error (exit code 4) unless
-    CONFIG lets it pass.
+    CONFIG lets it pass. Exit code 8: done, but a limit of its section update.health is passed.
     """
+    from pricepix.build.cluster import client_of
     from pricepix.workflow.update import update as run
 
-    result(run(config, now=now, progress=progress))
+    with client_of(scheduler) as client:
+        found = run(config, now=now, client=client, progress=progress)
+    result(found)
+    if found.alarms:
+        sys.exit(8)
 
 
 @main.command("warm-up")

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main
+from pricepix.cli.group import echo, main, say
 from pricepix.cli.options import (
     asof,
+    changed_chunks,
     choice_option,
     delisting,
     describe,
     end,
+    known_returns,
     layout_help,
     mode,
     number_or_text,
@@ -22,6 +24,7 @@ from pricepix.cli.options import (
     progress,
     read_panel,
     repeated,
+    scheduler,
     seed,
     several,
     spec_options,
@@ -59,7 +62,7 @@ from pricepix.cli.options import (
 @click.option("--chunk", type=int, help="Windows a chunk.")
 @click.option("--shard", callback=number_or_text, help="Windows an object, or its size such as 256MB.")
 @workers
-@click.option("--scheduler", help="Address of a dask scheduler whose workers build the store.")
+@scheduler
 @progress
 @panel_options
 def build_store(
@@ -103,8 +106,18 @@ def append(store: str, table_path: str, table: dict[str, Any], progress: bool, *
     TABLE holds the whole history, old bars and new.
     """
     from pricepix.build.append import append as run
+    from pricepix.store.image_store import open_store
 
-    describe(run(store, read_panel(table_path, table, progress), progress=progress, **options))
+    panel = read_panel(table_path, table, progress)
+    before = open_store(store)
+    known = known_returns(before)
+    after = run(store, panel, progress=progress, **options)
+    describe(
+        after,
+        windows_added=len(after) - len(before),
+        returns_filled=known_returns(after) - known,
+        chunks_written=changed_chunks(before, after),
+    )
 
 
 @main.command()
@@ -115,7 +128,18 @@ def info(store: str) -> None:
     from pricepix.store.image_store import open_store
 
     if is_factor_cache(store):
-        echo(open_cache(store).summary())
+        cache = open_cache(store)
+        days, instruments, intervals = cache.shape
+        say(
+            cache.summary(),
+            cache=cache.location,
+            days=days,
+            instruments=instruments,
+            intervals=intervals,
+            windows=cache.attrs["windows"] - cache.attrs["skipped"],
+            model=cache.attrs["model"]["name"],
+            scorings=len(cache.scored_at),
+        )
     else:
         describe(open_store(store))
 
@@ -132,7 +156,8 @@ def preview(store: str, path: str, **options: Any) -> None:
     """Write a contact sheet of STORE to the PNG file PATH."""
     from pricepix.preview import contact_sheet
 
-    echo(contact_sheet(store, path, **options))
+    written = contact_sheet(store, path, **options)
+    say(written, path=written)
 
 
 @main.command()
@@ -153,8 +178,9 @@ def verify(store: str, panel: str | None, table: dict[str, Any], **options: Any)
     from pricepix.workflow.verification import verify_location
 
     found = verify_location(store, (lambda: read_panel(panel, table)) if panel else None, **options)
-    for kind, report in found:
-        echo(f"{kind} {report}")
+    text = "\n".join(f"{kind} {report}" for kind, report in found)
+    reports = [{"kind": kind, "ok": report.ok, **vars(report)} for kind, report in found]
+    say(text, ok=all(report.ok for _, report in found), reports=reports)
     sys.exit(max((report.exit_code for _, report in found), default=0))
 
 

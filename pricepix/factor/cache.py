@@ -382,9 +382,12 @@ def is_factor_cache(location: CacheLike) -> bool:
         return False
 
 
-def long_table(cache: FactorCache) -> pl.DataFrame:
-    """Return a row a known value, by time: instrument, time, factor and, where kept, spread."""
-    time, values = cache.matrix()
+def long_table(cache: FactorCache, first: int | None = None, last: int | None = None) -> pl.DataFrame:
+    """Return a row a known value, by time: instrument, time, factor and, where kept, spread.
+
+    From time `first` to `last`, nanoseconds, both included; days outside are not read.
+    """
+    time, values = cache.matrix(first=first, last=last)
     bar, code = np.nonzero(~np.isnan(values))
     names = pl.Series(cache.instruments.tolist(), dtype=pl.String)
     columns: dict[str, Any] = {
@@ -393,7 +396,7 @@ def long_table(cache: FactorCache) -> pl.DataFrame:
         "factor": values[bar, code],
     }
     if cache.spread is not None:
-        spread_time, spread = cache.matrix("spread")
+        spread_time, spread = cache.matrix("spread", first=first, last=last)
         columns["spread"] = spread[np.searchsorted(spread_time, time)[bar], code]
     return pl.DataFrame(columns)
 

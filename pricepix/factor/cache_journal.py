@@ -108,6 +108,11 @@ class Journal:
         """Return the number of the last commit whose values were known at a time; -1 if there is none."""
         return int(np.searchsorted(self.commits["known"], known, side="right")) - 1
 
+    def earliest(self, commit: int) -> int | None:
+        """Return the time of the oldest cell that a commit, or a later one, replaced; None if there is none."""
+        time = self.changes["time"][self.changes["commit"] >= commit]
+        return int(time.min()) if len(time) else None
+
     def undone(self, after: int) -> dict[str, NDArray[Any]]:
         """Return what commits above `after` replaced, by name as in `CHANGES`.
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import re
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from pricepix._checks import choice
 from pricepix.bars.times import as_time
 from pricepix.factor.cache import CacheLike, FactorCache, long_table, open_cache
-from pricepix.factor.exports import write_csv
-from pricepix.location import atomic_file
+from pricepix.factor.exports import Cube, csv_bytes, to_image_trading
+from pricepix.location import Location, atomic_file
+from pricepix.windows.labels import NO_TIME
 
 __all__ = ["FORMATS", "export", "qlib_name"]
 
-FORMATS: Final = ("parquet", "csv", "qlib", "alphalens")
+FORMATS: Final = ("parquet", "csv", "qlib", "alphalens", "image_trading")
 _SUFFIXES: Final = (".parquet", ".csv")
+_TIMES: Final = ("time", "datetime", "date")
+_FILE: Final = "factor.parquet"
 # The exchanges of Chinese stocks, as other vendors write them, and as Qlib does.
 _EXCHANGES: Final = {"SH": "SH", "XSHG": "SH", "SS": "SH", "SZ": "SZ", "XSHE": "SZ", "BJ": "BJ", "XBSE": "BJ"}
 _SIX_DIGITS: Final = re.compile(r"(?:([A-Za-z]{2})[.]?)?(\d{6})(?:[.]([A-Za-z]{2,4}))?")
@@ -45,20 +50,23 @@ def export(
     as_of: Any = None,
     last: int | None = None,
     partition: bool = False,
-) -> Path:
+) -> Path | str:
     """Write the values of a factor cache for other programs.
 
-    A file is written beside its place and renamed, so that no reader finds half of it.
+    A file is written beside its place and renamed, an object of a bucket is put at once, so that no reader finds half
+    of it.
 
     Parameters
     ----------
     cache : FactorCache, str or path
     out : str or path
-        A file that ends in ``.parquet`` or ``.csv``; with `partition` a folder.
-    format : {"parquet", "csv", "qlib", "alphalens"}, optional
+        A file, or the URL of an object such as ``s3://bucket/factor.parquet``, that ends in ``.parquet`` or ``.csv``;
+        with `partition`, and for ``image_trading``, a folder.
+    format : {"parquet", "csv", "qlib", "alphalens", "image_trading"}, optional
         Which columns: ``parquet`` and ``csv``, the default by the name of the file, have instrument, time, factor and,
         where kept, spread; ``qlib`` has datetime, instrument (``SH600000``) and score; ``alphalens`` has date, asset
-        and factor.
+        and factor. ``image_trading`` is the raw file and the index that ImageTrading's ``testing.py`` writes, in a
+        folder: see ``FactorCache.to_image_trading``.
     start, end : str, date or datetime, optional
         First and last time of the values, both included.
     as_of : str, date or datetime, optional
@@ -71,49 +79,98 @@ def export(
 
     Returns
     -------
-    pathlib.Path
-        `out`.
+    pathlib.Path or str
+        `out`: a path, or the URL.
 
     Raises
     ------
     ValueError
         A name with another suffix; a format that is not known.
     """
-    out = Path(out)
-    kind = out.suffix.lower()
-    if partition:
-        if kind in _SUFFIXES:
-            raise ValueError(f"{out}: with partition it is a folder; give a name without {kind}")
-    elif kind not in _SUFFIXES:
-        raise ValueError(f"{out}: end the name in .parquet or .csv, or pass partition=True for a file a day")
+    where, name, kind = _place(out, partition or format == "image_trading")
     format = choice(format or (kind.removeprefix(".") or "parquet"), "format", FORMATS)
     if not isinstance(cache, FactorCache):
         cache = open_cache(cache)
     if as_of is not None:
         cache = cache.as_of(as_of)
-    table = long_table(cache)
-    ticks = table["time"].to_physical()
-    kept = pl.repeat(True, len(table), eager=True)
-    if start is not None:
-        kept &= ticks >= as_time(start, cache.tz)
-    if end is not None:
-        kept &= ticks <= as_time(end, cache.tz, end=True)
-    table = table.filter(kept)
+    first = None if start is None else as_time(start, cache.tz)
+    until = None if end is None else as_time(end, cache.tz, end=True)
+    if format == "image_trading":
+        return _write_image_trading(cache, where, first, until, last)
     if last is not None:
-        newest = table["time"].unique().sort().tail(last)
-        table = table.filter(pl.col("time").is_in(newest.implode()))
+        first = _newest(cache, first, until, last)
+    table = long_table(cache, first, until)
     table = table.sort("time", "instrument")
-    out.parent.mkdir(parents=True, exist_ok=True)
     if partition:
         limits = [
             None if end is None else str(_day(end, cache.tz)),
             None if start is None else str(_day(start, cache.tz)),
         ]
-        _write_days(table, out, format, limits[1], limits[0], whole=last is None)
+        _write_days(table, where, format, limits[1], limits[0], whole=last is None)
     else:
-        with atomic_file(out) as partial:
-            _write(_columns(table, format), partial, kind)
-    return out
+        _put(where, name, _encoded(_columns(table, format), kind))
+    return Path(out) if where.path is not None else fspath(out)
+
+
+def _newest(cache: FactorCache, first: int | None, until: int | None, count: int) -> int | None:
+    """Return the time of the `count`-th newest bar with a value, looking at no more days than it takes."""
+    days = len(cache.days)
+    for held in (2 * count, days):
+        begin = cache.time[max(0, days - held) :]
+        known = begin[begin != NO_TIME]
+        start = int(known.min()) if held < days and len(known) else first
+        if first is not None and start is not None:
+            start = max(start, first)
+        time = cache.matrix(first=start, last=until)[0]
+        if len(time) >= count:
+            return int(time[-count])
+    return first
+
+
+def _place(out: str | PathLike[str], folder: bool) -> tuple[Location, str, str]:
+    """Return the folder or the prefix of an export, the name of its file there, and the suffix of that."""
+    text = fspath(out)
+    kind = Path(text).suffix.lower()
+    if folder:
+        if kind in _SUFFIXES:
+            raise ValueError(f"{text}: this export is a folder; give a name without {kind}")
+        return Location.of(out), "", ""
+    if kind not in _SUFFIXES:
+        raise ValueError(f"{text}: end the name in .parquet or .csv, or pass partition=True for a file a day")
+    if "://" not in text:
+        return Location.of(Path(text).parent), Path(text).name, kind
+    above, _, name = text.rpartition("/")
+    return Location.of(above), name, kind
+
+
+def _put(where: Location, name: str, content: bytes) -> None:
+    """Write an object at once, a file beside its place and renamed."""
+    if where.path is None:
+        where.put(name, content)
+        return
+    path = where.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def _write_image_trading(
+    cache: FactorCache, where: Location, first: int | None, until: int | None, last: int | None
+) -> Path:
+    """Write ImageTrading's files of the days that have a bar within the limits."""
+    if where.path is None:
+        raise ValueError(f"{where.name}: image_trading writes a folder of this machine; give a path")
+    wanted = cache.time != NO_TIME
+    wanted &= (first is None) | (cache.time >= (first or 0))
+    wanted &= (until is None) | (cache.time <= (until or 0))
+    if last is not None and wanted.any():
+        wanted &= cache.time >= np.unique(cache.time[wanted])[-last:][0]
+    days = np.flatnonzero(wanted.any(axis=1))
+    chosen = slice(int(days[0]), int(days[-1]) + 1) if len(days) else slice(0, 0)
+    values = np.asarray(cache.factor[chosen], np.float32)
+    values[~np.broadcast_to(wanted[chosen, None, :], values.shape)] = np.nan
+    cube = Cube(values, cache.days[chosen], cache.instruments, cache.intervals, cache.shift)
+    return to_image_trading(cube, where.path)
 
 
 def qlib_name(name: str) -> str:
@@ -142,16 +199,12 @@ def _columns(table: pl.DataFrame, format: str) -> pl.DataFrame:
     return table
 
 
-def _write(table: pl.DataFrame, path: Path, kind: str) -> None:
-    if kind != ".csv":
-        table.write_parquet(path)
-        return
-    time = next(name for name in ("time", "datetime", "date") if name in table.columns)
-    write_csv(table.rename({time: "time"}), path)
-    if time != "time":
-        head, _, rest = path.read_text(encoding="utf-8").partition("\n")
-        names = [time if name == "time" else name for name in head.split(",")]
-        path.write_text(f"{','.join(names)}\n{rest}", encoding="utf-8")
+def _encoded(table: pl.DataFrame, kind: str) -> bytes:
+    if kind == ".csv":
+        return csv_bytes(table, time=next(name for name in _TIMES if name in table.columns))
+    content = io.BytesIO()
+    table.write_parquet(content)
+    return content.getvalue()
 
 
 def _day(value: Any, tz: str | None) -> Any:
@@ -163,22 +216,28 @@ def _day(value: Any, tz: str | None) -> Any:
 
 
 def _write_days(
-    table: pl.DataFrame, folder: Path, format: str, first: str | None, last: str | None, *, whole: bool
+    table: pl.DataFrame, where: Location, format: str, first: str | None, last: str | None, *, whole: bool
 ) -> None:
     """Write a file a day, and remove those of days that have no values any more."""
     written = set()
     for (day,), part in table.group_by(pl.col("time").dt.date().alias("day"), maintain_order=True):
         name = f"date={day}"
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / name / "factor.parquet") as partial:
-            _columns(part.drop("day", strict=False), format).write_parquet(partial)
+        _put(where, f"{name}/{_FILE}", _encoded(_columns(part.drop("day", strict=False), format), ".parquet"))
         written.add(name)
     if not whole:
         return
-    for path in sorted(folder.glob("date=*")):
-        day = path.name.removeprefix("date=")
-        if path.name in written or (first and day < first) or (last and day > last):
+    for key in sorted(where.list()):
+        name, _, file = key.partition("/")
+        day = name.removeprefix("date=")
+        if (
+            file != _FILE
+            or day == name
+            or name in written
+            or (first and day < first)
+            or (last and day > last)
+        ):
             continue
-        (path / "factor.parquet").unlink(missing_ok=True)
-        if not any(path.iterdir()):
-            path.rmdir()
+        where.delete(key)
+        folder = None if where.path is None else where.path / name
+        if folder is not None and not any(folder.iterdir()):
+            folder.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from os import PathLike
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Times and numbers are no text, and ISO times begin with a digit.
 _FORMULA: Final = r"^[=+\-@\t\r\n]"
 
-__all__ = ["to_alphalens", "to_image_trading", "to_qlib", "write_csv"]
+__all__ = ["csv_bytes", "to_alphalens", "to_image_trading", "to_qlib", "write_csv"]
 
 
 def write_csv(table: pl.DataFrame, path: str | PathLike[str], *, guard: bool = True) -> Path:
@@ -30,16 +31,23 @@ def write_csv(table: pl.DataFrame, path: str | PathLike[str], *, guard: bool = T
     With `guard` an apostrophe is put before text that begins with ``=``, ``+``, ``-``, ``@`` or a control character
     at which cells may begin: a spreadsheet would run it as a formula. Numbers stay as they are.
     """
-    column = table["time"]
+    Path(path).write_bytes(csv_bytes(table, guard=guard))
+    return Path(path)
+
+
+def csv_bytes(table: pl.DataFrame, *, time: str = "time", guard: bool = True) -> bytes:
+    """Return what ``write_csv`` writes; `time` is the name of the column of times."""
+    column = table[time]
     zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
     _, interval = day_and_interval(column.to_physical().to_numpy(), zone)
-    time = pl.col("time").dt
-    written = time.to_string("iso:strict") if interval.any() else time.strftime("%Y-%m-%d")
+    clock = pl.col(time).dt
+    written = clock.to_string("iso:strict") if interval.any() else clock.strftime("%Y-%m-%d")
     table = table.with_columns(written)
     if guard:
         table = table.with_columns(pl.col(pl.String).str.replace(_FORMULA, r"'${0}"))
-    table.write_csv(Path(path))
-    return Path(path)
+    content = io.BytesIO()
+    table.write_csv(content)
+    return content.getvalue()
 
 
 def to_alphalens(frame: pl.DataFrame) -> pandas.Series:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,7 +15,7 @@ from pricepix._checks import printable, short
 from pricepix.location import read_yaml
 from pricepix.spec import ImageSpec
 
-__all__ = ["Config", "load_config"]
+__all__ = ["Config", "join_path", "load_config"]
 
 
 class Section(BaseModel):
@@ -242,9 +242,28 @@ class Export(Section):
     """
 
     path: str
-    format: Literal["parquet", "csv", "qlib", "alphalens"] | None = None
+    format: Literal["parquet", "csv", "qlib", "alphalens", "image_trading"] | None = None
     last: int | None = Field(default=None, ge=1)
     partition: bool = False
+
+
+class Health(Section):
+    """What every update measures of itself, and the limits that make an alarm. See ``pricepix.workflow.health``.
+
+    Without a limit a figure is measured all the same. `prometheus` is a file for the text that Prometheus' node
+    exporter collects, its name ends in ``.prom``; `page` writes ``health.html``.
+    """
+
+    min_coverage: float | None = Field(default=None, ge=0, le=1)
+    max_drift: float | None = Field(default=None, gt=0)
+    max_ink_change: float | None = Field(default=None, gt=0)
+    max_missing: float | None = Field(default=None, ge=0, le=1)
+    min_ic_z: float | None = None
+    max_turnover: float | None = Field(default=None, ge=0, le=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    max_memory_mb: float | None = Field(default=None, gt=0)
+    prometheus: str | None = None
+    page: bool = True
 
 
 class Update(Section):
@@ -269,6 +288,7 @@ class Update(Section):
     rename: dict[str, str] = Field(default_factory=dict)
     retrain: Literal["never", "yearly", "quarterly"] = "never"
     exports: list[Export] = Field(default_factory=list)
+    health: Health | None = Field(default_factory=Health)
 
 
 _SHOWN: Final = 30
@@ -372,7 +392,10 @@ class Config(Section):
             changes["train"] = self.train.model_copy(update={"frozen": anchored(self.train.frozen)})
         if self.update is not None:
             exports = [one.model_copy(update={"path": anchored(one.path)}) for one in self.update.exports]
-            changes["update"] = self.update.model_copy(update={"exports": exports})
+            health = self.update.health
+            if health is not None and health.prometheus:
+                health = health.model_copy(update={"prometheus": anchored(health.prometheus)})
+            changes["update"] = self.update.model_copy(update={"exports": exports, "health": health})
         return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
@@ -400,6 +423,12 @@ def load_config(path: str | PathLike[str]) -> Config:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config.anchored(path.absolute().parent)
+
+
+def join_path(folder: str | PathLike[str], name: str) -> str | Path:
+    """Return what lies below a folder or a URL: a path, or a URL."""
+    text = fspath(folder)
+    return f"{text.rstrip('/')}/{name}" if "://" in text else Path(text) / name
 
 
 def read_mapping(path: str | PathLike[str]) -> Mapping[str, Any]:

@@ -75,7 +75,7 @@ def demo(folder: str | Path = "demo", echo: Callable[[str], Any] = print) -> Pat
 
     echo("\nsimulated bars, of which the best classifier can tell 65%: build, train, score, evaluate")
     config = Config.from_dict({"out": str(folder / "simulated"), **SIMULATED})
-    report = run(config, echo=lambda line: echo(f"  {line}"), progress=False)
+    report = Path(run(config, echo=lambda line: echo(f"  {line}"), progress=False))
     _say_what_to_open([*pictures, (report, "what the trained network is worth")], echo)
     return report
 

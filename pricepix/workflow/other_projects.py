@@ -224,17 +224,20 @@ def run_file(
     out: str | PathLike[str] | None = None,
     echo: Callable[[str], Any] = print,
     progress: bool = True,
-) -> None:
-    """Run a configuration file, of ours or of another project; `data` and `out` are for the latter only."""
+) -> str | Path | None:
+    """Run a configuration file, of ours or of another project; `data` and `out` are for the latter only.
+
+    Returns the last thing that was made, of a configuration of ours.
+    """
     from pricepix.workflow.config import load_config
     from pricepix.workflow.pipeline import run
 
     if project_of(read_mapping(path)) is not None:
         run_translated(path, data=data, out=out, echo=echo, progress=progress)
-        return
+        return None
     if data or out:
         raise ValueError(f"--data and --out are for configurations of other projects: edit {path} instead")
-    run(load_config(path), echo=echo, progress=progress)
+    return run(load_config(path), echo=echo, progress=progress)
 
 
 # ---- files to configurations

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import period_ends, time_range
 from pricepix.factor.evaluation.report import check_installed
-from pricepix.location import atomic_file
+from pricepix.location import Location, atomic_file
 from pricepix.store.image_store import open_store
 from pricepix.store.sealed_files import read_sealed_json
 from pricepix.train.hyper import is_first_rank
-from pricepix.workflow.config import Config, Train
+from pricepix.workflow.config import Config, Train, join_path
 from pricepix.workflow.record import Record, digest_of
 from pricepix.workflow.source import Source, TableSource, source_of
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
     from pricepix.store.image_store import ImageStore
 
-__all__ = ["run", "store_path", "training_arguments"]
+__all__ = ["is_there", "run", "store_path", "training_arguments"]
 
 
-def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> Path:
+def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = True) -> str | Path:
     """Execute every step of a configuration that is not done yet.
 
     A step is known by the digest of its settings and of what it was made from; it is skipped if what it left
@@ -45,7 +45,7 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
 
     Returns
     -------
-    pathlib.Path
+    str or pathlib.Path
         The last thing made: store, run, factor cache or report.
 
     Raises
@@ -56,6 +56,11 @@ def run(config: Config, *, echo: Callable[[str], Any] = print, progress: bool = 
     # Training on several devices starts this again in a process for each of them, which only takes part in it.
     if config.train is not None and not is_first_rank():
         return _take_part(config)
+    if "://" in config.out:
+        raise ValueError(
+            f"out: {config.out} is an object store: networks are trained into a folder; give a folder as out, and the "
+            "URL as store.path for the images"
+        )
     if config.evaluate is not None:
         # Not after hours of training.
         check_installed()
@@ -150,12 +155,13 @@ class _Steps:
         self.record = Record(self.out)
         self.echo(f"data      {self.source.name}")
 
-    def build(self) -> Path:
+    def build(self) -> str | Path:
         """Build the store, and return where it is."""
         path = store_path(self.config)
         # Resuming compares the plan with the one that the store was made from, and does only what is left.
-        finished, mode = False, "resume" if path.exists() else "create"
-        if path.exists():
+        begun = is_there(path)
+        finished, mode = False, "resume" if begun else "create"
+        if begun:
             try:
                 open_store(path)
                 finished = True
@@ -246,15 +252,22 @@ class _Steps:
         return report
 
 
-def store_path(config: Config) -> Path:
-    """Return where the store of a configuration lies."""
+def store_path(config: Config) -> str | Path:
+    """Return where the store of a configuration lies: a path, or a URL."""
     store = config.store
     if store.images and not store.path:
         # What the images are made from, and nothing of what a run does with them.
         data = config.data.model_dump(mode="json")
         made = store.model_dump(mode="json", exclude={"path", "images", "workers", "memory"})
-        return Path(store.images) / f"{digest_of([data, made], config.image.spec().digest)[:16]}.zarr"
-    return Path(store.path or Path(config.out) / "store.zarr")
+        return join_path(store.images, f"{digest_of([data, made], config.image.spec().digest)[:16]}.zarr")
+    if store.path:
+        return store.path if "://" in store.path else Path(store.path)
+    return join_path(config.out, "store.zarr")
+
+
+def is_there(place: str | Path) -> bool:
+    """Whether there is anything at a path or a URL."""
+    return place.exists() if isinstance(place, Path) else not Location.of(place).is_empty()
 
 
 def training_arguments(train: Train, store: ImageStore) -> dict[str, Any]:

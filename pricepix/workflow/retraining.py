@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import yaml
 
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time, to_series
-from pricepix.location import RUN_YAML_NODES, atomic_file, read_yaml
+from pricepix.store.sealed_files import read_sealed_yaml, write_sealed_yaml
 from pricepix.workflow.config import Config
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def model_for(
     begin = to_series(np.array([newest]), store.tz).dt.truncate(_EVERY[retrain])
     first, name = begin.dt.strftime("%Y-%m-%d")[0], begin.dt.strftime("%Y%m")[0]
     saved = folder / "config.yaml"
-    found = read_yaml(saved, RUN_YAML_NODES) if saved.is_file() else {}
-    folds: list[dict[str, Any]] = found.get("folds", []) if isinstance(found, dict) else []
+    found = read_sealed_yaml(saved) if saved.is_file() else {}
+    folds: list[dict[str, Any]] = found.get("folds", [])
     if any(fold["name"] == name for fold in folds):
         return folder
     before = int(begin.dt.timestamp("ns")[0])
@@ -84,8 +83,7 @@ def model_for(
         "last": _day(newest, store.tz),
     }
     folds.append({"name": name, "test": test})
-    with atomic_file(saved) as partial:
-        partial.write_text(yaml.safe_dump({"folds": folds}, sort_keys=False), encoding="utf-8")
+    write_sealed_yaml(saved, {"folds": folds})
     echo(f"train     {folder / f'fold_{name}'}: for images from {first} on")
     return folder
 

@@ -7,12 +7,11 @@ the policy for its class says whether it is taken over, left out, or a reason to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from pricepix._checks import RevisedHistoryError, printable
@@ -61,6 +60,14 @@ class Revisions:
     since: dict[str, int] = field(default_factory=dict)
     """Time of the first bar that only the new name has, nanoseconds, by old name."""
     removed: list[str] = field(default_factory=list)
+    earliest: int | None = None
+    """Time of the oldest bar that was corrected, withdrawn or late, nanoseconds; None if none was."""
+
+    def note(self, times: NDArray[np.int64]) -> None:
+        """Take the times of bars that changed into `earliest`."""
+        if len(times):
+            first = int(times.min())
+            self.earliest = first if self.earliest is None else min(self.earliest, first)
 
     def counts(self) -> dict[str, int]:
         """Return the number of instruments of each class."""
@@ -90,7 +97,9 @@ class Revisions:
         return [printable(line, "") for line in found]
 
 
-def find_revisions(before: Panel, now: Panel) -> Revisions:
+def find_revisions(
+    before: Panel, now: Panel, *, unchanged: Collection[str] = (), last: int | None = None
+) -> Revisions:
     """Compare the bars of the last update with those of now.
 
     Parameters
@@ -99,11 +108,16 @@ def find_revisions(before: Panel, now: Panel) -> Revisions:
         The bars that the last update used.
     now : Panel
         All bars of the feed: those, and what came since.
+    unchanged : collection of str
+        Instruments that are not in `before`, since their bars are known to be the same.
+    last : int, optional
+        Time of the newest bar that the last update used, nanoseconds; by default that of `before`.
     """
-    found = Revisions()
+    found = Revisions(unchanged=len(unchanged))
     places = {name: i for i, name in enumerate(now.instruments.tolist())}
-    known = set(before.instruments.tolist())
-    last = int(before.calendar[-1]) if len(before.calendar) else np.iinfo(np.int64).min
+    known = {*before.instruments.tolist(), *unchanged}
+    if last is None:
+        last = int(before.calendar[-1]) if len(before.calendar) else np.iinfo(np.int64).min
     missing: list[str] = []
     for i, name in enumerate(before.instruments.tolist()):
         j = places.get(name)
@@ -145,12 +159,14 @@ def _compare(found: Revisions, name: str, old: _Rows, new: _Rows, last: int) -> 
     if np.array_equal(new.time[:size], old.time):
         a, b = old, new.at(np.arange(size))
         late = int(np.count_nonzero(new.time[size:] <= last))
+        found.note(new.time[size : size + late])
         gone = 0
     else:
         shared, left, right = np.intersect1d(old.time, new.time, assume_unique=True, return_indices=True)
         a, b = old.at(left), new.at(right)
         gone = size - len(shared)
         late = int(np.count_nonzero(new.time <= last)) - len(shared)
+        found.note(np.setxor1d(old.time, new.time[new.time <= last], assume_unique=True))
     if late:
         found.late[name] = late
     if gone:
@@ -164,6 +180,7 @@ def _compare(found: Revisions, name: str, old: _Rows, new: _Rows, last: int) -> 
     if ratio is not None:
         found.rescaled[name] = ratio
         return
+    found.note(a.time[np.any(list(differs.values()), axis=0)])
     found.corrected[name] = [
         Correction(name, int(a.time[k]), field, _plain(a.columns[field][k]), _plain(b.columns[field][k]))
         for field, mask in differs.items()
@@ -230,7 +247,13 @@ def _find_renames(found: Revisions, before: Panel, now: Panel, missing: list[str
 
 
 def apply_policies(
-    before: Panel, now: Panel, found: Revisions, policy: Mapping[str, str], rename: Mapping[str, str]
+    before: Panel,
+    now: Panel,
+    found: Revisions,
+    policy: Mapping[str, str],
+    rename: Mapping[str, str],
+    *,
+    last: int | None = None,
 ) -> tuple[Panel, dict[str, str]]:
     """Return the bars to go on with, and the new names of instruments by their old ones.
 
@@ -243,6 +266,8 @@ def apply_policies(
         ``stop`` raises.
     rename : mapping of str to str
         Renames that are known: they are accepted whatever the policy is.
+    last : int, optional
+        As in ``find_revisions``.
 
     Raises
     ------
@@ -275,23 +300,49 @@ def apply_policies(
         gone += [old for old in found.renamed if old not in renames]
     if not kept and not gone:
         return now, renames
-    return _merged(before, now, found, kept, gone), renames
+    if last is None:
+        last = int(before.calendar[-1])
+    return _merged(before, now, found, kept, gone, last), renames
 
 
-def _merged(before: Panel, now: Panel, found: Revisions, kept: set[str], gone: list[str]) -> Panel:
+def _merged(before: Panel, now: Panel, found: Revisions, kept: set[str], gone: list[str], last: int) -> Panel:
     """Return the bars of now, with the old ones of instruments that are kept as they were."""
-    old, new = before.to_polars(), now.to_polars()
-    last = int(before.calendar[-1])
-    parts = [new.filter(~pl.col("instrument").is_in(list(kept)))]
-    ticks = pl.col("time").dt.timestamp("ns") if now.tz is None else pl.col("time").dt.epoch("ns")
-    for name in sorted(kept):
-        later = new.filter((pl.col("instrument") == name) & (ticks > last))
+    old_places = {name: i for i, name in enumerate(before.instruments.tolist())}
+    pieces: dict[str, _Rows] = {
+        name: _rows(now, i) for i, name in enumerate(now.instruments.tolist()) if name not in kept
+    }
+    for i, name in enumerate(now.instruments.tolist()):
+        if name not in kept:
+            continue
+        new = _rows(now, i)
+        later = new.at(np.flatnonzero(new.time > last))
         if name in found.rescaled:
             scale = 1.0 / _latest_ratio(before, now, name)
-            later = later.with_columns(pl.col(*PRICES) * scale, pl.col("volume") / scale)
-        parts += [old.filter(pl.col("instrument") == name), later]
-    parts.append(old.filter(pl.col("instrument").is_in(gone)))
-    return Panel.from_table(pl.concat(parts), tz=now.tz, on_bad="keep", progress=False)
+            scaled = {field: later.columns[field] * scale for field in PRICES}
+            scaled["volume"] = later.columns["volume"] / scale
+            later = _Rows(later.time, {**later.columns, **scaled})
+        pieces[name] = _joined(_rows(before, old_places[name]), later)
+    pieces |= {name: _rows(before, old_places[name]) for name in gone}
+    names = sorted(pieces)
+    length = [len(pieces[name].time) for name in names]
+    columns = {
+        field: np.concatenate([pieces[name].columns[field] for name in names])
+        for field in (*BAR, *now.fields)
+    }
+    return Panel(
+        np.ascontiguousarray(np.stack([columns[field] for field in BAR], axis=1)),
+        np.concatenate([[0], np.cumsum(length)]).astype(np.int64),
+        np.array(names, np.str_),
+        np.concatenate([pieces[name].time for name in names]),
+        now.tz,
+        {field: columns[field] for field in now.fields},
+        now.report,
+    )
+
+
+def _joined(first: _Rows, second: _Rows) -> _Rows:
+    columns = {name: np.concatenate([first.columns[name], second.columns[name]]) for name in first.columns}
+    return _Rows(np.concatenate([first.time, second.time]), columns)
 
 
 def _latest_ratio(before: Panel, now: Panel, name: str) -> float:

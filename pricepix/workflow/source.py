@@ -28,7 +28,7 @@ class Source(Protocol):
     name: str
     """What the bars are, in a line."""
 
-    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
+    def build(self, spec: ImageSpec, path: str | Path, store: Store, **options: Any) -> ImageStore:
         """Draw the bars into a store."""
 
     def training_panel(self) -> Panel | None:
@@ -66,7 +66,7 @@ class TableSource:
         """All bars."""
         return self._panel
 
-    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
+    def build(self, spec: ImageSpec, path: str | Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.build.universe import render_universe
 
         return render_universe(self._panel, spec, path, **store.arguments("path", "images"), **options)
@@ -108,7 +108,7 @@ class MarketSource:
         )
         self.name = repr(self._cache)
 
-    def build(self, spec: ImageSpec, path: Path, store: Store, **options: Any) -> ImageStore:
+    def build(self, spec: ImageSpec, path: str | Path, store: Store, **options: Any) -> ImageStore:
         from pricepix.build import MarketReading, StoreOptions, WindowChoice, build_market_store
 
         given = store.arguments("path", "images", "workers", "price", "delisting")

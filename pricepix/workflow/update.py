@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +16,20 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from pricepix._checks import BadBarsError, printable
+from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time, to_series
 from pricepix.build.append import append
-from pricepix.location import Folder, write_json
+from pricepix.location import Location, atomic_file
 from pricepix.store.image_store import open_store
 from pricepix.store.lock import WriteLock
-from pricepix.workflow.config import Config, Export, load_config
+from pricepix.workflow.config import Config, join_path, load_config
 from pricepix.workflow.config import Update as Settings
 from pricepix.workflow.feed import check_feed, feed_options
-from pricepix.workflow.ledger import Ledger
-from pricepix.workflow.pipeline import store_path
+from pricepix.workflow.health import examine, memory_mb, read_alarms
+from pricepix.workflow.health_page import health_page, prometheus_text
+from pricepix.workflow.ledger import Known, Ledger
+from pricepix.workflow.pipeline import is_there, store_path
 from pricepix.workflow.revisions import CLASSES, Revisions, apply_policies, find_revisions
 from pricepix.workflow.source import TableSource
 
@@ -36,13 +40,15 @@ if TYPE_CHECKING:
 __all__ = ["UpdateResult", "update"]
 
 _LOG: Final = logging.getLogger(__name__)
+VERSION: Final = 1
+"""Of ``update.json``."""
 
 
 @dataclass
 class UpdateResult:
     """What an update did."""
 
-    out: Path
+    out: str | Path
     known: str
     """When its values became known."""
     bars_through: str = ""
@@ -53,23 +59,31 @@ class UpdateResult:
     ``scores_removed``, ``scores_kept``; ``instruments_expected``, ``instruments_present``, ``bars_forming``,
     ``steps_missing``; and the instruments of each class of revisions."""
     notes: list[str] = field(default_factory=list)
-    exports: list[Path] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    """Limits of the section ``update.health`` that are passed, a sentence each."""
+    exports: list[str | Path] = field(default_factory=list)
     model: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each step."""
+    memory_mb: dict[str, float | None] = field(default_factory=dict)
+    """The most memory that the process had held by the end of each step, in MB; None where that is not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         return {
+            "version": VERSION,
+            "pricepix": __version__,
             "out": str(self.out),
             "known": self.known,
             "bars_through": self.bars_through,
             "nothing_new": self.nothing_new,
             **self.counts,
             "notes": self.notes,
+            "alarms": self.alarms,
             "exports": [str(path) for path in self.exports],
             "model": self.model,
             "seconds": self.seconds,
+            "memory_mb": self.memory_mb,
         }
 
     def __str__(self) -> str:
@@ -92,7 +106,8 @@ class UpdateResult:
         return printable("\n".join(lines) + "\n" + self._notes())
 
     def _notes(self) -> str:
-        return "\n".join(f"note      {note}" for note in self.notes)
+        lines = [f"note      {note}" for note in self.notes] + [f"ALARM     {alarm}" for alarm in self.alarms]
+        return "\n".join(lines)
 
 
 def update(
@@ -100,6 +115,7 @@ def update(
     *,
     now: Any = None,
     echo: Callable[[str], Any] | None = None,
+    client: Any = None,
     progress: bool = False,
 ) -> UpdateResult:
     """Bring the images and the factor of a configuration up to the bars that there are now.
@@ -118,6 +134,8 @@ def update(
         bars that end later are still forming.
     echo : callable, optional
         Takes a line on each step.
+    client : distributed.Client, optional
+        The first build and all scoring run on its workers; store and model must be where they can open them.
     progress : bool
         Show progress bars.
 
@@ -144,59 +162,93 @@ def update(
         raise ValueError(
             "update reads tables: give data.source; append to a store of a market_cache by itself"
         )
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with WriteLock(Folder(out), "folder"):
-        return _Evening(config, out, now, echo or (lambda line: None), progress).run()
+    where = Location.of(config.out)
+    if where.path is not None:
+        where.path.mkdir(parents=True, exist_ok=True)
+    with WriteLock(where, "folder"):
+        evening = _Evening(config, where, now, echo or (lambda line: None), progress)
+        evening.client = client
+        return evening.run()
 
 
 class _Evening:
     """One update."""
 
     def __init__(
-        self, config: Config, out: Path, now: Any, echo: Callable[[str], Any], progress: bool
+        self, config: Config, where: Location, now: Any, echo: Callable[[str], Any], progress: bool
     ) -> None:
-        self.config, self.out, self.echo, self.progress = config, out, echo, progress
+        self.config, self.where, self.echo, self.progress = config, where, echo, progress
         self.settings = config.update or Settings()
-        self.ledger = Ledger(out)
+        self.ledger = Ledger(where)
         self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float | None] = {}
         self.given_now = now
+        self.client: Any = None
+        self.changed_from: int | None = None
+        """Time of the oldest bar that was there before and is another now."""
+        self.out: str | Path = config.out if where.path is None else where.path
 
     def run(self) -> UpdateResult:
         with self._timed("read"):
             panel = self._read()
         now = _moment(self.given_now, panel.tz)
-        result = UpdateResult(self.out, panel.stamp(now), seconds=self.seconds)
+        result = UpdateResult(self.out, panel.stamp(now), seconds=self.seconds, memory_mb=self.memory)
+        known = self.ledger.known
         with self._timed("check"):
             settings = self.settings.model_dump()
             feed = check_feed(panel, now=now, **feed_options(settings))
             result.notes += feed.notes
-            before = self.ledger.read()
-            panel, renames = self._follow(before, feed.panel, result)
+            panel, renames = self._follow(known, feed.panel, result)
         result.counts |= feed.counts
         result.bars_through = panel.stamp(int(panel.calendar[-1]))
-        if before is not None and self._is_done(panel):
+        if known is not None and self._is_done(panel):
             result.nothing_new = True
             result.notes += self.ledger.entry.get("notes", []) if not result.notes else []
+            # A scheduler that runs an update with an alarm again gets the same exit code.
+            result.alarms = read_alarms(self.where) if self.settings.health is not None else []
             self._say(result)
             return result
-        result.counts["bars_new"] = len(panel) - (0 if before is None else len(before))
+        result.counts["bars_new"] = len(panel) - (0 if known is None else known.bars)
         with self._timed("images"):
             store = self._store(panel, result)
+        cache = None
         if self.config.score is not None:
             with self._timed("scores"):
                 cache = self._score(store, panel, renames, now, result)
             with self._timed("export"):
                 self._export(cache, panel, result)
+        with self._timed("health"):
+            self._examine(store, cache, panel, result)
         with self._timed("record"):
             # The ledger comes last: killed between the two, the next call would have nothing new to tell.
-            write_json(self.out / "update.json", result.to_dict())
+            self.where.put("update.json", (json.dumps(result.to_dict(), indent=2) + "\n").encode())
             self.ledger.commit(
-                before, panel, known=result.known, settings=self._settings(), exports=[str(p) for p in result.exports],
+                panel, known=result.known, settings=self._settings(), exports=[str(p) for p in result.exports],
                 counts=result.counts, notes=result.notes,
             )  # fmt: skip
         self._say(result)
         return result
+
+    def _examine(
+        self, store: ImageStore, cache: FactorCache | None, panel: Panel, result: UpdateResult
+    ) -> None:
+        """Measure how the factor does, and write what was found."""
+        settings = self.settings.health
+        if settings is None:
+            return
+        steps = {
+            name: {"seconds": self.seconds[name], "memory_mb": self.memory[name]} for name in self.seconds
+        }
+        health = examine(
+            self.where, store, cache, panel, settings, changed_from=self.changed_from, steps=steps
+        )
+        if settings.page:
+            self.where.put("health.html", health_page(health, self.where.name).encode())
+        if settings.prometheus is not None:
+            with atomic_file(settings.prometheus) as partial:
+                partial.write_text(prometheus_text(health, self.where.name, time.time()), encoding="utf-8")
+        health.write(self.where)
+        result.alarms = health.alarms
 
     def _read(self) -> Panel:
         try:
@@ -204,20 +256,28 @@ class _Evening:
         except ValueError as error:
             raise BadBarsError(str(error)) from error
 
-    def _follow(self, before: Panel | None, now: Panel, result: UpdateResult) -> tuple[Panel, dict[str, str]]:
+    def _follow(self, known: Known | None, now: Panel, result: UpdateResult) -> tuple[Panel, dict[str, str]]:
         """Return the bars to go on with, by the policies for what changed in the history."""
-        found = Revisions() if before is None else find_revisions(before, now)
-        result.counts |= {name: count for name, count in found.counts().items()}
-        if before is None:
+        if known is None:
+            result.counts |= Revisions().counts()
             return now, {}
-        if now.tz != before.tz or list(now.fields) != list(before.fields):
+        tz, fields = self.ledger.entry["tz"], self.ledger.entry["fields"]
+        if now.tz != tz or list(now.fields) != fields:
             raise BadBarsError(
                 f"the bars have the zone {now.tz} and the fields {', '.join(now.fields) or 'none'}, those of the last "
-                f"update {before.tz} and {', '.join(before.fields) or 'none'}: read them as then, or give another out"
+                f"update {tz} and {', '.join(fields) or 'none'}: read them as then, or give another out"
             )
+        same, _ = known.unchanged(now)
+        names = set(now.instruments[same].tolist())
+        # Only of the others are the bars of the last update read.
+        before = self.ledger.read([name for name in known.instruments if name not in names])
+        assert before is not None
+        found = find_revisions(before, now, unchanged=names, last=known.last)
+        self.changed_from = found.earliest
+        result.counts |= {name: count for name, count in found.counts().items()}
         result.notes += [f"{line} ({self._policy(line)})" for line in found.lines(now)]
         policy = {name: getattr(self.settings, name) for name in CLASSES}
-        return apply_policies(before, now, found, policy, self.settings.rename)
+        return apply_policies(before, now, found, policy, self.settings.rename, last=known.last)
 
     def _policy(self, line: str) -> str:
         name = line.partition(":")[0]
@@ -251,11 +311,12 @@ class _Evening:
                 done &= open_cache(self.factor).attrs["store_digest"] == store.digest
         except (FileNotFoundError, ValueError):
             return False
-        return done and all(Path(path).exists() for path in entry["exports"])
+        health = self.settings.health is None or self.where.get("health.json") is not None
+        return done and health and all(_is_written(path) for path in entry["exports"])
 
     @property
-    def factor(self) -> Path:
-        return self.out / "factor.zarr"
+    def factor(self) -> str | Path:
+        return join_path(self.config.out, "factor.zarr")
 
     def _store(self, panel: Panel, result: UpdateResult) -> ImageStore:
         from pricepix.build.universe import render_universe
@@ -266,10 +327,12 @@ class _Evening:
             old = open_store(path)
         except (FileNotFoundError, ValueError):
             # A first build that was stopped; if the bars are others by now, from the start.
-            modes = ("resume", "overwrite") if path.exists() and not len(self.ledger) else ("create",)
+            modes = ("resume", "overwrite") if is_there(path) and not len(self.ledger) else ("create",)
             for mode in modes:
                 try:
-                    store = render_universe(panel, spec, path, mode=mode, progress=self.progress, **options)
+                    store = render_universe(
+                        panel, spec, path, mode=mode, client=self.client, progress=self.progress, **options
+                    )
                     break
                 except ValueError:
                     if mode == modes[-1]:
@@ -313,7 +376,12 @@ class _Evening:
             return Path(train.frozen)
         from pricepix.workflow.retraining import model_for
 
-        return model_for(self.config, store, panel, self.out / "models", self.echo, self.progress)
+        if self.where.path is None:
+            raise ValueError(
+                f"out: {self.where.name} is an object store, and networks are trained into a folder: give "
+                "train: {frozen: PATH}, or a folder as out"
+            )
+        return model_for(self.config, store, panel, self.where.path / "models", self.echo, self.progress)
 
     def _score(
         self, store: ImageStore, panel: Panel, renames: Mapping[str, str], now: int, result: UpdateResult
@@ -322,18 +390,17 @@ class _Evening:
 
         assert self.config.score is not None
         model, before = self._model(store, panel), None
-        if self.factor.exists():
-            try:
-                before = open_cache(self.factor)
-            except (FileNotFoundError, ValueError):
-                before = None
+        try:
+            before = open_cache(self.factor)
+        except (FileNotFoundError, ValueError):
+            before = None
         renames = {} if before is None else dict(renames)
         if before is not None:
             # Of an update that was stopped after its scoring, the names are the new ones.
             renames = {old: new for old, new in renames.items() if old in before.instruments.tolist()}
         commits = 0 if before is None else len(before.scored_at)
         cache = score(
-            store, model, self.factor, append=True, rename=renames, known=now, panel=panel,
+            store, model, self.factor, append=True, rename=renames, known=now, panel=panel, client=self.client,
             progress=self.progress, **self.config.score.arguments(),
         )  # fmt: skip
         history = cache.scored_at[commits:]
@@ -348,7 +415,8 @@ class _Evening:
 
         date = to_series(panel.calendar[-1:], panel.tz).dt.strftime("%Y-%m-%d")[0]
         for one in self.settings.exports:
-            result.exports.append(export(cache, _path_of(one, date), **one.arguments("path")))
+            out = one.path.replace("{date}", date)
+            result.exports.append(export(cache, out, **one.arguments("path")))
 
     def _say(self, result: UpdateResult) -> None:
         for line in str(result).strip().splitlines():
@@ -362,10 +430,16 @@ class _Evening:
             yield
         finally:
             self.seconds[step] = round(time.perf_counter() - began, 3)
+            self.memory[step] = memory_mb()
 
 
-def _path_of(export: Export, date: str) -> Path:
-    return Path(export.path.replace("{date}", date))
+def _is_written(export: str) -> bool:
+    """Whether an export is there: a file, or a folder or prefix with a file a day."""
+    if "://" not in export:
+        return Path(export).exists()
+    folder, _, name = export.rpartition("/")
+    where = Location.of(folder)
+    return where.get_range(name, 0, 1) is not None or next(where.list(name), None) is not None
 
 
 def _known(store: ImageStore) -> int:
