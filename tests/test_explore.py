@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +101,9 @@ def panel(bars: pl.DataFrame) -> pp.Panel:
 @pytest.fixture(scope="module")
 def store(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> pp.ImageStore:
     path = tmp_path_factory.mktemp("explore") / "s.zarr"
-    return pp.render_universe(panel, "jkx20", path, horizons=HORIZONS, delay=1, chunk=64, progress=False)
+    return pp.render_universe(
+        panel, "jkx20", path, horizons=HORIZONS, delay=1, chunk=64, layout="bits", progress=False
+    )
 
 
 def darkness(images: np.ndarray) -> np.ndarray:
@@ -499,7 +502,9 @@ def test_a_window_is_drawn_by_another_spec(opened: Any, store: pp.ImageStore, pa
     assert "give numbers of bars" in refused(opened, "redraw", **place, ma="a,b")
 
 
-def test_a_window_is_explained_as_factor_explain_does(store: pp.ImageStore, panel: pp.Panel) -> None:
+def test_a_window_is_explained_as_factor_explain_does(
+    store: pp.ImageStore, panel: pp.Panel, bars: pl.DataFrame
+) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("captum")
     from pricepix import train
@@ -520,6 +525,11 @@ def test_a_window_is_explained_as_factor_explain_does(store: pp.ImageStore, pane
     np.testing.assert_allclose(found["gradients"], expected.bars["gradients"], rtol=1e-4, atol=1e-6)
     cam = np.frombuffer(base64.b64decode(found["maps"]["cam"]), np.int8).reshape(64, 60)
     np.testing.assert_allclose(cam / 127, expected.grad_cam, atol=0.01)
+    other = pp.Panel.from_table(
+        bars.with_columns(pl.col("volume") * (1 + pl.int_range(pl.len()) % 5)), progress=False
+    )
+    with explore(store, panel=other, model=network) as explorer:
+        assert "not explained" in refused(explorer, "explain", instrument=name, time=time)
     with pytest.raises(ValueError, match="takes images of 64x60"):
         pp.PanelImages(panel, "jkx5").explore(model=network)
     with pytest.raises(ValueError, match="give model="):
@@ -554,7 +564,7 @@ def test_files_hold_what_is_shown(opened: Any, store: pp.ImageStore, panel: pp.P
 
 def test_bad_parameters_are_named(opened: Any) -> None:
     name = HOSTILE[0]
-    assert "'tme' here; did you mean 'time'?" in refused(opened, "window", tme="2020")
+    assert "'heigth' here; did you mean 'height'?" in refused(opened, "redraw", heigth=40)
     assert "is not a time" in refused(opened, "window", instrument=name, time="yesterday")
     assert "no instrument 'NOBODY'" in refused(opened, "window", 404, instrument="NOBODY")
     assert "span" in refused(opened, "window", span="wide")
@@ -759,6 +769,22 @@ def test_an_explorer_shows_itself_and_closes(store: pp.ImageStore) -> None:
         assert again.url != explorer.url
     with pytest.raises(ValueError, match="port=70000"):
         store.explore(port=70000)
+
+
+def test_a_browser_is_led_there_by_a_file_that_nobody_else_can_read(
+    store: pp.ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("webbrowser.open", asked.append)
+    with store.explore(browser=True) as explorer:
+        (address,) = asked
+        # All users see what a browser was called with.
+        assert urllib.parse.urlsplit(explorer.url).path.strip("/") not in address
+        door = Path(urllib.request.url2pathname(urllib.parse.urlsplit(address).path))
+        assert f"url={explorer.url}" in door.read_text()
+        if os.name != "nt":
+            assert door.stat().st_mode & 0o077 == 0
+    assert not door.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")

@@ -164,19 +164,16 @@ def test_a_window_and_the_keys(shown: Shown, store: pp.ImageStore, record_proper
     record_property("milliseconds a move", moves)
 
 
-def test_keys_that_come_faster_than_answers_do_not_get_lost_on_the_way(
-    shown: Shown, store: pp.ImageStore
-) -> None:
+def test_keys_that_come_faster_than_answers_are_not_lost(shown: Shown, store: pp.ImageStore) -> None:
     name = str(store.instruments[2])
     shown.go(f"instrument={name}&time={at(store, name, 0)}")
     shown.wait("document.querySelector('#picture canvas')")
     for _ in range(8):
         shown.page.keyboard.press("ArrowRight")
-    shown.wait("performance.getEntriesByName('move').length > 4")
+    shown.wait(f"document.getElementById('time').value === '{at(store, name, 8)}'")
     shown.page.wait_for_load_state("networkidle")
-    time = shown.value("time")
-    assert time > at(store, name, 1)
-    np.testing.assert_array_equal(shown.pixels("picture"), store.image(name, time))
+    assert shown.value("time") == at(store, name, 8)
+    np.testing.assert_array_equal(shown.pixels("picture"), store.image(name, at(store, name, 8)))
 
 
 def test_names_from_data_are_text(shown: Shown, store: pp.ImageStore) -> None:
@@ -226,6 +223,7 @@ def test_sheets_are_sorted_filtered_and_opened(shown: Shown, store: pp.ImageStor
     assert shown.page.is_hidden("#window")
     name = str(store.instruments[3])
     shown.page.fill("#instruments", name)
+    shown.page.keyboard.press("Tab")
     shown.page.select_option("#order", "lowest_score")
     shown.page.select_option("#class", "up")
     own = store.index.with_columns(score=pl.Series(store.read().mean(axis=(1, 2)) / 255).cast(pl.Float32))
@@ -277,7 +275,7 @@ def test_sliders_draw_the_bars_anew(shown: Shown, store: pp.ImageStore, panel: p
     shown.page.focus("#aggregate")
     shown.page.keyboard.press("ArrowRight")
     shown.page.keyboard.press("ArrowRight")
-    shown.wait("document.getElementById('redraw-note').textContent.includes('does not divide')")
+    shown.wait("document.getElementById('redraw-note').textContent.includes('aggregate=3')")
     shown.page.select_option("#preset", "jkx5")
     shown.wait("document.getElementById('code').textContent === 'ImageSpec.preset(\"jkx5\")'")
     np.testing.assert_array_equal(
@@ -384,3 +382,46 @@ def test_what_speaks_for_a_score_is_drawn(browser: Any, store: pp.ImageStore, pa
         page.wait_for_selector("#picture canvas.over")
         assert "in the score" in page.inner_text("#bar")
         page.close()
+
+
+@pytest.mark.nightly
+def test_of_17_million_images_the_first_is_shown_in_two_seconds_and_the_next_in_a_tenth(
+    browser: Any, tmp_path: Path, record_property: Any
+) -> None:
+    """The size of CRSP: 5,000 instruments over 3,400 days. The store takes 300 MB, its bars a gigabyte of memory."""
+    instruments, days = 5000, 3410
+    rng = np.random.default_rng(1)
+    close = (
+        50 * np.exp(np.cumsum(rng.normal(0, 0.02, (instruments, days)).astype(np.float32), axis=1)).ravel()
+    )
+    bars = np.empty((instruments * days, 5))
+    for k, share in enumerate((1.003, 1.01, 0.99, 1.0)):
+        bars[:, k] = close * share
+    bars[:, 4] = 1000 + np.arange(len(bars)) % 777
+    time = np.tile(np.arange(days, dtype=np.int64) * 86_400_000_000_000, instruments)
+    names = np.array([f"N{i:04d}" for i in range(instruments)])
+    panel = pp.Panel(bars, np.arange(instruments + 1) * days, names, time)
+    made = pp.render_universe(panel, "jkx5", tmp_path / "s.zarr", (5,), layout="bits", progress=False)
+    assert len(made) > 17_000_000
+    del panel, bars, close, made
+    page = browser.new_page()
+    start = monotonic()
+    with explore(tmp_path / "s.zarr") as explorer:
+        page.goto(explorer.url)
+        page.wait_for_selector("#picture canvas")
+        opened = monotonic() - start
+        wait(page, "!document.getElementById('left').disabled")
+        for key in ("ArrowLeft", "ArrowUp", "ArrowRight") * 10:
+            before = page.url
+            page.keyboard.press(key)
+            wait(page, f"location.href !== {before!r}")
+            page.wait_for_timeout(150)
+        moves = page.evaluate("performance.getEntriesByName('move').map((entry) => entry.duration)")[1:]
+        assert len(page.content()) < 30_000
+    page.close()
+    record_property("seconds to the first image", opened)
+    record_property("milliseconds a move", sorted(moves))
+    print(f"first image after {opened:.2f} s; moves {sorted(round(move) for move in moves)} ms")
+    # The two times that the explorer promises; on a machine that does nothing else.
+    assert opened < 2
+    assert np.median(moves) < 100

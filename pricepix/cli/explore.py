@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from typing import Any
 
 import click
@@ -50,6 +49,6 @@ def explore(store: str, panel: str | None, table: dict[str, Any], browser: bool,
         click.echo(explorer.url)
         echo("Ctrl-C ends it", err=True)
         if browser:
-            webbrowser.open(explorer.url)
+            explorer.open()
 
     explorer.serve(opened)

@@ -26,6 +26,8 @@ __all__ = ["Answers"]
 _LARGEST_PIXELS: Final = 1 << 21
 """Pixels of an image that is drawn by another spec."""
 _SPANS: Final = (40, 1000)
+_MOST_BEFORE: Final = 2000
+"""Bars up to a window's last one that are shown, however long it is."""
 _PAGE: Final = 200
 # A spreadsheet runs text that begins so as a formula.
 _FORMULA: Final = r"^[=+\-@\t\r\n]"
@@ -36,12 +38,12 @@ class Answers:
 
     Parameters
     ----------
-    images : ImageSet
-    history : History, optional
-        The bars.
-    scores : CacheScores, optional
-    model : ModelScores, optional
     sheets : Sheets
+        Of the images.
+    history : History or None
+        The bars.
+    scores : CacheScores or None
+    model : ModelScores or None
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Answers:
         asked = query.text("time")
         span = query.whole("span", 120, *_SPANS)
         query.finish()
-        image = self.images.read([window.position])[0]
+        image = self.catalog.image(window.position)
         stamp = self.catalog.stamp(window.time)
         return {
             **self._named(window),
@@ -136,15 +138,7 @@ class Answers:
     def _neighbours(self, window: Window) -> dict[str, Any]:
         """Return where a window stands and what is beside it; nothing of it while the index is being read."""
         if window.number < 0:
-            return {
-                "partial": True,
-                "number": None,
-                "count": None,
-                "left": None,
-                "right": None,
-                "up": None,
-                "down": None,
-            }
+            return {"partial": True, **dict.fromkeys(("number", "count", "left", "right", "up", "down"))}
         return {
             "partial": False, "number": window.number + 1, "count": window.windows, **self.catalog.neighbours(window)
         }  # fmt: skip
@@ -193,19 +187,11 @@ class Answers:
         spec = self.images.spec
         try:
             stretch = self._stretch(window)
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             return {"note": _message(error), "time": []}
-        note = ""
-        try:
-            if not np.array_equal(stretch.draw(spec), image):
-                note = (
-                    "These bars draw another image than this one: they are not those that it was made from."
-                )
-        except ValueError as error:
-            note = f"The image cannot be drawn from these bars: {error}."
-        before = max(spec.lookback + 5, span * 2 // 3)
+        before = min(max(spec.lookback + 5, span * 2 // 3), _MOST_BEFORE)
         first = max(stretch.rows.start, stretch.row - before + 1)
-        last = min(stretch.rows.stop, first + max(span, spec.lookback + 10))
+        last = min(stretch.rows.stop, max(stretch.row + 11, first + span))
         bars, time = np.abs(stretch.panel.bars[first:last]), stretch.panel.time[first:last]
         exits = {}
         for horizon in self.images.horizons:
@@ -214,7 +200,7 @@ class Answers:
             exits[horizon] = at if at < len(time) and int(time[at]) == ns else None
         averages = spec.ma or (20,)
         return {
-            "note": note,
+            "note": self._difference(stretch, image),
             "time": self.catalog.stamps(time),
             **{
                 name: _numbers(bars[:, i])
@@ -225,6 +211,15 @@ class Answers:
             "last": stretch.row - first,
             "exits": exits,
         }
+
+    def _difference(self, stretch: Stretch, image: NDArray[np.uint8]) -> str:
+        """Say why bars are not those that an image was made from; nothing if they give it pixel by pixel."""
+        try:
+            if np.array_equal(stretch.draw(self.images.spec), image):
+                return ""
+        except ValueError as error:
+            return f"The image cannot be drawn from these bars: {error}."
+        return "These bars draw another image than this one: they are not those that it was made from."
 
     def redraw(self, query: Query) -> dict[str, Any]:
         """Draw the window that ends at the same bar by another spec."""
@@ -247,7 +242,11 @@ class Answers:
         query.finish()
         if self.model is None:
             raise LookupError("there is no model here: open the explorer with model=, a run or a checkpoint")
-        found = self.model.explain(self._stretch(window), window.time)
+        stretch = self._stretch(window)
+        # Occlusion draws the bars anew: those of another image would explain another score.
+        if difference := self._difference(stretch, self.catalog.image(window.position)):
+            raise ValueError(f"{difference} So the score is not explained from them.")
+        found = self.model.explain(stretch, window.time)
         signed = found.integrated_gradients
         top = float(np.abs(signed).max()) or 1.0
         return {
@@ -324,7 +323,7 @@ class Answers:
         """Return the image of a window as PNG, each pixel a square of `zoom` pixels, and a name for the file."""
         window, zoom = query.window(self.catalog), query.whole("zoom", 4, 1, 16)
         query.finish()
-        image = self.images.read([window.position])[0]
+        image = self.catalog.image(window.position)
         if image.size * zoom * zoom > 1 << 26:
             raise ValueError(f"zoom={zoom} makes a picture of over {1 << 26:,} pixels: give a smaller one")
         large = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)

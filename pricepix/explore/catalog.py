@@ -191,6 +191,18 @@ class Catalog:
     def _read_block(self, column: str, block: int) -> NDArray[np.generic]:
         return self.images.column(column, block, block + 1)
 
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """Return one image, uint8 (height, width) of 0 and 255."""
+        objects = getattr(self.images, "objects", None)
+        if objects is None or not objects.chunk_format.columns_first:
+            return self.images.read([position])[0]
+        # The compiled kernels that make images of bits take half a second to load, as long as all else that stands
+        # between a command and its first image; one image needs none.
+        height, width = self.images.spec.shape
+        chunk, row = divmod(position, self.images.chunk)
+        pixels = np.unpackbits(objects.read_chunk_bits(chunk)[row], count=height * width)
+        return np.ascontiguousarray(255 * pixels.reshape(width, height).T)
+
     def stamp(self, ns: int) -> str:
         """Return a time as text that names it exactly; see `stamps`."""
         return self.stamps(np.array([ns]))[0]

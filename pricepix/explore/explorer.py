@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import html
-import logging
+import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -29,7 +31,6 @@ __all__ = ["Explorer", "explore"]
 
 _ADDRESS: Final = "127.0.0.1"
 _LONGEST_WAIT: Final = 30.0
-_log = logging.getLogger("pricepix")
 
 
 class Explorer:
@@ -57,11 +58,13 @@ class Explorer:
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{_ADDRESS}:{self.port}/{token}/"
         config = uvicorn.Config(
-            application(answers, token), log_level="warning", access_log=False, lifespan="off", ws="none",
-            loop="asyncio", http="h11", server_header=False, proxy_headers=False, timeout_graceful_shutdown=1,
+            application(answers, token), log_config=None, log_level="warning", access_log=False, lifespan="off",
+            ws="none", loop="asyncio", http="h11", server_header=False, proxy_headers=False,
+            timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
+        self._door: Path | None = None
 
     def __repr__(self) -> str:
         images = self._answers.images
@@ -116,8 +119,25 @@ class Explorer:
         finally:
             self.close()
 
+    def open(self) -> None:
+        """Open the page in the browser of this machine.
+
+        The browser is given a file that leads to the page, and that nobody else may read: all users of a machine see
+        the command lines of each other's programs, and so would see the token.
+        """
+        if self._door is None:
+            handle, path = tempfile.mkstemp(prefix="pricepix-explore-", suffix=".html")
+            self._door = Path(path)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                address = html.escape(self.url, quote=True)
+                file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">')
+        webbrowser.open(self._door.as_uri())
+
     def close(self) -> None:
         """Stop serving. Pages that are open say that they have lost their server."""
+        if self._door is not None:
+            self._door.unlink(missing_ok=True)
+            self._door = None
         self._server.should_exit = True
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5.0)
@@ -179,7 +199,7 @@ def explore(
         images, factor=factor, model=model, panel=panel, embedding=embedding, horizon=horizon, port=port
     ).start()
     if browser:
-        webbrowser.open(found.url)
+        found.open()
     return found
 
 

@@ -108,8 +108,11 @@ def application(answers: Answers, token: str) -> Guard:
     }
     for name, kind in files.items():
         routes.append(Route(f"/api/{name}", _download(getattr(answers, name.replace(".", "_")), kind)))
-    missing = {404: lambda request, error: _error(404, "there is nothing at this address")}
-    return Guard(Starlette(routes=routes, exception_handlers=missing), token)
+    told = {
+        404: lambda request, error: _error(404, "there is nothing at this address"),
+        500: lambda request, error: _error(500, "the explorer failed at this: see what it printed"),
+    }
+    return Guard(Starlette(routes=routes, exception_handlers=told), token)
 
 
 # Endpoints that are not coroutines run on threads: what they read or draw takes milliseconds to seconds.

@@ -8,13 +8,14 @@ const $ = (id) => document.getElementById(id);
 const SIDES = ["right", "left", "down", "up"];
 const LARGEST_ZOOM = 12;
 const PAUSE = 200;
+const MOST_PENDING = 8;
 
 let about;
 let chart;
 let shown = null;
 let explained = null;
 let busy = false;
-let pending = null;
+const pending = [];
 let wanted = 0;
 let pause = 0;
 let latest = "right";
@@ -90,22 +91,21 @@ function neighbour(side) {
 export async function move(side) {
   latest = side;
   if (busy) {
-    // Keys that come while one is answered: the last of them counts.
-    pending = side;
+    // Keys that come while one is answered wait their turn; a key held down is not to run on for long.
+    if (pending.length < MOST_PENDING) pending.push(side);
     return;
   }
   const next = neighbour(side);
-  if (next === null) return;
+  if (next === null) {
+    pending.length = 0;
+    return;
+  }
   busy = true;
   const since = performance.now();
   change({ instrument: next[0], time: next[1] });
   await attempt(() => showWindow(since));
   busy = false;
-  if (pending !== null) {
-    const again = pending;
-    pending = null;
-    move(again);
-  }
+  if (pending.length) move(pending.shift());
 }
 
 function fill() {
