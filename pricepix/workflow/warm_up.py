@@ -102,8 +102,8 @@ def warm_up(
     parts : str or sequence of str, optional
         What to compile besides: ``bars`` (tables, windows, forward returns), ``plain renderer`` (specs and bars that
         the fast one does not take), ``rebuilt prices``, ``batches`` (drawn while training), ``live images`` (bars
-        that are pushed one at a time), ``column bits``, ``stores`` (writing, reading, appending, checking), ``market caches``, ``factors`` (evaluating them); all by
-        default.
+        that are pushed one at a time), ``column bits``, ``stores`` (writing, reading, appending, checking),
+        ``market caches``, ``factors`` (evaluating them); all by default.
     workers : int, optional
         Processes that compile; one for each usable core by default.
     echo : callable, optional
