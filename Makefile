@@ -11,7 +11,7 @@ CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
 .PHONY: demo warm-up test test-all test-core lint types unit fuzz test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench bench-check docs release-check audit clean
+	test-benchmarks coverage bench bench-page bench-check docs release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -89,9 +89,16 @@ test-benchmarks: $(READY)
 coverage: $(READY)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-report=term tests/test_pixels.py tests/test_labels.py
 
+BENCH = -m pytest --benchmark-only --benchmark-columns=min,mean,ops --benchmark-min-rounds=3 --benchmark-max-time=0.5
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,mean,ops \
-		--benchmark-min-rounds=3 --benchmark-max-time=0.5
+	$(BIN)/python $(BENCH) --results build/bench.json benchmarks
+
+# The tables of docs/performance.md: this machine as it is, and as one with AVX2 and no AVX-512.
+RESULTS = benchmarks/results
+bench-page: $(READY)
+	$(BIN)/python $(BENCH) --results $(RESULTS)/native.json benchmarks/test_render_speed.py
+	NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= $(BIN)/python $(BENCH) --results $(RESULTS)/avx2.json benchmarks/test_render_speed.py
+	$(BIN)/python benchmarks/report.py
 
 # The site, in build/site: strict, so that a broken link or a missing reference fails.
 docs: $(READY)

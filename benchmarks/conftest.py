@@ -1,12 +1,16 @@
 """Made-up universes to measure on, and kernels compiled before the clock starts.
 
 ``PRICEPIX_BENCH=tiny`` shrinks everything, so that the tests can run each benchmark once in a few seconds.
+``--results FILE`` writes what was measured, beside machine, settings and versions, as JSON that
+``benchmarks/report.py`` reads.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,16 +104,23 @@ class Compared:
         self.seconds: dict[str, float] = {}
         self.table: tuple[Any, ...] = ()
 
-    def lines(self) -> list[str]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the table whose times are known."""
-        lines = []
+        rows = []
         for what, *names, target in self.table:
             if all(name in self.seconds for name in names):
                 first, *other = (self.seconds[name] for name in names)
                 # Ratios are to reach the target, times to stay below it.
                 value, bound = (other[0] / first, "at least") if other else (first, "at most")
-                lines.append(f"{what:<48} {value:8.2f}   {bound} {target:.2f}")
-        return lines
+                rows.append({"what": what, "value": float(f"{value:.4g}"), "bound": bound, "target": target})
+        return rows
+
+    def lines(self) -> list[str]:
+        """Return the rows as text."""
+        return [
+            f"{row['what']:<56} {row['value']:8.2f}   {row['bound']} {row['target']:.2f}"
+            for row in self.rows()
+        ]
 
 
 _COMPARED = Compared()
@@ -120,9 +131,52 @@ def compared() -> Compared:
     return _COMPARED
 
 
+def pytest_addoption(parser):
+    parser.addoption("--results", type=Path, help="write what was measured to this file, as JSON")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the times depend on: the CPU, what code is compiled for, how busy it is, settings, versions."""
+    import llvmlite.binding as llvm
+
+    names = {}
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    compiled_for = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    settings = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("NUMBA_", "OMP_", "PRICEPIX_BENCH")) and name != "NUMBA_CACHE_DIR"
+    }
+    packages = ("numpy", "numba", "llvmlite", "polars", "zarr")
+    return {
+        "cpu": names.get("model name", "unknown"),
+        "family_and_model": f"{names.get('cpu family', '?')}/{names.get('model', '?')}",
+        "cores": os.cpu_count(),
+        "compiled_for": compiled_for,
+        "load_at_the_end": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "settings": settings,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
 def pytest_terminal_summary(terminalreporter):
     lines = _COMPARED.lines()
     if lines:
         terminalreporter.section("speed of rendering, ratios and targets")
+        where = machine()
+        terminalreporter.write_line(
+            f"{where['cpu']}, {where['cores']} cores, load {where['load_at_the_end']}, "
+            f"compiled for {where['compiled_for']}, Python {where['python']}, "
+            + ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+        )
         for line in lines:
             terminalreporter.write_line(line)
+    path = terminalreporter.config.getoption("--results")
+    if path is not None:
+        seconds = {name: float(f"{value:.4g}") for name, value in sorted(_COMPARED.seconds.items())}
+        found = {"format": 1, "machine": machine(), "table": _COMPARED.rows(), "seconds": seconds}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")

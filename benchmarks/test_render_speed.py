@@ -8,6 +8,7 @@ larger than the caches; windows are consecutive, of a simulated market on a cent
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from pricepix import ImageSpec, Panel, WindowIndex, render_panel, render_universe, samples
 from pricepix.images.drawing import BatchRenderer
 from pricepix.render import fast, widen
+from pricepix.render.memory import memory_for
 from pricepix.render.simd import fence, load_b, store_nontemporal
 
 PRESETS = ("jkx20", "jkx60", "it49", "jkx5")
@@ -62,6 +64,10 @@ TABLE = (
         for name, target in zip(PRESETS, (0.8, 0.8, 0.8, 0.4), strict=True)
         for how in ("", " by time", " by time, 16 bytes off")
     ),
+    *(
+        Row(f"{name} images to fresh memory, of its first touch", f"{name} fresh", f"{name} touched", 0.8)
+        for name in ("jkx20", "it49")
+    ),
     Row("jkx20 column bits, of fill's images", "jkx20 bits", "jkx20 fill", 1.8),
     Row("column bits to images 64x60, of fill", "jkx20 widen", "jkx20 fill", 0.85),
     Row("jkx20 random batches of 256, of consecutive", "jkx20 random", "jkx20 images", 0.5),
@@ -82,8 +88,9 @@ TABLE = (
         for n in ("uint8", "bits")
     ),
     Row("Panel.from_table of Parquet, of polars' sort", "ingest", "ingest polars", 0.5),
-    Limit("first image, nothing compiled, s", "first image cold", 15.0),
-    Limit("first image, compiled before, s", "first image warm", 1.0),
+    Limit("first image of a process, nothing compiled, s", "first image cold", 4.0),
+    Limit("first store of three stocks, nothing compiled, s", "first store cold", 8.0),
+    Limit("first image of a process, compiled before, s", "first image warm", 0.6),
 )
 
 
@@ -185,15 +192,44 @@ def test_images_in_order_of_time(measure, market, memory, preset, off):
     measure(f"speed {preset}", name, len(out), render_panel, market, windows, out=out, threads=1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_bits(measure, market, scene, threads):
+@pytest.mark.parametrize(("preset", "threads"), [*((preset, 1) for preset in PRESETS), ("jkx20", 2)])
+def test_bits(measure, market, scene, preset, threads):
     """Straight to column bits, which is a seventh of the memory traffic of the images."""
-    windows, _ = scene(ImageSpec.preset("jkx20"))
+    windows, _ = scene(ImageSpec.preset(preset))
     bits = np.ones((len(windows), windows.spec.packed_bytes), np.uint8)
-    name = "jkx20 bits" if threads == 1 else "jkx20 bits two"
+    name = f"{preset} bits" if threads == 1 else f"{preset} bits two"
     measure(
-        "speed jkx20", name, len(bits), render_panel, market, windows, out=bits, bits=True, threads=threads
+        f"speed {preset}",
+        name,
+        len(bits),
+        render_panel,
+        market,
+        windows,
+        out=bits,
+        bits=True,
+        threads=threads,
     )
+
+
+# ---- fresh memory
+
+
+@pytest.mark.parametrize("preset", ["jkx20", "it49"])
+def test_fresh_memory(measure, market, scene, preset):
+    """Memory that the call asks for, as large as the buffer of the others."""
+    windows, _ = scene(ImageSpec.preset(preset))
+    measure(f"speed {preset}", f"{preset} fresh", len(windows), render_panel, market, windows)
+
+
+@pytest.mark.parametrize("preset", ["jkx20", "it49"])
+def test_first_touch(measure, scene, preset):
+    """The same memory, of which a byte a page is written: what the system takes to hand it out."""
+    _, out = scene(ImageSpec.preset(preset))
+
+    def touch():
+        memory_for(out.shape).reshape(-1)[::4096] = 1
+
+    measure(f"speed {preset}", f"{preset} touched", len(out), touch)
 
 
 def test_images_of_two_threads(measure, market, scene):
@@ -315,19 +351,37 @@ render_windows(bars, "jkx20", ma=bars[:, :, 3])
 """
 
 
-def _first_image(environment):
-    subprocess.run([sys.executable, "-c", FIRST], check=True, env={**os.environ, **environment})
+STORE = """
+from pricepix import render_universe, samples
+
+render_universe(samples.simulate(3, 400, seed=1, split_rate=0), "jkx20", None, (5, 20), progress=False)
+"""
 
 
-@pytest.fixture(scope="module")
-def cache(size, tmp_path_factory):
-    """Environment with an empty folder for compiled code; the usual one where all is only to be seen to run."""
-    return {} if size.buffer < 1 << 24 else {"NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+def _start(code, environment):
+    """Run code in a new process."""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **environment})
 
 
-def test_first_image_cold(measure, cache):
-    measure("speed first image", "first image cold", 1, _first_image, cache, rounds=1, warmup=0)
+@pytest.fixture
+def cold(tmp_path):
+    """Function that runs code in a process that finds nothing compiled."""
+    folders = itertools.count()
+
+    def start(code):
+        _start(code, {"NUMBA_CACHE_DIR": str(tmp_path / str(next(folders)))})
+
+    return start
 
 
-def test_first_image_warm(measure, cache):
-    measure("speed first image", "first image warm", 1, _first_image, cache, rounds=3, warmup=1)
+@pytest.mark.parametrize("what", ["image", "store"])
+def test_first_cold(measure, cold, what):
+    """Imports included."""
+    code = {"image": FIRST, "store": STORE}[what]
+    measure("speed first image", f"first {what} cold", 1, cold, code, rounds=3, warmup=1)
+
+
+def test_first_image_warm(measure):
+    compile_first = "from pricepix.bars import uncompiled\nuncompiled.patience.seconds = 0\n"
+    _start(compile_first + FIRST, {})
+    measure("speed first image", "first image warm", 1, _start, FIRST, {}, rounds=3, warmup=1)

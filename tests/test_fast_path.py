@@ -6,6 +6,7 @@ import itertools
 import os
 from contextlib import contextmanager
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -232,6 +233,19 @@ def test_other_specs_are_drawn_by_the_plain_kernels(spec, make_walk):
     # The bits may still be widened by the fast kernel.
     assert np.array_equal(widen(bits, *spec.shape), images)
     assert all(image.any() for image in images)
+
+
+@pytest.mark.parametrize("spec", [ImageSpec.preset("jkx20"), ImageSpec(5, 32, chart="pixel")], ids=str)
+def test_arrays_that_may_be_written_need_no_compilation_of_their_own(spec):
+    """Panels may not be written, windows that come bar by bar may: each mixture would be compiled, for seconds."""
+    found = set()
+    for writeable in itertools.product([False, True], repeat=5):
+        arrays = rules.PanelArrays(np.ones((30, 5)), np.ones(30), *np.ones((2, 30), bool), np.ones((30, 1)))
+        for array, flag in zip(arrays, writeable, strict=True):
+            array.flags.writeable = flag
+        source = api.fast_job(arrays, spec) if fast.supports(spec) else api._plain_source(arrays, spec)
+        found.add(numba.typeof(source))
+    assert len(found) == 1
 
 
 # ---- the same bytes

@@ -30,6 +30,9 @@ for preset, layout in (("jkx5", "uint8"), ("jkx20", "bits"), ("cnnft20", "uint8"
     store = pp.append(f"{folder}/{preset}", pp.Panel.from_table(table, progress=False), progress=False)
     assert store.verify(table, progress=False).ok
     for images, _ in pp.PanelImages(table, preset, (5,)).batches(batch_size=64): pass
+from pricepix.images.live import LiveImages
+live = LiveImages.from_panel("jkx20", pp.Panel.from_table(table, progress=False), limits=False)
+images = live.push("2040-01-02", [[1.0, 3.0, 1.0, 2.0, 5.0]] * len(live)).images
 print(json.dumps(kernel_counts()))
 """
 
@@ -104,8 +107,8 @@ def test_presets_share_what_is_compiled_for_them() -> None:
     assert "jkx5, jkx20, it9" in families
     assert set(", ".join(families).split(", ")) == set(pp.ImageSpec.presets())
     assert list(module._steps(["jkx60"])) == [
-        "bars", "plain renderer", "renderer of jkx60", "rebuilt prices", "column bits", "batches of jkx60", "stores",
-        "market caches", "factors",
+        "bars", "plain renderer", "renderer of jkx60", "rebuilt prices", "column bits", "batches of jkx60",
+        "live images", "stores", "market caches", "factors",
     ]  # fmt: skip
     some = module._steps(["jkx60", "jkx5"], ["stores", "bars"])
     assert some == {

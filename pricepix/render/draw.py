@@ -44,7 +44,7 @@ _INTERPRETED_DRY, _INTERPRETED = 3e-5, 6e-5
 _LOOP_SECONDS = 1e-6
 # What NumPy needs for a pixel of column bits, and how many images it turns around at once.
 _UNPACK_SECONDS, _UNPACKED_IMAGES = 3e-9, 1024
-# Kinds of jobs whose renderer this process has found compiled, see ``_kind``.
+# Kinds of jobs whose renderer this process has found compiled; None is the plain one.
 _compiled: set[Any] = set()
 _NO_FLAGS = np.zeros(0, np.bool_)
 _NO_VALUES = np.zeros(0)
@@ -254,7 +254,7 @@ def _draw_uncompiled(
     seconds = (
         a_bar * len(rows.last) * (spec.lookback + (spec.lookback + spec.history) * (spec.rebuild is not None))
     )
-    kind = _kind(arrays, job)
+    kind = None if job is None else (job.banded, job.truncated, job.averages is None)
     if kind in _compiled or not uncompiled.patience.allows(seconds):
         return False
     starts = np.zeros(1, np.int64)  # no task
@@ -274,15 +274,18 @@ def _draw_uncompiled(
     return done
 
 
-def _kind(arrays: PanelArrays, job: fast.Job | None) -> tuple[Any, ...]:
-    """What decides, of the arguments that differ, which of a renderer's compilations draws."""
-    kind = tuple(array.flags.writeable for array in arrays if array is not None)
-    return kind if job is None else (*kind, job.banded, job.truncated, job.averages is None)
-
-
 def fast_job(arrays: PanelArrays, spec: ImageSpec) -> fast.Job | None:
     """Return what the fast path's drivers draw from; None where only the plain kernels support the spec."""
-    return fast.job_of(arrays, spec) if fast.supports(spec) else None
+    return fast.job_of(_read_only(arrays), spec) if fast.supports(spec) else None
+
+
+def _read_only(arrays: PanelArrays) -> PanelArrays:
+    """The same arrays, none of which may be written: a renderer is compiled again for each mixture of the two."""
+    views = [None if array is None else array.view() for array in arrays]
+    for view in views:
+        if view is not None:
+            view.flags.writeable = False
+    return PanelArrays(*views)
 
 
 def run_plain(
@@ -301,7 +304,7 @@ def run_plain(
 
 def _plain_source(arrays: PanelArrays, spec: ImageSpec) -> tuple[Any, ...]:
     """First arguments of the plain kernels' driver."""
-    return arrays, np.array(spec.ma, np.int64), draw_params(spec)
+    return _read_only(arrays), np.array(spec.ma, np.int64), draw_params(spec)
 
 
 def _plain_tasks(rows: WindowRows, spec: ImageSpec) -> NDArray[np.int64]:

@@ -35,6 +35,7 @@ PARTS: Final = (
     "plain renderer",
     "rebuilt prices",
     "batches",
+    "live images",
     "column bits",
     "stores",
     "market caches",
@@ -100,9 +101,9 @@ def warm_up(
         Image presets whose renderers to compile; all by default. Specs with the same kind of renderer share it.
     parts : str or sequence of str, optional
         What to compile besides: ``bars`` (tables, windows, forward returns), ``plain renderer`` (specs and bars that
-        the fast one does not take), ``rebuilt prices``, ``batches`` (drawn while training), ``column bits``,
-        ``stores`` (writing, reading, appending, checking), ``market caches``, ``factors`` (evaluating them); all by
-        default.
+        the fast one does not take), ``rebuilt prices``, ``batches`` (drawn while training), ``live images`` (bars
+        that are pushed one at a time), ``column bits``, ``stores`` (writing, reading, appending, checking),
+        ``market caches``, ``factors`` (evaluating them); all by default.
     workers : int, optional
         Processes that compile; one for each usable core by default.
     echo : callable, optional
@@ -182,6 +183,7 @@ def _steps(presets: Sequence[str], parts: Sequence[str] = PARTS) -> dict[str, tu
     steps |= {"rebuilt prices": ("plain renderer",), "column bits": ()}
     steps |= {f"batches of {family}": (f"renderer of {family}",) for family in families}
     steps |= {
+        "live images": first,
         "stores": ("bars", "column bits", *first),
         "market caches": ("bars", *first),
         "factors": ("bars",),
@@ -385,6 +387,20 @@ def _read(batches: Iterable[Any]) -> None:
         pass
 
 
+def _compile_live_images(*_: str) -> None:
+    """Bars pushed one at a time, until images come of them."""
+    import numpy as np
+
+    from pricepix.images.live import LiveImages
+
+    live = LiveImages("jkx5", ["A", "B"])
+    for day in range(12):
+        # Of both instruments, then of one.
+        names = None if day % 2 else ["B"]
+        bars = np.array([[2.0, 4.0, 1.0, 3.0, 10.0 + day]]) + day
+        live.push(day, np.repeat(bars, 1 if names else 2, axis=0), names)
+
+
 def _compile_column_bits(*_: str) -> None:
     """Column bits to images, of sizes that vectors take and that they do not."""
     import numpy as np
@@ -466,6 +482,7 @@ _SCENARIOS: Final[Mapping[str, Callable[..., None]]] = {
     "rebuilt prices": _compile_rebuilt_prices,
     "renderer": _compile_renderer,
     "batches": _compile_batches,
+    "live images": _compile_live_images,
     "column bits": _compile_column_bits,
     "stores": _compile_stores,
     "market caches": _compile_market_caches,
