@@ -231,6 +231,10 @@ def test_alarms_reach_the_note_the_exit_code_and_the_next_run(frozen: Path, tmp_
     assert "nothing new" in done.output
     found = json.loads(call(main, ["--json", "update", str(config), "--now", now]).stdout)
     assert len(found["alarms"]) == 1
+    # A limit that was too narrow is widened: the same evening is within it.
+    live.values["update"]["health"]["min_coverage"] = 0.9
+    config.write_text(yaml.safe_dump(live.values))
+    assert call(main, ["update", str(config), "--now", now]).exit_code == 0
     lines = prom.read_text().splitlines()
     name = str(tmp_path / "out")
     assert f'pricepix_coverage_ratio{{factor="{name}"}} 0.9090909091' in lines

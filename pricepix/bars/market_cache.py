@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -21,6 +21,7 @@ from pricepix.bars.ingest import RawBars, check_and_repair
 from pricepix.bars.market_files import (
     DAILY,
     INTRADAY,
+    STANDARD,
     RawFile,
     as_date,
     find_files,
@@ -93,7 +94,8 @@ class MarketCache:
         (names). A path may hold a star. By default where ImageTrading's code looks. VOLUME and the daily
         files may be absent (None).
     session : Session, str or None
-        The market's hours; ``"ashare"`` by default. They must give as many bars a day as the files have.
+        The market's hours; ``"ashare"`` by default. They must give as many bars a day as the files have, with the
+        bar of the opening auction or without (49 or 48 of five minutes): its session then has no auction.
 
     Raises
     ------
@@ -145,8 +147,8 @@ class MarketCache:
                 f"{self.files['UNIVERSE_UID'].name} names {len(self.instruments):,} stocks, but "
                 f"{self.files['OPEN'].name} holds {shapes['OPEN'].stocks:,}"
             )
-        self.session = Session.of(session)
-        self.stamps = bar_stamps(self.session, self.intervals)
+        self.session, stamps = _session_of(Session.of(session), self.intervals)
+        self.stamps = stamps
         """Times of day of the bars."""
 
     def __repr__(self) -> str:
@@ -475,6 +477,28 @@ class MarketCache:
             days, self.stamps, prices, len(days), self.intervals, options, [], True
         )
         return np.ascontiguousarray(stamps).reshape(-1), zone
+
+
+def is_market_cache(source: Any) -> bool:
+    """Whether a source is the folder of a market cache, where its files lie as ImageTrading's code has them."""
+    if not isinstance(source, str | os.PathLike) or "://" in str(source):
+        return False
+    return Path(source).is_dir() and any(Path(source).glob(STANDARD["OPEN"]))
+
+
+def _session_of(session: Session, intervals: int) -> tuple[Session, list[str]]:
+    """Return the session, without its auction if only so it has so many bars a day, and their times of day."""
+    try:
+        return session, bar_stamps(session, intervals)
+    except ValueError:
+        if session.auction is None:
+            raise
+        plain = replace(session, auction=None)
+        try:
+            return plain, bar_stamps(plain, intervals)
+        except ValueError:
+            pass
+        raise
 
 
 def bar_stamps(session: Session, intervals: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -301,33 +301,28 @@ def image_days(store: ImageSet, panel: Panel, *, last: int) -> pl.DataFrame:
     windows = StoreWindows(store)
     day = day_and_interval(windows.time, store.tz)[0]
     days = np.unique(day)[-last:] if last > 0 else np.empty(0, np.int64)
-    rows = [_image_day(store, panel, windows, day, k) for k in days.tolist()]
+    chosen: list[Times] = []
+    codes: list[NDArray[np.int32]] = []
+    times: list[Times] = []
+    found: dict[str, list[Any]] = {"day": days.tolist(), "images": [], "ink": [], "missing": []}
+    for wanted in days.tolist():
+        own = np.flatnonzero(day == wanted)
+        a, b = int(windows.end[own[0] - 1]) if own[0] else 0, int(windows.end[own[-1]])
+        chosen.append(np.unique(np.linspace(a, b - 1, min(_IMAGES, b - a)).round().astype(np.int64)))
+        codes.append(windows.column("instrument_index", a, b)[chosen[-1] - a])
+        times.append(windows.column("time", a, b)[chosen[-1] - a])
+        images = store.read(chosen[-1])
+        found["images"].append(b - a)
+        found["ink"].append(float(np.count_nonzero(images) / images.size))
+    if len(days):
+        row = panel_rows(panel, store.instruments, np.concatenate(codes), np.concatenate(times))
+        # Of a stack those of its longest images.
+        lookback = getattr(store.spec, "main", store.spec).lookback
+        for part in np.split(row, np.cumsum([len(positions) for positions in chosen])[:-1]):
+            part = part[part >= 0]
+            begin = panel.offsets[np.searchsorted(panel.offsets, part, side="right") - 1]
+            shown = np.maximum(part[:, None] - np.arange(lookback), begin[:, None])
+            absent = np.isnan(panel.bars[shown, 3])
+            found["missing"].append(float(absent.mean()) if absent.size else 0.0)
     schema = {"day": pl.Int64, "images": pl.Int64, "ink": pl.Float64, "missing": pl.Float64}
-    return _dated(pl.DataFrame(rows, schema=schema, orient="row"))
-
-
-def _image_day(
-    store: ImageSet, panel: Panel, windows: StoreWindows, day: Times, wanted: int
-) -> tuple[int, int, float, float]:
-    code = np.flatnonzero(day == wanted)
-    a, b = int(windows.end[code[0] - 1]) if code[0] else 0, int(windows.end[code[-1]])
-    chosen = np.unique(np.linspace(a, b - 1, min(_IMAGES, b - a)).round().astype(np.int64))
-    drawn, pixels = 0, 0
-    for images in _in_pieces(store, chosen):
-        drawn += int(np.count_nonzero(images))
-        pixels += images.size
-    instrument = windows.column("instrument_index", a, b)[chosen - a]
-    time = windows.column("time", a, b)[chosen - a]
-    row = panel_rows(panel, store.instruments, instrument, time)
-    # Of a stack those of its longest images.
-    lookback = getattr(store.spec, "main", store.spec).lookback
-    row = row[row >= 0]
-    begin = panel.offsets[np.searchsorted(panel.offsets, row, side="right") - 1]
-    shown = np.maximum(row[:, None] - np.arange(lookback), begin[:, None])
-    absent = np.isnan(panel.bars[shown, 3])
-    return wanted, b - a, drawn / max(pixels, 1), float(absent.mean()) if absent.size else 0.0
-
-
-def _in_pieces(store: ImageSet, positions: Times) -> Iterator[NDArray[np.uint8]]:
-    for first in range(0, len(positions), 128):
-        yield store.read(positions[first : first + 128])
+    return _dated(pl.DataFrame(found, schema=schema))

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from pricepix._checks import horizons as checked_horizons
 from pricepix._checks import whole_number
-from pricepix.bars.market_cache import MarketCache
-from pricepix.bars.market_files import STANDARD
+from pricepix.bars.market_cache import MarketCache, is_market_cache
 from pricepix.bars.panel import Panel
 from pricepix.build.universe import render_universe
 from pricepix.images.chunking import default_chunk
@@ -173,13 +172,6 @@ def _bars(source: Any, adjust: bool) -> tuple[list[Panel], float, int]:
     stretches = [slice(first, first + size) for first in firsts]
     panels = [cache.panel(stocks=stretch, adjust=adjust, on_bad="drop_bar") for stretch in stretches]
     return panels, n / (size * len(panels)), n
-
-
-def is_market_cache(source: Any) -> bool:
-    """Whether a source is the folder of a market cache."""
-    if not isinstance(source, str | os.PathLike) or "://" in str(source):
-        return False
-    return Path(source).is_dir() and any(Path(source).glob(STANDARD["OPEN"]))
 
 
 def _build_some(

@@ -77,9 +77,10 @@ def memory_mb() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def read_alarms(where: Location) -> list[str]:
-    """Return the alarms of the last update; none where there are no figures of this version."""
-    return list(_read_figures(where).get("alarms", []))
+def read_alarms(where: Location, limits: Settings) -> list[str]:
+    """Hold the figures of the last update against limits; none where there are no figures of this version."""
+    figures = _read_figures(where)
+    return find_alarms(figures, limits) if figures else []
 
 
 def _read_figures(where: Location) -> dict[str, Any]:

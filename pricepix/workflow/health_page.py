@@ -53,7 +53,7 @@ def health_page(health: Health, name: str) -> str:
         display.tiles(_tiles(f)),
         _rank_ic(f, days, ends),
         display.columns(_scores(f, days, ends), _images(f, days, ends)),
-        _steps(f, days, ends),
+        _steps(f, days),
         display.facts(
             {"model": f["model"], "limits": _listed(f["limits"]) or "none", "pricepix": f["pricepix"]}
         ),
@@ -140,7 +140,8 @@ def _images(f: Mapping[str, Any], days: pl.DataFrame, ends: tuple[Any, Any]) -> 
     )
 
 
-def _steps(f: Mapping[str, Any], days: pl.DataFrame, ends: tuple[Any, Any]) -> str:
+def _steps(f: Mapping[str, Any], days: pl.DataFrame) -> str:
+    timed = days.drop_nulls("seconds")
     rows = [
         [name, _number(step["seconds"], 2), "" if step["memory_mb"] is None else f"{step['memory_mb']:,.0f}"]
         for name, step in f["steps"].items()
@@ -148,7 +149,10 @@ def _steps(f: Mapping[str, Any], days: pl.DataFrame, ends: tuple[Any, Any]) -> s
     return display.columns(
         display.table(["step", "seconds", "memory so far, MB"], rows),
         display.curves(
-            {"seconds": _values(days, "seconds")}, "Seconds of each evening's update", ends, zero=0.0
+            {"seconds": _values(timed, "seconds")},
+            "Seconds of each evening's update",
+            (timed["day"].min(), timed["day"].max()) if len(timed) else ("", ""),
+            zero=0.0,
         ),
     )
 

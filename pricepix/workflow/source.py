@@ -28,6 +28,10 @@ class Source(Protocol):
     name: str
     """What the bars are, in a line."""
 
+    @property
+    def panel(self) -> Panel:
+        """All bars, in memory."""
+
     def build(self, spec: ImageSpec, path: str | Path, store: Store, **options: Any) -> ImageStore:
         """Draw the bars into a store."""
 
@@ -129,8 +133,13 @@ class MarketSource:
             **options,
         )
 
+    @property
+    def panel(self) -> Panel:
+        """All bars, read into memory."""
+        return self._cache.panel(self._day, **self._reading)
+
     def training_panel(self) -> Panel | None:
-        return self._cache.panel(self._day, **self._reading) if self._learns_series else None
+        return self.panel if self._learns_series else None
 
     def scoring_panel(self) -> Any:
         kind = {name: value for name, value in self._reading.items() if name == "no_trade"}

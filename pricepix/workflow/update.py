@@ -31,7 +31,7 @@ from pricepix.workflow.health_page import health_page, prometheus_text
 from pricepix.workflow.ledger import Known, Ledger
 from pricepix.workflow.pipeline import is_there, store_path
 from pricepix.workflow.revisions import CLASSES, Revisions, apply_policies, find_revisions
-from pricepix.workflow.source import TableSource
+from pricepix.workflow.source import source_of
 
 if TYPE_CHECKING:
     from pricepix.factor.cache import FactorCache
@@ -158,10 +158,6 @@ def update(
         config = load_config(config)
     elif not isinstance(config, Config):
         config = Config.from_dict(config)
-    if config.data.market_cache is not None:
-        raise ValueError(
-            "update reads tables: give data.source; append to a store of a market_cache by itself"
-        )
     where = Location.of(config.out)
     if where.path is not None:
         where.path.mkdir(parents=True, exist_ok=True)
@@ -205,7 +201,8 @@ class _Evening:
             result.nothing_new = True
             result.notes += self.ledger.entry.get("notes", []) if not result.notes else []
             # A scheduler that runs an update with an alarm again gets the same exit code.
-            result.alarms = read_alarms(self.where) if self.settings.health is not None else []
+            limits = self.settings.health
+            result.alarms = [] if limits is None else read_alarms(self.where, limits)
             self._say(result)
             return result
         result.counts["bars_new"] = len(panel) - (0 if known is None else known.bars)
@@ -252,7 +249,7 @@ class _Evening:
 
     def _read(self) -> Panel:
         try:
-            return TableSource(self.config, self.progress).panel
+            return source_of(self.config, self.progress).panel
         except ValueError as error:
             raise BadBarsError(str(error)) from error
 
@@ -322,7 +319,7 @@ class _Evening:
         from pricepix.build.universe import render_universe
 
         path, spec = store_path(self.config), self.config.image.spec()
-        options = self.config.store.arguments("path", "images")
+        options = self.config.store.arguments("path", "images", "memory")
         try:
             old = open_store(path)
         except (FileNotFoundError, ValueError):
