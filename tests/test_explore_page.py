@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -123,15 +124,27 @@ class Shown:
         return np.array(values, np.uint8).reshape(height, width)
 
 
-@pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
-def shown(request: pytest.FixtureRequest, browser: Any, opened: Any) -> Any:
-    width, height, scheme = request.param
+SCREENS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
+
+
+def on(screen: str, browser: Any, url: str) -> Iterator[Shown]:
+    width, height, scheme = SCREENS[screen]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     context.set_default_timeout(10_000)
-    found = Shown(context.new_page(), opened.url)
+    found = Shown(context.new_page(), url)
     yield found
     context.close()
     assert found.complaints == []
+
+
+@pytest.fixture
+def desktop(browser: Any, opened: Any) -> Iterator[Shown]:
+    yield from on("desktop", browser, opened.url)
+
+
+@pytest.fixture(params=list(SCREENS))
+def shown(request: pytest.FixtureRequest, browser: Any, opened: Any) -> Iterator[Shown]:
+    yield from on(request.param, browser, opened.url)
 
 
 def at(store: pp.ImageStore, name: str, number: int) -> str:
@@ -164,55 +177,55 @@ def test_a_window_and_the_keys(shown: Shown, store: pp.ImageStore, record_proper
     record_property("milliseconds a move", moves)
 
 
-def test_keys_that_come_faster_than_answers_are_not_lost(shown: Shown, store: pp.ImageStore) -> None:
+def test_keys_that_come_faster_than_answers_are_not_lost(desktop: Shown, store: pp.ImageStore) -> None:
     name = str(store.instruments[2])
-    shown.go(f"instrument={name}&time={at(store, name, 0)}")
-    shown.wait("document.querySelector('#picture canvas')")
+    desktop.go(f"instrument={name}&time={at(store, name, 0)}")
+    desktop.wait("document.querySelector('#picture canvas')")
     for _ in range(8):
-        shown.page.keyboard.press("ArrowRight")
-    shown.wait(f"document.getElementById('time').value === '{at(store, name, 8)}'")
-    shown.page.wait_for_load_state("networkidle")
-    assert shown.value("time") == at(store, name, 8)
-    np.testing.assert_array_equal(shown.pixels("picture"), store.image(name, at(store, name, 8)))
+        desktop.page.keyboard.press("ArrowRight")
+    desktop.wait(f"document.getElementById('time').value === '{at(store, name, 8)}'")
+    desktop.page.wait_for_load_state("networkidle")
+    assert desktop.value("time") == at(store, name, 8)
+    np.testing.assert_array_equal(desktop.pixels("picture"), store.image(name, at(store, name, 8)))
 
 
-def test_names_from_data_are_text(shown: Shown, store: pp.ImageStore) -> None:
-    shown.go(urllib.parse.urlencode({"instrument": HOSTILE}))
-    shown.wait("document.querySelector('#picture canvas')")
-    assert shown.value("instrument") == HOSTILE
-    assert shown.page.title().startswith(HOSTILE)
-    shown.page.click("#instrument")
-    shown.page.keyboard.type("img")
-    shown.wait("document.querySelector('#found li')")
-    assert HOSTILE in shown.text("found")
-    shown.go("view=sheet")
-    shown.wait("document.querySelectorAll('#grid button').length === 36")
-    assert HOSTILE in shown.text("grid")
-    assert shown.page.query_selector("img") is None
+def test_names_from_data_are_text(desktop: Shown, store: pp.ImageStore) -> None:
+    desktop.go(urllib.parse.urlencode({"instrument": HOSTILE}))
+    desktop.wait("document.querySelector('#picture canvas')")
+    assert desktop.value("instrument") == HOSTILE
+    assert desktop.page.title().startswith(HOSTILE)
+    desktop.page.click("#instrument")
+    desktop.page.keyboard.type("img")
+    desktop.wait("document.querySelector('#found li')")
+    assert HOSTILE in desktop.text("found")
+    desktop.go("view=sheet")
+    desktop.wait("document.querySelectorAll('#grid button').length === 36")
+    assert HOSTILE in desktop.text("grid")
+    assert desktop.page.query_selector("img") is None
 
 
-def test_an_instrument_is_found_by_typing(shown: Shown, store: pp.ImageStore) -> None:
-    shown.go()
-    shown.wait("document.querySelector('#picture canvas')")
+def test_an_instrument_is_found_by_typing(desktop: Shown, store: pp.ImageStore) -> None:
+    desktop.go()
+    desktop.wait("document.querySelector('#picture canvas')")
     wanted = str(store.instruments[4])
-    shown.page.keyboard.press("/")
-    shown.page.keyboard.type(wanted[:3].lower())
-    shown.wait("document.querySelectorAll('#found [role=option]').length === 5")
-    assert shown.page.get_attribute("#instrument", "aria-expanded") == "true"
+    desktop.page.keyboard.press("/")
+    desktop.page.keyboard.type(wanted[:3].lower())
+    desktop.wait("document.querySelectorAll('#found [role=option]').length === 5")
+    assert desktop.page.get_attribute("#instrument", "aria-expanded") == "true"
     for _ in range(3):
-        shown.page.keyboard.press("ArrowDown")
-    active = shown.page.get_attribute("#instrument", "aria-activedescendant")
-    assert wanted in shown.text(str(active))
-    shown.page.keyboard.press("Enter")
-    shown.wait(f"document.getElementById('instrument').value === '{wanted}'")
+        desktop.page.keyboard.press("ArrowDown")
+    active = desktop.page.get_attribute("#instrument", "aria-activedescendant")
+    assert wanted in desktop.text(str(active))
+    desktop.page.keyboard.press("Enter")
+    desktop.wait(f"document.getElementById('instrument').value === '{wanted}'")
     # The arrows are the page's again.
-    before = shown.value("time")
-    shown.page.keyboard.press("ArrowLeft")
-    shown.wait(f"document.getElementById('time').value < '{before}'")
-    shown.page.fill("#time", "1999")
-    shown.page.keyboard.press("Enter")
-    shown.wait("!document.getElementById('bars-note').hidden")
-    assert "No window ends at 1999" in shown.text("bars-note")
+    before = desktop.value("time")
+    desktop.page.keyboard.press("ArrowLeft")
+    desktop.wait(f"document.getElementById('time').value < '{before}'")
+    desktop.page.fill("#time", "1999")
+    desktop.page.keyboard.press("Enter")
+    desktop.wait("!document.getElementById('bars-note').hidden")
+    assert "No window ends at 1999" in desktop.text("bars-note")
 
 
 def test_sheets_are_sorted_filtered_and_opened(shown: Shown, store: pp.ImageStore) -> None:
@@ -227,6 +240,7 @@ def test_sheets_are_sorted_filtered_and_opened(shown: Shown, store: pp.ImageStor
     shown.page.select_option("#order", "lowest_score")
     shown.page.select_option("#class", "up")
     own = store.index.with_columns(score=pl.Series(store.read().mean(axis=(1, 2)) / 255).cast(pl.Float32))
+    own = own.with_columns(pl.col("ret_5").fill_nan(None))
     own = own.filter((pl.col("instrument") == name) & (pl.col("ret_5") > 0)).sort(
         "score", maintain_order=True
     )
@@ -286,24 +300,24 @@ def test_sliders_draw_the_bars_anew(shown: Shown, store: pp.ImageStore, panel: p
     shown.complaints[:] = [text for text in shown.complaints if "status of 400" not in text]
 
 
-def test_an_error_is_shown_and_the_page_goes_on(shown: Shown, store: pp.ImageStore) -> None:
-    shown.go("instrument=NOBODY")
-    shown.wait("!document.getElementById('error').hidden")
-    assert "no instrument 'NOBODY'" in shown.text("error")
-    shown.complaints[:] = [text for text in shown.complaints if "status of 404" not in text]
-    shown.page.fill("#instrument", str(store.instruments[2]))
-    shown.wait("document.querySelector('#found [role=option]')")
-    shown.page.keyboard.press("Enter")
-    shown.wait("document.querySelector('#picture canvas')")
-    assert shown.page.is_hidden("#error")
+def test_an_error_is_shown_and_the_page_goes_on(desktop: Shown, store: pp.ImageStore) -> None:
+    desktop.go("instrument=NOBODY")
+    desktop.wait("!document.getElementById('error').hidden")
+    assert "no instrument 'NOBODY'" in desktop.text("error")
+    desktop.complaints[:] = [text for text in desktop.complaints if "status of 404" not in text]
+    desktop.page.fill("#instrument", str(store.instruments[2]))
+    desktop.wait("document.querySelector('#found [role=option]')")
+    desktop.page.keyboard.press("Enter")
+    desktop.wait("document.querySelector('#picture canvas')")
+    assert desktop.page.is_hidden("#error")
 
 
-def test_files_are_saved(shown: Shown, store: pp.ImageStore, tmp_path: Path) -> None:
-    shown.go()
-    shown.wait("document.querySelector('#picture canvas')")
+def test_files_are_saved(desktop: Shown, store: pp.ImageStore, tmp_path: Path) -> None:
+    desktop.go()
+    desktop.wait("document.querySelector('#picture canvas')")
     for link, name in (("image-png", "image"), ("chart-png", "chart"), ("bars-csv", "bars")):
-        with shown.page.expect_download() as waiting:
-            shown.page.click(f"#{link}")
+        with desktop.page.expect_download() as waiting:
+            desktop.page.click(f"#{link}")
         saved = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(saved)
         assert saved.name.startswith(name)
@@ -312,10 +326,10 @@ def test_files_are_saved(shown: Shown, store: pp.ImageStore, tmp_path: Path) -> 
             assert min(shape[:2]) > 200
         else:
             assert saved.read_text().startswith("instrument,time,open")
-    shown.go("view=sheet")
-    shown.wait("document.querySelectorAll('#grid button').length === 36")
-    with shown.page.expect_download() as waiting:
-        shown.page.click("#sheet-png")
+    desktop.go("view=sheet")
+    desktop.wait("document.querySelectorAll('#grid button').length === 36")
+    with desktop.page.expect_download() as waiting:
+        desktop.page.click("#sheet-png")
     waiting.value.save_as(tmp_path / "sheet.png")
     assert np.asarray(Image.open(tmp_path / "sheet.png").convert("L")).std() > 10
 
