@@ -31,7 +31,7 @@ QUICK = {
 # Examples that take minutes are run on less, and what they leave behind.
 SMALLER = {"sweep_specs.py": "out --instruments 6 --bars 160 --epochs 1 --lookbacks 5 10"}
 MADE = {"sweep_specs.py": ("out/sweep_specs.csv", "out/sweep_specs.png")}
-WITHOUT_CODE = {"gallery.md", "index.md", "performance.md"}
+WITHOUT_CODE = {"gallery.md", "performance.md"}
 NEED_TORCH = {
     "every-evening.md",
     "gpu.md",
