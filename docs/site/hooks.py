@@ -1,13 +1,18 @@
-"""Pages that are made, not written: one for every public name, and the changelog."""
+"""Pages that are made, not written: one for every public name, the gallery, and the changelog."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+# mkdocs loads this file by its path: the module beside it is not found otherwise.
+sys.path.insert(0, str(Path(__file__).parent))
+import gallery
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where public names are looked for: what users import, in the order of a first reading.
@@ -73,6 +78,9 @@ def on_config(config: Any) -> Any:
     ]
     at = next(k for k, entry in enumerate(config.nav) if "Design and formats" in entry)
     config.nav[at:at] = [{"Reference": tree}]
+    at = next(k for k, entry in enumerate(config.nav) if "Gallery" in entry)
+    shown = [{notebook.title: notebook.page} for notebook in gallery.notebooks()]
+    config.nav[at] = {"Gallery": [{"All of them": "gallery.md"}, *shown]}
     config.nav.append({"Changelog": "changelog.md"})
     return config
 
@@ -86,12 +94,17 @@ def on_files(files: Files, config: Any) -> Files:
                 lines += [shown[name]._repr_html_(), ""]
             lines += [f"::: {path}", ""]
             files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines)))
+    for path, content in gallery.pages().items():
+        files.append(File.generated(config, path, content=content))
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     changes = re.sub(r"\]\(docs/", "](", changes)
     files.append(File.generated(config, "changelog.md", content=changes))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    if page.file.src_uri == "gallery.md":
+        page.meta["hide"] = ["toc"]
+        return gallery.overview(markdown)
     # On the site the changelog is a page; in the repository it lies beside the folder of the documentation.
     return markdown.replace("](../CHANGELOG.md", "](changelog.md")

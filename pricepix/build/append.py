@@ -27,6 +27,7 @@ from pricepix.store.format import Geometry, chunk_key, dump, encode_column
 from pricepix.store.image_store import ImageStore, open_store
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import HISTORY
+from pricepix.store.packed_view import PACKED_VIEW, packed_view
 from pricepix.windows.labels import ReturnRule
 
 _HISTORY_LENGTH: Final = 200
@@ -142,6 +143,8 @@ def _write(
         if change.codes is not None:
             _renumber(old, geometry, change.codes, index_from, checks[slices["instrument_index"]])
     objects, root = last_objects(geometry, change.attributes, PanelFacts.of(panel), checks)
+    if where.get(PACKED_VIEW) is not None:
+        objects[PACKED_VIEW] = packed_view(geometry.form, geometry.windows)
     for key, content in objects.items():
         where.put(staged(key), content)
     # A reader of the state before must know which of its windows it can still read.

@@ -17,6 +17,7 @@ import click
 
 from pricepix._checks import BadBarsError, RevisedHistoryError, printable
 from pricepix._version import __version__
+from pricepix.cli.help_pages import Command, write_commands
 
 CLEAN_ERRORS: Final = (ValueError, TypeError, KeyError, OSError, ImportError, MemoryError)
 _GIVEN: Final = "pricepix.given"
@@ -52,6 +53,11 @@ _KEYWORD: Final = re.compile(r"\b([a-z_]+)=(?!\()('[^']*'|\"[^\"]*\"|\.\.\.|[\w.
 
 class Group(click.Group):
     """Turn the library's errors, which are written for people, into one line and the exit code of their kind."""
+
+    command_class = Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_commands(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         settings = Output.of(ctx)

@@ -176,26 +176,16 @@ class ChunkFormat:
 
     def create_array(self, group: Any, n: int) -> Any:
         """Create the zarr array ``images`` of `n` windows in `group`."""
-        from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+        from zarr.codecs import TransposeCodec
 
         with numcodecs_allowed():
             filters: list[Any] | None = None
-            compressor: Any = BloscCodec(
-                cname="zstd", clevel=ZSTD_LEVEL, shuffle="bitshuffle", typesize=1, blocksize=BLOCK_BYTES
-            )
             if self.layout == "uint8" and self.compressed:
                 filters = [TransposeCodec(order=(0, 2, 1))]
             if self.layout == "bits":
                 from zarr.codecs.numcodecs import PackBits
 
                 filters = [TransposeCodec(order=(0, 2, 1)), PackBits()]
-                compressor = BloscCodec(
-                    cname="zstd",
-                    clevel=ZSTD_LEVEL,
-                    shuffle="shuffle" if self.typesize > 1 else "noshuffle",
-                    typesize=self.typesize,
-                    blocksize=self.raw_bytes,
-                )
             return group.create_array(
                 "images",
                 shape=(n, self.height, self.width),
@@ -203,10 +193,27 @@ class ChunkFormat:
                 shards=(self.shard, self.height, self.width) if self.shard else None,
                 dtype="bool" if self.layout == "bits" else "uint8",
                 filters=filters,
-                compressors=[compressor, Crc32cCodec()] if self.compressed else None,
+                compressors=self.byte_codecs() if self.compressed else None,
                 fill_value=False if self.layout == "bits" else 0,
                 dimension_names=("window", "y", "x"),
             )
+
+    def byte_codecs(self) -> list[Any]:
+        """Return zarr's codecs from the bytes of a compressed chunk to what is stored."""
+        from zarr.codecs import BloscCodec, Crc32cCodec
+
+        if self.layout == "bits":
+            shuffle, typesize, block = (
+                ("shuffle" if self.typesize > 1 else "noshuffle"),
+                self.typesize,
+                self.raw_bytes,
+            )
+        else:
+            shuffle, typesize, block = "bitshuffle", 1, BLOCK_BYTES
+        compressor: Any = BloscCodec(
+            cname="zstd", clevel=ZSTD_LEVEL, shuffle=shuffle, typesize=typesize, blocksize=block
+        )
+        return [compressor, Crc32cCodec()]
 
     @property
     def columns_first(self) -> bool:

@@ -17,9 +17,11 @@ from pricepix.location import Location, StoreLike
 from pricepix.store.attributes import check_attributes, check_digest, check_values
 from pricepix.store.chunks import ChunkFormat, Content, numcodecs_allowed
 from pricepix.store.commit import finish_pending
+from pricepix.store.format import ROOT
 from pricepix.store.loaded_images import LoadedImages, load
 from pricepix.store.lock import WriteLock
 from pricepix.store.objects import StoreObjects, read_root
+from pricepix.store.packed_view import PACKED_VIEW, packed_view
 from pricepix.store.pool_reader import BatchReader
 from pricepix.store.verify import VerifyReport, verify
 
@@ -97,6 +99,34 @@ class ImageStore(ImageSet):
     def chunk_format(self) -> ChunkFormat:
         """How the image chunks are encoded."""
         return self.objects.chunk_format
+
+    def write_packed_view(self) -> str:
+        """Let readers that lack the codec ``packbits`` read a store of layout ``bits``, in place.
+
+        Writes one small file, the metadata of a second Zarr array over the same chunks: uint8, with codecs of the Zarr
+        v3 core only, whose rows are the packed bits of a chunk. Appends keep it up to date. No chunk is read or
+        written.
+
+        Returns
+        -------
+        str
+            Where the array is: ``<store>/images/c``.
+
+        Raises
+        ------
+        ValueError
+            If the store has another layout, which every reader of Zarr reads, or lives in memory.
+        BlockingIOError
+            If another process writes the store.
+        """
+        where = self.objects.location
+        content = packed_view(self.chunk_format, len(self))
+        with WriteLock(where) as lock:
+            if open_store(where).attrs["metadata_digest"] != self.attrs["metadata_digest"]:
+                raise ValueError(f"store {self.location} has changed since it was opened: open it again")
+            lock.check()
+            where.put(PACKED_VIEW, content)
+        return f"{self.location}/{PACKED_VIEW.removesuffix('/' + ROOT)}"
 
     @property
     def shards(self) -> int:

@@ -26,6 +26,7 @@ from pricepix.store import kernels
 from pricepix.store.chunks import ChunkFormat
 from pricepix.store.format import ROOT, chunk_key
 from pricepix.store.objects import HISTORY, StoreObjects
+from pricepix.store.packed_view import PACKED_VIEW, packed_view
 from pricepix.windows.labels import ReturnRule
 
 DEPTHS: Final = ("metadata", "checksums", "render")
@@ -202,12 +203,24 @@ class _Check:
         self.add(*(f"{key} is missing: restore or rebuild it" for key in missing[:20]))
         if len(missing) > 20:
             self.add(f"{len(missing) - 20} more objects are missing")
-        unexpected = sorted(present - wanted - {HISTORY})
+        unexpected = sorted(present - wanted - {HISTORY, PACKED_VIEW})
         if unexpected:
             self.add(
                 f"{len(unexpected)} objects do not belong to the store, the first is {printable(unexpected[0], '')}: "
                 "remove them"
             )
+
+        if PACKED_VIEW in present:
+            form = self.store.chunk_format
+            own = self.store.location.get(PACKED_VIEW)
+            if (
+                form.layout != "bits"
+                or own is None
+                or bytes(own) != packed_view(form, self.store.geometry.windows)
+            ):
+                self.add(
+                    f"{PACKED_VIEW} does not describe the chunks of this store: write_packed_view() does, or remove it"
+                )
 
     def chunks(self) -> None:
         store, geometry = self.store, self.store.geometry
