@@ -109,6 +109,18 @@ docs: $(READY)
 bench-check: $(READY)
 	$(BIN)/python benchmarks/instructions.py
 
+# What tests/release_check.py says at its top; TAG=v1.2.3 compares the tag with the version. Leaves dist/.
+release-check: $(READY)
+	$(BIN)/python tests/release_check.py $(if $(TAG),--tag $(TAG))
+
+# Known vulnerabilities of every pinned package, and the licences of what is installed. Asks a public database.
+audit: $(READY)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/audit/bin/python -m pip install --quiet --constraint constraints.txt --group audit
+	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order license
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 warm-up: $(READY)
 	@$(BIN)/pricepix-cli warm-up
 

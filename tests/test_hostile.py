@@ -950,3 +950,35 @@ def test_cells_that_a_spreadsheet_would_run(tmp_path: Path, first: str) -> None:
     assert pl.read_csv(tmp_path / "a.csv")["factor"].to_list() == [-0.5, 0.5]
     plain = pl.read_csv(write_csv(table, tmp_path / "b.csv", guard=False))
     assert plain["instrument"].to_list() == [name, "A-1"]
+
+
+# ---------------------------------------------------------------------------------- found by `make fuzz`
+
+
+def test_a_store_whose_digest_of_checksums_was_taken_away(store: Path, refused: Callable[..., str]) -> None:
+    root = json.loads((store / ROOT).read_text())
+    del root["attributes"]["checksums_digest"]
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    (store / ROOT).write_bytes(dump(root))
+    assert "its digest is not the one in the store's attributes" in refused("pp.open_store(path)", store)
+
+
+@pytest.mark.parametrize(
+    ("member", "key", "value"),
+    [
+        ("integrity/checksums", "codecs", [{"name": "bytes!"}]),
+        ("integrity/checksums", "fill_value", "x"),
+        ("factor", "dimension_names", 7),
+        ("integrity", "zarr_format", 9),
+    ],
+)
+def test_metadata_of_a_cache_that_zarr_does_not_know(
+    sound: Path, tmp_path: Path, refused: Callable[..., str], member: str, key: str, value: Any
+) -> None:
+    place = tmp_path / "cache"
+    pp.factor.score(sound, lambda images: images.mean(axis=(1, 2)) / 255, place, model_id="m", progress=False)
+    root = json.loads((place / ROOT).read_text())
+    root["consolidated_metadata"]["metadata"][member][key] = value
+    root["attributes"]["metadata_digest"] = metadata_digest(root)
+    (place / ROOT).write_bytes(dump(root))
+    assert "cannot be right" in refused("pp.factor.open_cache(path)", place)

@@ -58,6 +58,23 @@ def test_actions_are_pinned(path):
         )
 
 
+def test_every_target_of_make_that_is_named_does_something():
+    """Make does nothing, and says so with exit code 0, for a phony target that lost its recipe."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    rules = set(re.findall(r"^([a-z-]+):(?!=)", text, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(phony.split()) == rules
+    users = [*WORKFLOWS, ROOT / ".ci/run", ROOT / "CONTRIBUTING.md", ROOT / "README.md", ROOT / "Makefile"]
+    calls = re.compile(r"(?:make|part|\$\(MAKE\))((?: [a-z-]+)+)(?= [A-Z]|[`\n])")
+    for path in users:
+        if not path.exists():
+            continue
+        for words in re.findall(
+            r"^(?:[^#\n]*[`\s])?" + calls.pattern, path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            assert set(words.split()) <= rules, (path.name, words)
+
+
 def test_hooks_use_the_pinned_versions():
     hooks = [hook for repo in load(ROOT / ".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
     named = [need for hook in hooks for need in hook.get("additional_dependencies", [])]

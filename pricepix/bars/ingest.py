@@ -23,7 +23,7 @@ from pricepix.bars.compiling import announce_compiling
 from pricepix.bars.options import ReadOptions
 from pricepix.bars.progress import progress_bar
 from pricepix.bars.report import BAR_KINDS, ERRORS, NOTES, BadRow, PanelReport
-from pricepix.bars.times import TimeOptions, format_time
+from pricepix.bars.times import OUT_OF_RANGE, TimeOptions, format_time
 from pricepix.bars.uncompiled import interpret_small_calls
 from pricepix.bars.values import locked
 
@@ -150,7 +150,7 @@ def _align(
         low, high = kernels.place_time(locked(column.ticks), column.scale, start, dest, time)
         limit = np.iinfo(np.int64).max // column.scale
         if low < -limit or high > limit:
-            raise ValueError("times must lie between the years 1678 and 2262: nanoseconds cannot hold others")
+            raise ValueError(OUT_OF_RANGE)
         first = stop
     unsorted, duplicates = kernels.time_faults(time, offsets)
     if unsorted:

@@ -30,6 +30,9 @@ LATEST: Final = int(np.iinfo(np.int64).max)
 """The last time of a period that has no end."""
 NO_TIME: Final = int(np.iinfo(np.int64).min)
 """Stands for a time that is missing."""
+_LAST_DAY: Final = LATEST // DAY_NS - 1
+"""Days from 1970 that nanoseconds can hold, in either direction."""
+OUT_OF_RANGE: Final = "times must lie between the years 1678 and 2262: nanoseconds cannot hold others"
 _TICK_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _EPOCH_DIGITS = {10: "s", 13: "ms", 16: "us", 19: "ns"}
 
@@ -307,7 +310,21 @@ def _parse(text: pl.Series, where: str, options: TimeOptions, was_number: bool =
             f"{where}: {value!r} in row {at} (counting from 0) is not a time written like {first!r} in row 0; "
             f"{best.null_count()} such rows{_time_hint(value, options)}"
         )
+    _check_years(text, fmt, where)
     return best
+
+
+def _check_years(text: pl.Series, fmt: str, where: str) -> None:
+    """Raise ValueError if nanoseconds cannot hold a time: polars lets 2300 become 1715.
+
+    Of times that begin with their year, the first and the last as text show all.
+    """
+    if fmt.startswith("%Y"):
+        text = pl.Series([text.min(), text.max()])
+    day = text.str.to_datetime(fmt, strict=False, time_unit="us").dt.epoch("d")
+    if (far := day.abs() > _LAST_DAY).any():
+        at = int(far.arg_true()[0])
+        raise ValueError(f"{where}: {text[at]!r}: {OUT_OF_RANGE}")
 
 
 def _safe_parse(text: pl.Series, fmt: str) -> Any:
@@ -358,7 +375,7 @@ def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     if aware:
         if tz is None:
             raise ValueError(f"{value} has a time zone, but the panel has none: give the wall-clock time")
-        return int(at.astype("M8[ns]").astype(np.int64))
+        return int(_in_nanoseconds(at).astype(np.int64))
     unit: Any
     unit, step = np.datetime_data(at.dtype)
     if end and unit in ("Y", "M", "W", "D"):
@@ -430,7 +447,7 @@ def _moment(value: Any) -> tuple[np.datetime64, bool]:
             value = value.astimezone(dt.UTC)
         nanoseconds = getattr(value, "nanosecond", 0)  # Timestamps of pandas hold more than microseconds.
         wall = dt.datetime.combine(value.date(), value.time())
-        return np.datetime64(wall, "us").astype("M8[ns]") + np.timedelta64(nanoseconds, "ns"), aware
+        return _in_nanoseconds(np.datetime64(wall, "us")) + np.timedelta64(nanoseconds, "ns"), aware
     if isinstance(value, dt.date):
         return np.datetime64(value, "D"), False
     raise TypeError(
@@ -438,8 +455,15 @@ def _moment(value: Any) -> tuple[np.datetime64, bool]:
     )
 
 
+def _in_nanoseconds(at: np.datetime64) -> np.datetime64:
+    """Return a time in nanoseconds; ValueError where they would overflow, which numpy does not say."""
+    if abs(int(at.astype("M8[D]").astype(np.int64))) > _LAST_DAY:
+        raise ValueError(f"{at}: {OUT_OF_RANGE}. Leave out an end of a period that is open")
+    return at.astype("M8[ns]")
+
+
 def _localised(at: np.datetime64, tz: str | None) -> int:
-    ns = int(at.astype("M8[ns]").astype(np.int64))
+    ns = int(_in_nanoseconds(at).astype(np.int64))
     if tz is None:
         return ns
     seconds, rest = divmod(ns, 1_000_000_000)

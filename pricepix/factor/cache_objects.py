@@ -269,10 +269,11 @@ class CacheObjects:
         """Return the cache as a Zarr group whose chunks are checked as they are read."""
         try:
             return zarr.open_group(_CheckedStore(self), mode="r", zarr_format=3)
-        except FileNotFoundError as error:
+        # Zarr has errors of many kinds for metadata that it cannot read.
+        except Exception as error:
             raise ValueError(
-                f"the metadata of {self.kind.noun} {self.url} cannot be right: Zarr finds no group in {ROOT}; restore "
-                f"it, or {self.kind.again} again"
+                f"the metadata of {self.kind.noun} {self.url} cannot be right: Zarr finds no group in {ROOT} "
+                f"({short(error)}); restore it, or {self.kind.again} again"
             ) from error
 
 

@@ -112,7 +112,7 @@ class StoreObjects:
         key = chunk_key(store_format.CHECKSUMS, 0)
         count = sum(chunks for _, chunks in self.geometry.arrays())
         found = self._decoded(store_format.CHECKSUMS, "<u4", count, key)
-        if store_format.checksums_digest(found) != self.attrs["checksums_digest"]:
+        if store_format.checksums_digest(found) != self.attrs.get("checksums_digest"):
             raise self._error(key, "its digest is not the one in the store's attributes")
         return found
 
