@@ -11,7 +11,7 @@ CORE_READY = $(CORE)/.ready
 TESTS ?= tests
 
 .PHONY: demo warm-up test test-all test-core lint types unit fuzz test-kills test-scenes test-gpu-kernel test-compiling \
-	test-benchmarks coverage bench bench-page bench-check docs release-check audit clean
+	test-benchmarks coverage bench bench-page bench-check gpu-check gpu-wheels docs release-check audit clean
 
 # constraints.txt pins every package: a plain `torch` would bring gigabytes of CUDA with it.
 $(READY): pyproject.toml constraints.txt
@@ -120,6 +120,14 @@ audit: $(READY)
 	$(VENV)/audit/bin/python -m pip install --quiet --constraint constraints.txt --group audit
 	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order license
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# What a GPU does, in five minutes. It sets nothing up: PYTHON has torch for the GPU, GPU_WHEELS what is missing beside it.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --out build/gpu_check.json $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS))
+
+# What gpu-check needs on a machine without a network, but for torch.
+gpu-wheels: $(READY)
+	$(BIN)/python benchmarks/gpu_wheels.py build/gpu-wheels
 
 warm-up: $(READY)
 	@$(BIN)/pricepix-cli warm-up

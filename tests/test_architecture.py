@@ -110,6 +110,10 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_factor_shares_the_networks_of_train_and_not_its_loop():
     shared = {"pricepix.train.models", "pricepix.train.modules", "pricepix.train.checkpoints"}
+    # What runs networks, which training shares.
+    shared |= {
+        f"pricepix.train.engines.{name}" for name in ("torch_engine", "onnx_engines", "exported", "quantised")
+    }
     for module, path in MODULES.items():
         if package(module) == "factor":
             taken = {other for other, _ in imports(path) if package(other) == "train"}
@@ -161,6 +165,7 @@ WALLS = {
     "bars/uncompiled.py": "numba.core.event",
     "render/simd.py": "numba.core",
     "location.py": "zarr.core.sync",
+    "train/engines/folded.py": "torch.ops.mkldnn",
     "workflow/warm_up.py": "numba.core.event",
 }
 

@@ -163,7 +163,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
     from pricepix.factor import evaluate, export, score, write_report
     from pricepix.factor.scorer import Scorer
     from pricepix.factor.scoring import ScoreOptions
-    from pricepix.train import fit
+    from pricepix.train import export_model, fit
     from pricepix.windows.schedule import Periods
     from pricepix.workflow.templates import init_config
 
@@ -178,7 +178,7 @@ def test_options_are_keyword_arguments_of_the_functions() -> None:
         "train": (fit, pp.Panel.from_table, read_bars),
         "score": (score, Scorer),
         "evaluate": (evaluate, write_report, pp.Panel.from_table, read_bars),
-        "export": (export,),
+        "export": (export, export_model),
         "update": (pp.update,),
         "warm-up": (pp.warm_up,),
         "replicate": (

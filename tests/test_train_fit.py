@@ -954,22 +954,17 @@ class TestTheImagesOwnPanel:
         assert not (tmp_path / "x").exists()
 
 
-def test_kernels_leave_torch_its_number_of_threads() -> None:
-    """Numba sets OpenMP's number when it starts its threads, which torch shares; in a process of its own."""
+def test_drawing_leaves_torch_its_number_of_threads() -> None:
+    """No kernel of ours starts Numba's threads, which share OpenMP with torch; in a process of its own."""
     code = """
-        import numba, numpy as np, torch
-        from pricepix.train.loop import _start_numba_threads
-
-        @numba.njit(parallel=True)
-        def doubled(x):
-            for i in numba.prange(len(x)):
-                x[i] *= 2
+        import torch
+        import pricepix as pp
 
         number = torch.get_num_threads() + 1
         torch.set_num_threads(number)
-        _start_numba_threads()
-        assert torch.get_num_threads() == number
-        doubled(np.ones(10))
+        panel = pp.Panel.from_table(pp.samples.simulate(3, 60, seed=1), adjust="multiply", progress=False)
+        images = pp.PanelImages(panel, "jkx5", (5,))
+        assert len(images.read(slice(32)))
         assert torch.get_num_threads() == number
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
@@ -992,13 +987,13 @@ def test_a_run_on_the_cpu_predicts_there_too(
     """Even where torch sees a GPU, which another process may fill; without one moving there fails."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     used = []
-    in_batches = train.PriceCNN._in_batches
+    forward = train.PriceCNN.forward
 
     def noted(model: Any, *arguments: Any) -> Any:
         used.append(model.mean.device.type)
-        return in_batches(model, *arguments)
+        return forward(model, *arguments)
 
-    monkeypatch.setattr(train.PriceCNN, "_in_batches", noted)
+    monkeypatch.setattr(train.PriceCNN, "forward", noted)
     options = QUICK | {"epochs": 1, "test": "2000-05-15..", "target": target}
     result = _fit(store, SMALL, 5, out=tmp_path / "run", device="cpu", **options)
     assert result.test["images"] == len(result.folds[0].predictions) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +420,45 @@ class TestCards:
             train.load((tmp_path / "none.ckpt").as_uri())
         with pytest.raises(ValueError, match="results are for the card"):
             train.save_model(train.PriceCNN(SMALL), tmp_path / "x.ckpt", results={"images": 3})
+
+
+def test_an_lstm_is_evaluated_and_exported(images: pp.PanelImages, tmp_path: Path) -> None:
+    """Over the series behind the images, from training to a program that runs without pricepix."""
+    run = _fit(images, Recurrent, 5, inputs="series", out=tmp_path / "run", test=TEST)
+    cache = factor.score(images, run, None, progress=False)
+    found = factor.evaluate(cache, images.panel, horizon=5)
+    assert found.figures["ic"]["rank"]["mean"] > 0
+    series = np.random.default_rng(0).normal(size=(9, 6, 5)).astype(np.float32)
+    about = train.export_model(run, tmp_path / "lstm.pt2", check=series)
+    assert about["input"]["takes"] == "series"
+    assert about["input"]["dtype"] == "float32"
+    assert about["output"]["is"] == "probability of a rise"
+    program = torch.export.load(tmp_path / "lstm.pt2").module()
+    score = program(torch.from_numpy(series))[0].detach().numpy()
+    assert np.abs(score - run.model.predict(series)).max() < 1e-5
+
+
+def test_a_null_market_teaches_a_network_nothing() -> None:
+    """Weighted by uniqueness, under a purged split: rank ICs of five markets without a pattern, within 3 errors."""
+    ics = []
+    for seed in (1, 2, 3, 4, 5):
+        bars = pp.samples.simulate(
+            12, 130, seed=seed, delist_rate=0, split_rate=0, halt_rate=0, list_late=0, bayes_accuracy=0.5
+        )
+        market = pp.PanelImages(bars, "jkx5", horizons=(5,))
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place:
+            patch.chdir(place)
+            run = _fit(market, Net, 5, weights="uniqueness", test=TEST, seed=seed)
+        fold = run.folds[0]
+        time, returns = market.time[fold.fold.test], market.returns(5)[fold.fold.test]
+        # Labels of every fifth date do not overlap.
+        for moment in np.unique(time)[::5]:
+            own = time == moment
+            ics.append(np.corrcoef(_ranks(fold.predictions[own]), _ranks(returns[own]))[0, 1])
+    error = np.std(ics, ddof=1) / np.sqrt(len(ics))
+    assert len(ics) > 20
+    assert abs(np.mean(ics)) < 3 * error
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(values)).astype(float)

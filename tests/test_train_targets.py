@@ -214,6 +214,32 @@ class TestOrders:
             alone = Objective(network, loss=loss)(scores[3:, None], Labels(values[3:], date=date[3:]))
             assert float(alone.loss / alone.weight) == 0
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_the_pinball_loss_by_hand(self, weighted: bool) -> None:
+        network = train.PriceCNN(PIXELS.replace(outputs=1))
+        network.scale.fill_(2.0)
+        outputs, values = torch.tensor([0.5, -1.0, 0.25]), torch.tensor([2.0, -4.0, 0.5])
+        weight = torch.tensor([1.0, 3.0, 0.5]) if weighted else None
+        found = Objective(network, loss="pinball:0.9")(outputs[:, None], Labels(values, weight))
+        # Targets in units of their deviation are 1, -2 and .25: above by .5, below by 1, equal.
+        each = [0.9 * 0.5, 0.1 * 1.0, 0.0]
+        own = [1.0, 3.0, 0.5] if weighted else [1.0, 1.0, 1.0]
+        assert float(found.loss) == pytest.approx(float(np.dot(each, own)), rel=1e-6)
+        assert float(found.weight) == sum(own)
+
+    @pytest.mark.parametrize("quantile", [0.1, 0.9])
+    def test_a_quantile_is_learnt(self, images: Any, tmp_path: Path, quantile: float) -> None:
+        options: dict[str, Any] = {
+            "target": "return",
+            "loss": f"pinball:{quantile}",
+            "test": TEST,
+            "epochs": 6,
+        }
+        run = _fit(images, PIXELS, 5, out=tmp_path / "x", **options)
+        below = float(np.mean(run.folds[0].truth < run.folds[0].predictions))
+        assert abs(below - quantile) < 0.2
+        assert run.config["loss"] == f"pinball:{quantile}"
+
     def test_batches_hold_whole_dates(self, images: Any) -> None:
         index = np.flatnonzero(images.instrument_index != 3)
         options: dict[str, Any] = {"batch_size": 64, "shuffle": True, "seed": 3}
@@ -260,6 +286,9 @@ class TestOrders:
         [
             ({"loss": "pairwise"}, "loss='pairwise' is of numbers, the target has 2 classes"),
             ({"loss": "mse"}, "loss='mse' is not known"),
+            ({"loss": "pinball:1.5", "target": "return"}, "loss='pinball:1.5': give the quantile to learn, above 0"),
+            ({"loss": "pinball:x", "target": "return"}, "loss='pinball:x': give the quantile to learn"),
+            ({"loss": "pinball:0.5"}, "loss='pinball:0.5' is of numbers, the target has 2 classes"),
             ({"loss": "listwise", "target": "rank", "horizon": (2, 5)}, "give one horizon, not 2"),
             ({"loss": "listwise", "target": "rank", "augment": {"invert": 0.5}}, "batches of whole dates"),
             ({"balance": "undersample", "horizon": (2, 5)}, "needs one class a window"),

@@ -128,7 +128,10 @@ def _plain(test: dict[str, Any]) -> dict[str, int | float]:
 @click.argument("location", metavar="CACHE")
 @click.option("--shift", type=int, default=0, help="Bars from an image to where its score may be traded.")
 @click.option("--spread", is_flag=True, help="Keep the spread over an ensemble's members.")
-@click.option("--batch", type=int, default=256, help="Images a forward pass.")
+@click.option("--batch", type=int, help="Images a forward pass; by default what fits into the cache.")
+@choice_option(
+    "--engine", "torch", "openvino", "onnxruntime", default="torch", help="What runs networks on a CPU."
+)
 @device
 @precision
 @start
@@ -188,8 +191,26 @@ def score(
 @click.option("--as-of", help="The factor as it was known then.")
 @click.option("--last", type=click.IntRange(1), help="Only so many of the newest times.")
 @click.option("--partition", is_flag=True, help="OUT is a folder with a Parquet file a day.")
-def export(cache: str, out: str, **options: Any) -> None:
-    """Write the factor CACHE to the file OUT, which ends in .parquet or .csv, for other programs."""
+@click.option("--check", metavar="IMAGES", help="Of a model: images that OUT must score as it does.")
+@click.option("--horizon", type=int, help="Of a model that learned several: the one that OUT answers for.")
+def export(cache: str, out: str, check: str | None, horizon: int | None, **options: Any) -> None:
+    """Write the factor CACHE to the file OUT for other programs: .parquet or .csv.
+
+    With OUT in .onnx or .pt2, CACHE is a model, a checkpoint or a run, to be run without pricepix.
+    """
+    if out.endswith((".onnx", ".pt2")):
+        if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+            raise click.UsageError(f"{', '.join(given)}: of a factor cache, and {out} is to hold a model")
+        from pricepix.train import export_model
+
+        about = export_model(cache, out, horizon=horizon, check=check)
+        echo(
+            f"{out}: {about['members']} x {about['model']}, {about['output']['is']}; differs by at most "
+            f"{about['largest_difference']:.1e} from torch"
+        )
+        return
+    if check is not None or horizon is not None:
+        raise click.UsageError("--check and --horizon are of a model: let OUT end in .onnx or .pt2")
     from pricepix.factor import export as run
 
     written = run(cache, out, **options)

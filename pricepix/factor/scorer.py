@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypedDict
@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, whole_number
+from pricepix._checks import choice, optional_module, whole_number
+from pricepix.factor.calibration import rank_agreement, training_images, whole_dates
 from pricepix.factor.function_identity import identify
 from pricepix.factor.training_overlap import training_summary
 from pricepix.factor.wrapped_networks import wrapped_networks
@@ -26,20 +27,25 @@ from pricepix.store.sealed_files import read_sealed_yaml
 __all__ = ["Scorer", "ScorerOptions"]
 
 Floats = NDArray[np.float32]
-_PRECISIONS: Final = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+_PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed", "int8")
+_ENGINES: Final = ("torch", "openvino", "onnxruntime")
+# Images a call of a function.
+_BATCH: Final = 256
 _LIMITS: Final = np.iinfo(np.int64)
+_LOG: Final = logging.getLogger(__name__)
 
 
 class ScorerOptions(TypedDict, total=False):
     """The arguments of `Scorer` that ``score`` passes on."""
 
-    batch: int
+    batch: int | None
     device: str | None
     precision: str
     values: str | None
     model_id: str | None
     module: Any
     horizon: int | None
+    engine: str
 
 
 class Stage(NamedTuple):
@@ -64,11 +70,12 @@ class Scorer:
         fold that was tested at its time, those after the last test by the last fold, and none between or before.
     model_id : str, optional
         Names a function. Networks are named by their weights.
-    batch : int
-        Images a forward pass.
+    batch : int, optional
+        Images a forward pass; by default as many as fit into the cache of a CPU, at most 16, and 256 on a GPU and
+        of a function.
     device : str, optional
         ``"cuda"`` where there is one, else ``"cpu"``.
-    precision : {"32-true", "bf16-mixed", "16-mixed"}
+    precision : {"32-true", "bf16-mixed", "16-mixed", "int8"}
         What networks compute in.
     values : {"probability", "score"}, optional
         What a function returns; probability by default. Networks record which.
@@ -79,7 +86,9 @@ class Scorer:
     horizon : int, optional
         Which of its horizons a network that learnt several is asked about.
     images : ImageSet, optional
-        What is to be scored; a module that is not yet a network is tried on it.
+        What is to be scored; a module that is not yet a network is tried on it, and ``"int8"`` rounds by it.
+    engine : {"torch", "openvino", "onnxruntime"}
+        What runs networks.
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class Scorer:
         model: Any,
         *,
         model_id: str | None = None,
-        batch: int = 256,
+        batch: int | None = None,
         device: str | None = None,
         precision: str = "32-true",
         values: str | None = None,
@@ -95,10 +104,13 @@ class Scorer:
         module: Any = None,
         horizon: int | None = None,
         images: ImageSet | None = None,
+        engine: str = "torch",
     ) -> None:
         choice(values, "values", (None, "probability", "score"))
         self.precision = choice(precision, "precision", _PRECISIONS)
-        batch = whole_number(batch, "batch", 1, unit="images")
+        self.engine = choice(engine, "engine", _ENGINES)
+        _check_engine(engine, precision, device)
+        batch = None if batch is None else whole_number(batch, "batch", 1, unit="images")
         # What fit returns carries the folder of the run.
         if not isinstance(model, str | PathLike) and not callable(model):
             module = getattr(model, "module", None) if module is None else module
@@ -117,7 +129,11 @@ class Scorer:
         self._model: Any = None if self._path else model
         self._stages: list[Stage] | None = None
         self._tz = tz
-        self._device, self.batch = device, int(batch)
+        self._device, self._asked_batch = device, batch
+        self.batch = _BATCH if batch is None else batch
+        """Images a call of a function, or of a network that is asked for something else than scores."""
+        self._engines: dict[int, Any] = {}
+        self._rounded: dict[int, bytes] = {}
         if model_id is not None and self.members:
             raise ValueError("model_id names a function; a network is named by its weights: leave it out")
         self.head = self._head_of(horizon)
@@ -132,9 +148,13 @@ class Scorer:
         self.name = self._name(model_id)
         self.kind = values or ("probability" if self.is_probability else "score")
         """What scores are: ``probability`` of a rise, or ``score``."""
+        if engine != "torch":
+            self._check_engine_serves(images)
 
     def __getstate__(self) -> dict[str, Any]:
-        lazily = {"_model": None, "_stages": None} if self._path else {"_stages": None}
+        lazily: dict[str, Any] = {"_stages": None, "_engines": {}}
+        if self._path:
+            lazily["_model"] = None
         return self.__dict__ | lazily
 
     @property
@@ -169,12 +189,12 @@ class Scorer:
         from pricepix.train.models import Ensemble
 
         members = list(model.members) if isinstance(model, Ensemble) else [model]
-        device = self._device
+        device = self._device if self.engine == "torch" else "cpu"
         if device is None:
             import torch
 
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.precision == "32-true":
+        if self.precision in ("32-true", "int8"):
             return [member.to(device).eval() for member in members]
         import torch
 
@@ -278,24 +298,78 @@ class Scorer:
         if not self.stages:
             return self._call_function(images), None
         if len(self.stages) == 1 and self.stages[0].first == _LIMITS.min:
-            return self._predict(self.stages[0].members, images)
+            return self._predict(0, images)
         if time is None:
             raise ValueError("a walk-forward run scores images by their time: pass it")
         mean = np.full(len(images), np.nan, np.float32)
         spread = mean.copy() if len(self.members) > 1 else None
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             own = np.flatnonzero((time >= stage.first) & (time <= stage.last))
             if len(own):
-                mean[own], found = self._predict(stage.members, images[own])
+                mean[own], found = self._predict(i, images[own])
                 if spread is not None and found is not None:
                     spread[own] = found
         return mean, spread
 
-    def _predict(self, members: list[Any], images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
-        # A chunk may be read-only memory, of which torch warns.
-        images = np.require(images, requirements="W")
-        with _autocast(self.precision, members[0]):
-            parts = np.stack([member.predict(images, self.batch) for member in members])
+    def _engine(self, stage: int) -> Any:
+        """Return what runs the networks of a stage; made at the first images."""
+        if stage not in self._engines:
+            members, batch = self.stages[stage].members, self._asked_batch
+            if self.engine == "torch":
+                from pricepix.train.engines.torch_engine import TorchEngine
+
+                self._engines[stage] = TorchEngine(members, batch, self.precision)
+            else:
+                from pricepix.train.engines.exported import onnx_bytes
+                from pricepix.train.engines.onnx_engines import ENGINES
+
+                content = self._rounded.get(stage) or onnx_bytes(members)
+                self._engines[stage] = ENGINES[self.engine](content, batch)
+        return self._engines[stage]
+
+    def _check_engine_serves(self, images: ImageSet | None) -> None:
+        """Refuse what engines beside torch do not run, and round to 8 bits where that is asked for."""
+        if not self.members:
+            raise ValueError(
+                f"engine={self.engine!r} runs networks, and {self.name} is a function: leave engine out"
+            )
+        from pricepix.train.engines.onnx_engines import ENGINES
+
+        optional_module(self.engine, ENGINES[self.engine].extra, f"engine={self.engine!r}")
+        if self.precision == "int8":
+            if images is None or self.takes != "images":
+                raise ValueError(
+                    "precision='int8' rounds by images of the training period: score images with it"
+                )
+            for i in range(len(self.stages)):
+                self._round(i, images)
+
+    def _round(self, stage: int, images: ImageSet) -> None:
+        """Round the networks of a stage to 8 bits, and refuse it where they then rank differently."""
+        from pricepix.train.engines.exported import onnx_bytes
+        from pricepix.train.engines.quantised import LEAST_AGREEMENT, quantise
+        from pricepix.train.engines.torch_engine import TorchEngine
+
+        members = self.stages[stage].members
+        given = training_images(images, members[0].metadata, self.name)
+        self._rounded[stage] = quantise(onnx_bytes(members), given)
+        index = whole_dates(images)
+        compared = images.read(index)
+        exact = TorchEngine(members).predict(compared).mean(axis=0)
+        found = self._engine(stage).predict(compared).mean(axis=0)
+        if self.head is not None:
+            exact, found = exact[:, self.head], found[:, self.head]
+        agreement = rank_agreement(exact, found, images.time[index])
+        _LOG.info("%s in int8: rank correlation by date with float32 %.5f", self.name, agreement)
+        if not agreement >= LEAST_AGREEMENT:
+            raise ValueError(
+                f"precision='int8': scores of {self.name} by {self.engine} have a rank correlation by date of "
+                f"{agreement:.4f} with those of float32, on {len(index):,} images of {images.kind} {images.location}, "
+                f"below {LEAST_AGREEMENT}: it would be another factor. Score in float32"
+            )
+
+    def _predict(self, stage: int, images: NDArray[np.uint8]) -> tuple[Floats, Floats | None]:
+        parts = self._engine(stage).predict(images)
         if self.head is not None:
             parts = parts[:, :, self.head]
         if not np.isfinite(parts).all():
@@ -438,12 +512,14 @@ def _folds(run: Path, tz: str | None) -> list[tuple[int, int, Path]]:
     return found
 
 
-def _autocast(precision: str, network: Any) -> AbstractContextManager[Any]:
-    if precision == "32-true":
-        return nullcontext()
-    import torch
-
-    return torch.autocast(network.mean.device.type, getattr(torch, str(_PRECISIONS[precision])))
+def _check_engine(engine: str, precision: str, device: str | None) -> None:
+    """Refuse what does not go together."""
+    if engine == "torch" and precision == "int8":
+        raise ValueError("precision='int8' is of engine='openvino' or engine='onnxruntime': give one of them")
+    if engine != "torch" and precision not in ("32-true", "int8"):
+        raise ValueError(f"engine={engine!r} computes in '32-true' or 'int8', not in {precision!r}")
+    if engine != "torch" and device not in (None, "cpu"):
+        raise ValueError(f"engine={engine!r} runs on the CPU, not on {device!r}: leave device out")
 
 
 def _as_network(model: Any, images: ImageSet | None) -> Any:

@@ -2,6 +2,7 @@ from .card import model_card as model_card
 from .checkpoints import load as load
 from .checkpoints import load_model as load_model
 from .checkpoints import save_model as save_model
+from .engines.exported import export_model as export_model
 from .hyper import HYPER as HYPER
 from .hyper import Hyper as Hyper
 from .loader import StoreDataset as StoreDataset

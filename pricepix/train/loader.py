@@ -32,6 +32,12 @@ class Reader(Protocol):
         ...
 
 
+def _share(n: int, shuffle: bool, seed: tuple[int, int], rank: int, ranks: int) -> NDArray[np.int64]:
+    """Return which of `n` things a rank takes in an epoch, in its order."""
+    order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(n) if shuffle else np.arange(n)
+    return order[n * rank // ranks : n * (rank + 1) // ranks]
+
+
 class ArrayReader:
     """The reader's interface over an array in memory: for series, of which an epoch is a permutation."""
 
@@ -55,10 +61,7 @@ class ArrayReader:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over (inputs, positions) from batch `start` on."""
-        n = len(self.positions)
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
-        order = rng.permutation(n) if self.shuffle else np.arange(n)
-        own = order[n * self.rank // self.ranks : n * (self.rank + 1) // self.ranks]
+        own = _share(len(self.positions), self.shuffle, (self.seed, epoch), self.rank, self.ranks)
         # As many batches for every rank: a rank with one sample less makes its batches a little smaller.
         for part in np.array_split(own, len(self))[start:]:
             index = self.positions[part]
@@ -109,10 +112,7 @@ class DateReader:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Iterate over (inputs, positions) from batch `start` on."""
-        n = len(self._dates)
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-        order = rng.permutation(n) if self._shuffle else np.arange(n)
-        own = order[n * self._rank // self._ranks : n * (self._rank + 1) // self._ranks]
+        own = _share(len(self._dates), self._shuffle, (self._seed, epoch), self._rank, self._ranks)
         return iterate_ahead(self._made(np.array_split(own, self._batches)[start:]), 2, "pricepix-batches")
 
     def _made(self, parts: list[NDArray[np.int64]]) -> Generator[Batch, None, None]:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from pricepix._checks import number, printable, short, whole_number
 from pricepix.location import name_file
 from pricepix.train.checkpoints import describe, read_checkpoint, write_checkpoint
 from pricepix.train.device import Device, Fabric, quiet_fabric
+from pricepix.train.engines.torch_engine import TorchEngine
 from pricepix.train.hyper import Hyper
 from pricepix.train.journal import Journal, ProgressBar
 from pricepix.train.loader import Loader, Reader
@@ -136,7 +136,6 @@ def train_member(member: Member, device: Device, options: LoopOptions) -> dict[s
         If the loss becomes NaN or infinite, or ``last.ckpt`` is of another version.
     """
     member.folder.mkdir(parents=True, exist_ok=True)
-    _start_numba_threads()
     started = time.monotonic()
     with quiet_fabric(), _StopRequest() as request, torch.random.fork_rng():
         fabric = device.fabric()
@@ -170,6 +169,7 @@ class Trainer:
         }
         if device.channels_last and self.network.takes == "images":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compiled = device.compile
         if device.compile:
             self.network.compile()
         self._make_optimizer(hyper)
@@ -305,11 +305,12 @@ class Trainer:
         sums = torch.zeros(4, dtype=torch.float64, device=self.fabric.device)
         scores: list[Tensor] = []
         self.network.eval()
+        engine = self._validation_engine()
         with closing(self._validation_batches.epoch()) as batches:
             for inputs, target in batches:
                 if self._journal is not None and epoch == 0 and not scores and inputs.dtype == torch.uint8:
                     self._journal.write_images(self.step, inputs[:16])
-                self.validation_step(self._move(inputs), self._move(target), sums, scores)
+                self.validation_step(self._move(inputs), self._move(target), sums, scores, engine)
         self.network.train()
         loss, weight, right, count = self._sum_ranks(sums).tolist()
         metrics = {"val_loss": loss / weight, "val_accuracy": right / count}
@@ -321,13 +322,29 @@ class Trainer:
         if self._validations.add(self.step, metrics, self.member.hyper):
             self._write(BEST, self._weights())
 
+    def _validation_engine(self) -> TorchEngine | None:
+        """Return what scores the validation images on a CPU in float32: the network as it is now, folded."""
+        precision = self.fabric.strategy.precision.precision
+        if self.fabric.device.type != "cpu" or precision != "32-true" or self._compiled:
+            return None
+        engine = TorchEngine([self.network])
+        return engine if engine.is_folded else None
+
     def validation_step(
-        self, inputs: Tensor, target: Tensor | Labels, sums: Tensor, scores: list[Tensor]
+        self,
+        inputs: Tensor,
+        target: Tensor | Labels,
+        sums: Tensor,
+        scores: list[Tensor],
+        engine: TorchEngine | None = None,
     ) -> None:
         """Add a batch to the sums and the scores."""
         # The network itself and not what connects it with those of other devices, which would exchange messages.
         with self.fabric.autocast():
-            logits = self.network(self.fabric.strategy.precision.convert_input(inputs))
+            if engine is not None:
+                logits = engine.outputs(inputs)[0]
+            else:
+                logits = self.network(self.fabric.strategy.precision.convert_input(inputs))
             losses = self._objective(logits, target)
             scores.append(self.network.scores(logits).cpu())
         count = torch.tensor(float(len(target)), device=sums.device)
@@ -445,14 +462,3 @@ class _StopRequest:
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
-
-
-def _start_numba_threads() -> None:
-    """Start the threads of compiled kernels without changing torch's number of threads.
-
-    Numba shares OpenMP with torch, and sets its number of threads when it starts its own, once a process: at
-    the first kernel, which may come in the middle of a run.
-    """
-    before = torch.get_num_threads()
-    numba.get_num_threads()
-    torch.set_num_threads(before)

@@ -98,13 +98,14 @@ class ModuleNetwork(Network):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (n, heads * outputs) of images uint8 (n, height, width), or of series float32."""
-        return self._checked(self.module(*self.split(inputs)), len(inputs))
+        # Not len(): an exported program takes any number.
+        return self._checked(self.module(*self.split(inputs)), inputs.shape[0])
 
     def from_normalised(self, x: Tensor) -> Tensor:
         """Outputs of normalised images (n, 1, height, width) or series (n, channels, bars); a stack has no such."""
         if self.spec.parts:
             raise ValueError(f"{self.spec.name} takes a stack of images, and not one of them")
-        return self._checked(self.module(x), len(x))
+        return self._checked(self.module(x), x.shape[0])
 
     def _checked(self, found: Any, n: int) -> Tensor:
         """Return the outputs of the module as (n, heads * outputs)."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pricepix._checks import choice
+from pricepix._checks import choice, short
 from pricepix.train.models import Network
 
-__all__ = ["LOSSES", "Labels", "Losses", "Objective", "check_loss"]
+__all__ = ["LOSSES", "Labels", "Losses", "Objective", "check_loss", "quantile_of"]
 
-LOSSES = ("auto", "huber", "pairwise", "listwise")
+LOSSES = ("auto", "huber", "pairwise", "listwise", "pinball:Q")
+_PINBALL = "pinball:"
 BY_DATE = ("pairwise", "listwise")
 """Losses over the windows of one date: batches then hold whole dates."""
 
@@ -56,9 +58,25 @@ class Labels:
         return Labels(*(x.pin_memory() if x is not None and x.device.type == "cpu" else x for x in parts))  # type: ignore[arg-type]
 
 
+def quantile_of(loss: str) -> float | None:
+    """Return the quantile that ``pinball:Q`` learns, above 0 and below 1; None of another loss."""
+    if not isinstance(loss, str) or not loss.startswith(_PINBALL):
+        return None
+    try:
+        found = float(loss.removeprefix(_PINBALL))
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise ValueError(
+            f"loss={short(loss)}: give the quantile to learn, above 0 and below 1, as in 'pinball:0.9'"
+        )
+    return found
+
+
 def check_loss(loss: str, outputs: int, heads: int) -> str:
     """Return a loss that suits a network's outputs, or raise ValueError."""
-    choice(loss, "loss", LOSSES)
+    if quantile_of(loss) is None:
+        choice(loss, "loss", LOSSES)
     if loss != "auto" and outputs != 1:
         raise ValueError(
             f"loss={loss!r} is of numbers, the target has {outputs} classes: take 'rank' or 'return'"
@@ -74,7 +92,8 @@ class Objective:
     ``auto`` is cross-entropy, or the squared error in a network with one output, ``huber`` the squared error that
     grows on a line beyond one standard deviation. ``pairwise`` (RankNet, Burges et al. 2005) is the cross-entropy of
     which of two windows of a date has the higher target; ``listwise`` (ListNet, Cao et al. 2007) that of the
-    softmax of a date's targets, in standard deviations, against the softmax of its outputs.
+    softmax of a date's targets, in standard deviations, against the softmax of its outputs. ``pinball:Q`` (Koenker and
+    Bassett 1978) learns the quantile Q of the targets: what lies above the output weighs Q, what lies below 1 - Q.
 
     Parameters
     ----------
@@ -82,11 +101,13 @@ class Objective:
         Gives the number of outputs, and for a regression the scale of its targets.
     class_weights : Tensor, optional
         Weight of each class in the cross-entropy.
-    loss : {"auto", "huber", "pairwise", "listwise"}
+    loss : {"auto", "huber", "pairwise", "listwise"} or str
+        ``pinball:Q`` with a quantile Q, such as ``pinball:0.9``.
     """
 
     def __init__(self, network: Network, class_weights: Tensor | None = None, loss: str = "auto") -> None:
         self._network, self._class_weights, self._loss = network, class_weights, loss
+        self._quantile = quantile_of(loss)
 
     def to(self, device: torch.device) -> Objective:
         """Move the class weights to a device."""
@@ -110,11 +131,11 @@ class Objective:
                 assert labels.date is not None
                 ordered = _pairwise if self._loss == "pairwise" else _listwise
                 return Losses(*ordered(logits[:, 0], values, labels.date, weight), right)
-            fault = functional.huber_loss if self._loss == "huber" else functional.mse_loss
-            if weight is None:
-                return Losses(fault(logits[:, 0], values, reduction="sum"), count, right)
-            each = fault(logits[:, 0], values, reduction="none")
-            return Losses((each * weight).sum(), weight.sum(), right)
+            if weight is None and self._quantile is None:
+                return Losses(self._fault(logits[:, 0], values, reduction="sum"), count, right)
+            each = self._each(logits[:, 0], values)
+            own = torch.ones_like(each) if weight is None else weight
+            return Losses((each * own).sum(), own.sum(), right)
         right = (logits.argmax(1) == values).sum() / spec.heads
         classes = self._class_weights
         if weight is None:
@@ -123,6 +144,18 @@ class Objective:
         each = functional.cross_entropy(logits, values, weight=classes, reduction="none")
         both = weight if classes is None else weight * classes[values]
         return Losses((each * weight).sum(), both.sum(), right)
+
+    @property
+    def _fault(self) -> Any:
+        return functional.huber_loss if self._loss == "huber" else functional.mse_loss
+
+    def _each(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Loss of each output."""
+        if self._quantile is None:
+            found: Tensor = self._fault(outputs, values, reduction="none")
+            return found
+        above = values - outputs
+        return torch.maximum(self._quantile * above, (self._quantile - 1) * above)
 
 
 def _pairwise(scores: Tensor, values: Tensor, date: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

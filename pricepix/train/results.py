@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from pricepix._checks import printable
 from pricepix.train.display import run_page
+from pricepix.train.engines.torch_engine import TorchEngine
 from pricepix.train.models import Ensemble, Network
 from pricepix.train.modules import ModuleNetwork
 from pricepix.train.problem import Problem
@@ -149,7 +151,7 @@ class Predictor:
         if not len(index):
             return np.empty(0, np.float32)
         self.model.to(self.device)
-        score = getattr(self.model, method)
+        score = self._scorer(method)
         try:
             if self.problem.series is not None:
                 return np.asarray(score(self.problem.series[index]))
@@ -159,6 +161,20 @@ class Predictor:
             return np.concatenate([score(images) for images, _ in reader])
         finally:
             self.model.cpu()
+
+    def _scorer(self, method: str) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+        """Return what scores inputs: folded networks on a CPU, the model itself elsewhere."""
+        members = list(self.model.members) if isinstance(self.model, Ensemble) else [self.model]
+        engine = TorchEngine(members)  # type: ignore[arg-type]
+        if not engine.is_folded:
+            plain: Callable[[NDArray[Any]], NDArray[np.float32]] = getattr(self.model, method)
+            return plain
+        each = getattr(engine, method)
+
+        def score(inputs: NDArray[Any]) -> NDArray[np.float32]:
+            return np.asarray(np.mean(each(inputs), axis=0, dtype=np.float64), np.float32)
+
+        return score
 
     def result(self, fold: Fold, folder: Path, members: list[dict[str, Any]]) -> FoldResult:
         """Test the model on the test part of a fold."""

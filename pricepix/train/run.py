@@ -22,6 +22,7 @@ from pricepix.store.pool_reader import DEFAULT_POOL_BYTES
 from pricepix.store.sealed_files import read_sealed_json, write_sealed_json
 from pricepix.train.checkpoints import load_model, read_checkpoint, write_checkpoint
 from pricepix.train.device import Device, check_batch_size
+from pricepix.train.fast import fastest
 from pricepix.train.hyper import Hyper, is_first_rank
 from pricepix.train.loader import ArrayReader, DateReader, Reader
 from pricepix.train.loop import Interrupted, LoopOptions, Member, train_member
@@ -30,7 +31,15 @@ from pricepix.train.models import CNNSpec, Network, plain_values
 from pricepix.train.objective import BY_DATE
 from pricepix.train.problem import Problem
 from pricepix.train.results import FitResult, FoldResult, Predictor
-from pricepix.train.run_folder import CONFIG, DONE, START, SUMMARY, find_run_folder, open_run_folder
+from pricepix.train.run_folder import (
+    CONFIG,
+    DONE,
+    START,
+    SUMMARY,
+    find_run_folder,
+    open_run_folder,
+    started_with,
+)
 from pricepix.train.splits import Fold, Period, Split, resolve_split
 from pricepix.train.targets import balanced, class_weights
 from pricepix.train.tuning import Tuning
@@ -65,7 +74,7 @@ def fit(
     test: Period | None = None,
     embargo: Any = 0,
     target: Any = "up",
-    loss: Literal["auto", "huber", "pairwise", "listwise"] = "auto",
+    loss: str = "auto",
     weights: Any = None,
     balance: Literal["none", "weights", "undersample"] = "none",
     hyper: Hyper | str = "paper",
@@ -86,6 +95,7 @@ def fit(
     precision: str = "32-true",
     channels_last: bool = False,
     compile: bool = False,
+    fast: bool = False,
     pool_bytes: int = DEFAULT_POOL_BYTES,
     threads: int | None = None,
     checkpoint_minutes: float = 10.0,
@@ -125,9 +135,10 @@ def fit(
         first, down or up, or neither (three classes); both need `panel`. Or values of your own, one a window: whole
         numbers are classes from 0 on (-1: none), floats are numbers (NaN: none); or a function from ``store.index`` to
         them. `horizon` then says by which exit windows are purged.
-    loss : {"auto", "huber", "pairwise", "listwise"}
-        ``auto`` is cross-entropy, or the squared error of numbers. The last two learn the order within a date, in
-        batches of whole dates: see `pricepix.train.objective.Objective`.
+    loss : {"auto", "huber", "pairwise", "listwise", "pinball:Q"}
+        ``auto`` is cross-entropy, or the squared error of numbers; ``"pinball:0.9"`` learns the quantile .9 of numbers.
+        ``pairwise`` and ``listwise`` learn the order within a date, in batches of whole dates: see
+        `pricepix.train.objective.Objective`.
     weights : {"uniqueness", "date"} or array_like (n,), optional
         Weights of samples in the loss: the average uniqueness of their label among the overlapping ones of the
         instrument; the same for every date; or your own.
@@ -172,6 +183,10 @@ def fit(
         As in lightning's Fabric: ``"gpu"``, ``2``, ``"bf16-mixed"``.
     channels_last, compile : bool
         Memory format of the network, and ``torch.compile``.
+    fast : bool
+        On a CPU choose the memory format, and bfloat16 where AMX is, by timing a few steps of the network, which is
+        remembered for the machine, and said in the log. Other ways round differently: what a seed gives then depends on
+        the machine. A run that is resumed goes on as it was started.
     pool_bytes, threads
         Of the reader, see `BatchReader`; the order of images depends on `pool_bytes`.
     checkpoint_minutes : float
@@ -219,6 +234,9 @@ def fit(
         problem.check_fold(fold)
     training = [_balanced(problem, fold.train, members.seed) for fold in folds]
     check_batch_size(hyper.batch_size, placed.ranks())
+    if fast:
+        started = started_with(out) if resume else None
+        placed = fastest(placed, problem.maker.make(members.seed_of(0)), hyper.batch_size, started)
     run = _Run(problem, folds, members, reading, placed, options, tuning)
     config = run.describe(splitter, fresh)
     name = f"{problem.spec.name}_h{'_'.join(map(str, problem.horizons))}"

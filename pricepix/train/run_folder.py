@@ -22,6 +22,7 @@ __all__ = [
     "missing_member",
     "open_run_folder",
     "read_config",
+    "started_with",
 ]
 
 CONFIG, SUMMARY, DONE = "config.yaml", "summary.json", "done.json"
@@ -78,6 +79,14 @@ def _is_blank(folder: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the resolved configuration of the run in a folder; ValueError if it is damaged or was edited."""
     return read_sealed_yaml(folder / CONFIG, "restore it, or start a new run")
+
+
+def started_with(out: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+    """Return on what device, and how, the run in a folder was started; None if there is none."""
+    if out is None or not (Path(out) / CONFIG).exists():
+        return None
+    device = read_config(Path(out)).get("device")
+    return device if isinstance(device, dict) else None
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:

@@ -171,6 +171,11 @@ class Train(Section):
     test: str | None = None
     embargo: str | int = 0
     target: str = "up"
+    loss: str = "auto"
+    weights: Literal["uniqueness", "date"] | None = None
+    init: str | None = None
+    freeze: str | list[str] | None = None
+    layer_lr: dict[str, float] | None = None
     balance: Literal["none", "weights", "undersample"] = "none"
     hyper: str = "paper"
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -181,6 +186,7 @@ class Train(Section):
     precision: str = "32-true"
     channels_last: bool = False
     compile: bool = False
+    fast: bool = False
 
 
 class Score(Section):
@@ -188,9 +194,10 @@ class Score(Section):
 
     shift: int = 0
     spread: bool = False
-    batch: int = 256
+    batch: int | None = None
     device: str | None = None
     precision: str = "32-true"
+    engine: Literal["torch", "openvino", "onnxruntime"] = "torch"
     start: str | None = None
     end: str | None = None
 
