@@ -84,6 +84,19 @@ def test_a_universe_is_handed_on_as_conditions() -> None:
     assert Config.from_dict(yaml.safe_load(config.to_yaml())).evaluate == config.evaluate
 
 
+def test_the_largest_need_market_caps_before_any_work() -> None:
+    from pricepix import Panel, samples
+    from pricepix.workflow.pipeline import check_periods
+
+    bare = samples.simulate(2, 30)
+    given = {"train": {}, "score": {}, "evaluate": {"universe": {"top": 5}}}
+    config = Config.from_dict({**MINIMAL, **given})
+    with pytest.raises(ValueError, match=r"evaluate\.universe\.top: the 5 largest need market caps"):
+        check_periods(config, Panel.from_table(bare, progress=False))
+    caps = bare.with_columns(market_cap=bare["close"] * 1e6)
+    check_periods(config, Panel.from_table(caps, progress=False))
+
+
 def test_all_faults_at_once() -> None:
     with pytest.raises(ValueError, match="3 faults") as caught:
         Config.from_dict(

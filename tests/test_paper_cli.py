@@ -36,6 +36,7 @@ def test_options_are_forwarded(called: Any, tmp_path: Path) -> None:
         "replicate", tmp_path / "bars.parquet", tmp_path / "out", "--cell", "I20/R5", "--cell", "I7/R7", "--seeds", 3,
         "--split", "paper", "--split", "walk", "--table", "II", "--control", "logistic", "--top", 500, "--min-price", 5,
         "--every", "bar", "--channels", 0.5, "--set", "lr=1e-4", "--device", "cpu", "--threads", 1,
+        "--store", "I20=images/jkx20.zarr",
     )  # fmt: skip
     (function, panel, out), given = called[0]
     assert (function, out) == ("replicate", str(tmp_path / "out"))
@@ -47,6 +48,7 @@ def test_options_are_forwarded(called: Any, tmp_path: Path) -> None:
     training = given["training"]
     assert (training.every, training.channels, training.device, training.threads) == ("bar", 0.5, "cpu", 1)
     assert training.settings == pp.train.Hyper(lr=1e-4)
+    assert training.stores == {"I20": "images/jkx20.zarr"}
     call("replicate", tmp_path / "bars.parquet", tmp_path / "out")
     assert called[1][1]["cells"] == "jkx"
     assert called[1][1]["training"] == pp.paper.Training()

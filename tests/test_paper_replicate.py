@@ -244,11 +244,11 @@ class Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "line", "link", "img"):
+        if tag not in ("meta", "line", "link", "img", "polyline"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("meta", "line", "link", "img"):
+        if tag not in ("meta", "line", "link", "img", "polyline"):
             assert self.open.pop() == tag
 
 
@@ -437,7 +437,12 @@ def test_images_come_from_a_store(made: Any, panel: pp.Panel, tmp_path: Path) ->
     pp.render_universe(panel, "jkx5", tmp_path / "other.zarr", horizons=(5,), progress=False)
     pp.render_universe(panel, spec, tmp_path / "late.zarr", horizons=(20,), progress=False)
     pp.render_universe(small_panel(seed=9), spec, tmp_path / "bars.zarr", horizons=(5,), progress=False)
+    bars: dict[str, Any] = {"horizons": (5,), "progress": False}
+    pp.render_universe(panel, spec, tmp_path / "weekly.zarr", every="week", **bars)
+    pp.render_universe(panel, spec, tmp_path / "prices.zarr", price="close", **bars)
     for name, message in (
+        ("weekly", r"weekly.zarr lacks [\d,]+ of the [\d,]+ images of I5/R5"),
+        ("prices", r"prices.zarr has other returns than the panel gives \(of close, delisting="),
         ("other", r"stores\['I5'\]: .*other.zarr shows .*, and I5/R5 learns"),
         ("late", r"late.zarr has returns over 20 bars, 0 bars after the image; I5/R5 needs 5, 0 after"),
         ("bars", "panel"),

@@ -18,6 +18,7 @@ import pricepix as pp
 from pricepix.factor import Universe
 from pricepix.factor.evaluation.market import Market
 from pricepix.paper.cells import Cell
+from pricepix.paper.charts import line_chart
 from pricepix.paper.choice_of_tables import Tables
 from pricepix.paper.context import Context
 from pricepix.paper.errors import mean_error, share_error
@@ -218,26 +219,53 @@ def test_table_iv(made: Any, frames: dict[str, Any], weighting: str) -> None:
 
 
 def test_real_bars(shared: Path, tmp_path: Path) -> None:
-    """21 tickers, as they were traded: returns of prices, equal weights, holes and all."""
+    """21 tickers, as they were traded: returns of prices, holes and all. Their shares outstanding are made up."""
     path = shared / "data" / "lean_daily.parquet"
     if not path.is_file():
         pytest.skip(f"real bars not found: {path}")
     years = pl.col("date").is_between(pl.datetime(2013, 1, 1), pl.datetime(2017, 12, 31))
-    real = pp.Panel.from_table(pl.read_parquet(path).filter(years), instrument="ticker", progress=False)
-    tables, scores = make_tables(real, tmp_path, ("I", "II", "III"))
-    close = real.to_polars().to_pandas().pivot(index="time", columns="instrument", values="close")
+    bars = pl.read_parquet(path).filter(years)
+    shares = 1e6 * (1 + pl.col("ticker").rank("dense") * 7 % 19)
+    real = pp.Panel.from_table(
+        bars.with_columns(market_cap=pl.col("close") * shares), instrument="ticker", progress=False
+    )
+    tables, scores = make_tables(real, tmp_path, ("I", "II", "III", "IV"))
+    long = real.to_polars().to_pandas()
+    close, cap = (long.pivot(index="time", columns="instrument", values=v) for v in ("close", "market_cap"))
     step = close / close.ffill().shift(1) - 1
-    own = {"close": close, "step": step, "cap": close.notna().astype(float)}
+    own = {"close": close, "step": step, "cap": cap}
     for number, cell, every, panel in (
-        ("I", "I5/R5", "week", "Equal weight"),
-        ("II", "I5/R20", "month", "R20, equal weight"),
-        ("II", "I20/R60", "quarter", "R60, equal weight"),
+        ("I", "I5/R5", "week", "{} weight"),
+        ("II", "I5/R20", "month", "R20, {} weight"),
+        ("II", "I20/R60", "quarter", "R60, {} weight"),
     ):
-        expected, turnover = deciles(own, scores[cell], every, "equal")
-        check(tables[number], panel, cell, expected, turnover, every)
-    spread = deciles(own, scores["I5/R20"], "month", "equal", (0, 5))[0][:, -1]
-    found = tables["III"].value("R20, equal weight", "Days 1 to 5", "I5/R20", "mean")
-    assert found == pytest.approx(spread.mean() * 12, abs=1e-9)
+        for weighting in ("equal", "value"):
+            expected, turnover = deciles(own, scores[cell], every, weighting)
+            named = panel.format(weighting)
+            check(tables[number], named[0].upper() + named[1:], cell, expected, turnover, every)
+    for cut, row in (((0, 5), "Days 1 to 5"), ((5, None), "Days 6 to end")):
+        spread = deciles(own, scores["I5/R20"], "month", "equal", cut)[0][:, -1]
+        found = tables["III"].value("R20, equal weight", row, "I5/R20", "mean")
+        assert found == pytest.approx(spread.mean() * 12, abs=1e-9)
+    score = scores["I5/R5"]
+    largest = cap.loc[score.index].rank(axis=1, ascending=False, method="first") <= 10
+    for weighting in ("equal", "value"):
+        expected, turnover = deciles(own, score.where(largest), "week", weighting)
+        check(tables["IV"], f"R5, {weighting} weight", "I5/R5", expected, turnover, "week")
+
+
+def test_charts_tell_the_values_under_the_pointer() -> None:
+    series = {"I5/R5": np.array([0.1, np.nan, 0.3]), "flat <b>": np.zeros(3)}
+    chart = line_chart("Title", "Caption", ["a", "b", "c"], series, "%", dashed=["flat <b>"])
+    first, flat = chart.lines
+    assert [text for _, _, text in first.marks] == ["I5/R5, a: 10.0%", "I5/R5, c: 30.0%"]
+    assert [f"{x},{y}" for x, y, _ in first.marks] == first.points.split()
+    assert (first.dashed, flat.dashed) == (False, True)
+    assert [label for _, label in chart.x_ticks] == ["a", "b", "c"]
+    long = line_chart("", "", [str(k) for k in range(5000)], {"x": np.arange(5000.0)})
+    assert len(long.lines[0].marks) == 40
+    assert len(long.x_ticks) == 6
+    assert line_chart("", "", ["a"], {"none": np.array([np.nan])}).lines[0].marks == []
 
 
 def test_formations_are_those_of_an_evaluation(panel: pp.Panel) -> None:

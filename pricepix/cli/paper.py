@@ -7,7 +7,16 @@ from typing import Any
 import click
 
 from pricepix.cli.group import echo, main
-from pricepix.cli.options import choice_option, device, panel_options, read_panel, repeated, scalar, several
+from pricepix.cli.options import (
+    choice_option,
+    device,
+    panel_options,
+    read_pairs,
+    read_panel,
+    repeated,
+    scalar,
+    several,
+)
 from pricepix.cli.options import settings as read_settings
 
 
@@ -40,6 +49,13 @@ from pricepix.cli.options import settings as read_settings
 @choice_option("--every", "period", "bar", default="period", help="Which windows train and are scored.")
 @click.option("--channels", default="1", callback=scalar, help="Share of the authors' channels.")
 @repeated("--set", "hyper", callback=read_settings, metavar="NAME=VALUE", help="Change one hyper-parameter")
+@repeated(
+    "--store",
+    "stores",
+    callback=read_pairs,
+    metavar="IMAGE=STORE",
+    help="Read images, e.g. I20, from a store",
+)
 @device
 @click.option("--threads", type=int, help="Threads that compute.")
 @click.option("--scheduler", help="Address of a dask scheduler, on whose workers networks are trained.")
@@ -82,6 +98,7 @@ def replicate(
         hyper=Hyper.of("paper", **chosen.pop("hyper", {})),
         device=chosen.pop("device", None),
         threads=chosen.pop("threads", None),
+        stores=chosen.pop("stores", {}),
     )
     conditions = ("top", "min_price", "min_dollar_volume", "min_age")
     universe = {name: chosen.pop(name) for name in conditions if name in chosen}

@@ -19,6 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 28
 _TARGET_VOLATILITY: Final = 0.10
 _MOST_POINTS: Final = 400
 _MOST_LABELS: Final = 10
+_MOST_MARKS: Final = 40
+"""Points of a line that tell their value: more would lie on top of one another."""
 
 
 class Line(NamedTuple):
@@ -28,6 +30,8 @@ class Line(NamedTuple):
     points: str
     colour: int
     dashed: bool
+    marks: list[tuple[float, float, str]]
+    """Places at which a pointer is told the value, and what it is told."""
 
 
 class Chart(NamedTuple):
@@ -72,22 +76,25 @@ def line_chart(
     def y(value: float) -> float:
         return round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / max(high - low, 1e-12)), 1)
 
-    lines = []
+    lines, factor = [], 100.0 if unit == "%" else 1.0
     for colour, (name, line) in enumerate(series.items()):
         known = np.flatnonzero(np.isfinite(line))
         # More points than a screen has columns only make the page longer.
         known = known[:: max(1, len(known) // _MOST_POINTS)]
-        lines.append(
-            Line(
-                name, " ".join(f"{x(i)},{y(float(line[i]))}" for i in known.tolist()), colour, name in dashed
-            )
-        )
+        points = " ".join(f"{x(i)},{y(float(line[i]))}" for i in known.tolist())
+        told = known[
+            np.unique(np.linspace(0, len(known) - 1, min(len(known), _MOST_MARKS)).round().astype(int))
+        ]
+        marks = [
+            (x(i), y(float(line[i])), f"{name}, {x_labels[i]}: {float(line[i]) * factor:.1f}{unit}")
+            for i in told.tolist()
+        ]
+        lines.append(Line(name, points, colour, name in dashed, marks))
     shown = (
         np.unique(np.linspace(0, n - 1, n if n <= _MOST_LABELS else 6).round().astype(int)).tolist()
         if n
         else []
     )
-    factor = 100.0 if unit == "%" else 1.0
     return Chart(
         title, caption, lines, [(x(i), x_labels[i]) for i in shown],
         [(y(tick), f"{tick * factor:g}{unit}") for tick in ticks],

@@ -38,6 +38,7 @@ class Context:
     training: Training
     _images: dict[str, ImageSet] = field(default_factory=dict, repr=False)
     _rows: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+    _allowed: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     def windows_at(self, horizon: int) -> NDArray[np.bool_] | None:
         """bool (rows,): where windows may end; None for everywhere."""
@@ -62,10 +63,7 @@ class Context:
             If the panel has no window that long.
         """
         if cell.name not in self._images:
-            if cell.image_name in self.training.stores:
-                self._images[cell.name] = self._from_store(cell)
-                return self._images[cell.name]
-            self._images[cell.name] = PanelImages(
+            drawn = PanelImages(
                 self.panel,
                 cell.image,
                 (cell.horizon,),
@@ -73,46 +71,60 @@ class Context:
                 mask=self.windows_at(cell.horizon),
                 threads=self.training.threads,
             )
+            stored = cell.image_name in self.training.stores
+            self._images[cell.name] = self._from_store(cell, drawn) if stored else drawn
         return self._images[cell.name]
 
     def rows(self, cell: Cell) -> NDArray[np.int64]:
         """int64 (windows,): the panel row of each image's last bar."""
-        if cell.image_name not in self.training.stores:
-            images = self.images(cell)
-            assert isinstance(images, PanelImages)
-            return images.windows.row
-        if cell.image_name not in self._rows:
-            self._rows[cell.image_name] = store_rows(self.images(cell), self.panel)
-        return self._rows[cell.image_name]
+        images = self.images(cell)
+        return images.windows.row if isinstance(images, PanelImages) else self._rows[cell.image_name]
 
     def allowed(self, cell: Cell) -> NDArray[np.bool_]:
         """bool (windows,): images whose windows end where those of the cell may."""
-        mask = self.windows_at(cell.horizon) if cell.image_name in self.training.stores else None
-        return np.ones(len(self.images(cell)), bool) if mask is None else mask[self.rows(cell)]
+        images = self.images(cell)
+        return self._allowed.get(cell.name, np.ones(len(images), bool))
 
-    def _from_store(self, cell: Cell) -> ImageSet:
-        """Open the store of a cell's images.
+    def _from_store(self, cell: Cell, drawn: PanelImages) -> ImageSet:
+        """Open the store of a cell's images, which must have all that would be drawn.
 
         Raises
         ------
         ValueError
-            It shows other images, of other bars, or has not the returns that the cell learns.
+            It shows other images, of other bars, lacks some, or has not the returns that the cell learns.
         """
         name, location = cell.image_name, self.training.stores[cell.image_name]
-        found = open_store(location)
+        found, horizon, delay = open_store(location), cell.horizon, self.training.delay
         if found.spec.digest != cell.image.digest:
             raise ValueError(
                 f"stores[{name!r}]: {location} shows {found.spec}, and {cell.name} learns {cell.image}: render such a "
                 "store, or leave it out, and its images are drawn from the panel"
             )
-        if cell.horizon not in found.horizons or found.delay != self.training.delay:
+        remedy = f"render it with horizons=({horizon},) and delay={delay}, or leave it out"
+        if horizon not in found.horizons or found.delay != delay:
             raise ValueError(
                 f"stores[{name!r}]: {location} has returns over {', '.join(map(str, found.horizons))} bars, "
-                f"{found.delay} bars after the image; {cell.name} needs {cell.horizon}, {self.training.delay} after: "
-                f"render it with horizons=({cell.horizon},) and delay={self.training.delay}, or leave it out"
+                f"{found.delay} bars after the image; {cell.name} needs {horizon}, {delay} after: {remedy}"
             )
         try:
-            check_bars(found, self.panel, store_rows(found, self.panel))
+            rows = store_rows(found, self.panel)
+            check_bars(found, self.panel, rows)
         except KeyError as error:
             raise ValueError(f"stores[{name!r}]: {error.args[0]}") from error
+        wanted = drawn.windows.row
+        missing = ~np.isin(wanted, rows)
+        if missing.any():
+            raise ValueError(
+                f"stores[{name!r}]: {location} lacks {int(missing.sum()):,} of the {len(wanted):,} images of "
+                f"{cell.name}: render it from the same panel with every='bar', or leave it out"
+            )
+        order = np.argsort(rows)
+        place = order[np.searchsorted(rows, wanted, sorter=order)]
+        if not np.array_equal(found.returns(horizon)[place], drawn.returns(horizon), equal_nan=True):
+            raise ValueError(
+                f"stores[{name!r}]: {location} has other returns than the panel gives (of "
+                f"{found.attrs['label_price']}, delisting={found.attrs['delisting']!r}): {remedy}"
+            )
+        self._rows[name] = rows
+        self._allowed[cell.name] = np.isin(rows, wanted)
         return found

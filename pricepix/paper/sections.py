@@ -152,7 +152,7 @@ def section_of(
     return Section(split, title, _glance(maker, signals), tables, _charts(maker, signals), by_letter)
 
 
-def _glance(maker: _Maker, signals: Mapping[str, Signals]) -> Table:
+def _glance(maker: _Maker, signals: Mapping[str, Signals]) -> Table | None:
     """A row a cell: the CNN, what was published of it, and what it adds to the first of the controls."""
     shown = ("CNN", *(model_title(model) for model in maker.request.models[1:2]))
     figures = []
@@ -167,6 +167,8 @@ def _glance(maker: _Maker, signals: Mapping[str, Signals]) -> Table:
                 figures.append(Figure("", figure.column, column, "sharpe", value))
         elif name == f"CNN less {shown[-1]}":
             figures.append(replace(own, column=name))
+    if not figures:
+        return None
     notes = ["Sharpe ratio a year of the highest less the lowest decile, equal weights, before costs."]
     return Table("", maker.split, "At a glance", tuple(figures), tuple(notes))
 

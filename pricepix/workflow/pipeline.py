@@ -87,8 +87,14 @@ def check_periods(config: Config, panel: Panel) -> None:
     Raises
     ------
     ValueError
-        A period without a bar, or a horizon without returns.
+        A period without a bar, a horizon without returns, or a universe of the largest without market caps.
     """
+    universe = None if config.evaluate is None else config.evaluate.universe
+    if universe is not None and universe.top is not None and "market_cap" not in panel.fields:
+        raise ValueError(
+            f"evaluate.universe.top: the {universe.top} largest need market caps, and the bars have none: map a column "
+            "to market_cap in data.columns, or choose by min_dollar_volume"
+        )
     periods: dict[str, Any] = {}
     train = config.train
     if train is not None and train.frozen is None:
