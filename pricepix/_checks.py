@@ -11,6 +11,8 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, Final
 
 MOST_BARS: Final = 1 << 31
@@ -57,6 +59,18 @@ def is_whole(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def of_kind(value: Any, name: str, kinds: type | tuple[type, ...], expected: str) -> Any:
+    """Return `value` if it is an instance of `kinds`; TypeError, which says what is `expected`, if not."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {expected}")
+    return value
+
+
+def path_of(value: Any, name: str) -> Path:
+    """Return a path; TypeError if `value` is none."""
+    return Path(of_kind(value, name, (str, PathLike), "a path"))
 
 
 def whole_number(

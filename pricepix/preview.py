@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import whole_number
+from pricepix._checks import path_of, whole_number
 from pricepix.bars.times import format_times
 from pricepix.images.image_set import ImageSet
 from pricepix.render.draw import render_rows
@@ -220,7 +220,7 @@ def _opened(store: ImageSet | str | os.PathLike[str]) -> ImageSet:
 def _png(path: str | os.PathLike[str]) -> Path:
     """Check the file to write, and that pictures can be drawn, before any work is done."""
     _check_matplotlib()
-    target = Path(path)
+    target = path_of(path, "path")
     if target.suffix.lower() != ".png":
         raise ValueError(f"path {str(target)!r} does not end in .png: pictures are written as PNG")
     folder = target.absolute().parent
@@ -274,6 +274,7 @@ def _spread(positions: NDArray[np.int64], n: int, seed: int | None) -> NDArray[n
     edges = np.arange(n + 1) * len(positions) // n
     if seed is None:
         return positions[(edges[:-1] + edges[1:] - 1) // 2]
+    seed = whole_number(seed, "seed", 0)
     return positions[np.random.default_rng(seed).integers(edges[:-1], edges[1:])]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import path_of
 from pricepix.bars.market_cache import MarketCache, bar_stamps
 from pricepix.bars.market_files import (
     AXES,
@@ -113,7 +114,7 @@ def write_market_cache(
     shape = _checked_shape(blocks, len(dates), len(names))
     bar_stamps(Session.of(session), shape[2])
 
-    root = Path(folder)
+    root = path_of(folder, "folder")
     stems = {key: path.partition(".N*")[0] for key, path in STANDARD.items()} | dict(files or {})
     if unknown := sorted(set(stems) - set(KEYS)):
         raise ValueError(

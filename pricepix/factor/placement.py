@@ -211,6 +211,10 @@ def _calendar(windows: StoreWindows, shift: int, panel: Calendar | None) -> Time
                 f"{schedule}: give panel=, the panel that it was made from"
             )
         return windows.time
+    if not (hasattr(panel, "calendar") and hasattr(panel, "tz")):
+        raise TypeError(
+            f"panel is a {type(panel).__name__}; give the panel that {label} was made from, or its calendar"
+        )
     if panel.tz != store.tz:
         raise ValueError(
             f"the panel's zone is {panel.tz}, that of {label} is {store.tz}: give the panel that it was made from"

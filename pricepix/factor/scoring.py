@@ -186,6 +186,8 @@ def score(
     scorer.check(store.spec, label)
     if spread and len(scorer.members) < 2:
         raise ValueError(f"spread=True needs an ensemble of 2 members or more; {scorer.name} is one model")
+    if client is not None and not hasattr(client, "scatter"):
+        raise TypeError(f"client is a {type(client).__name__}; give a distributed.Client, or None")
     if client is not None and (not isinstance(store, ImageStore) or store.location == "memory"):
         raise ValueError(
             f"workers cannot open {label}, which lives in this process: give a store at a location that all of them "

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import of_kind
+from pricepix.bars.panel import Panel
 from pricepix.render import fast, rules
 from pricepix.render.draw import draw_params, fast_job, panel_arrays, render_rows, run_plain
 from pricepix.render.memory import memory_for
 from pricepix.render.reasons import REASONS
 from pricepix.render.rules import WindowRows
 from pricepix.spec import ImageSpec
-
-if TYPE_CHECKING:
-    from pricepix.bars.panel import Panel
-    from pricepix.windows.index import WindowIndex
+from pricepix.windows.index import WindowIndex
 
 # Most memory that a renderer takes for a copy of the panel with averages: 89 million bars.
 TABLE_BYTES = 4 << 30
@@ -60,12 +59,20 @@ def render_panel(
     ValueError
         If index, panel, spec and `out` do not belong together.
     """
+    of_kind(panel, "panel", Panel, "a Panel: read one with Panel.from_table")
+    of_kind(
+        windows, "windows", WindowIndex, "a WindowIndex: make one with WindowIndex.from_panel(panel, spec)"
+    )
     spec = windows.spec if spec is None else ImageSpec.of(spec)
     n = len(windows)
     shape = (n, spec.packed_bytes) if bits else (n, *spec.shape)
     if out is None:
         out = memory_for(shape)
-    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+    elif (
+        of_kind(out, "out", np.ndarray, f"a uint8 array of shape {shape}").shape != shape
+        or out.dtype != np.uint8
+        or not out.flags.c_contiguous
+    ):
         layout = "C-contiguous" if out.flags.c_contiguous else "not C-contiguous"
         raise ValueError(
             f"out is {out.dtype} {out.shape}, {layout}; expected a C-contiguous uint8 array of shape {shape}"

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import nearest, nearest_or_all, optional_module, printable
+from pricepix._checks import nearest, nearest_or_all, of_kind, optional_module, printable
 from pricepix.bars.times import as_time, period_ends, time_range, to_series
 from pricepix.images.batches import EpochReader, selection_mask
 from pricepix.images.display import image_set_page
@@ -200,7 +200,10 @@ class ImageSet(ABC):
         shape = (len(wanted), *self.spec.shape)
         if out is None:
             out = memory_for(shape)
-        elif out.shape != shape or out.dtype != np.uint8:
+        elif (
+            of_kind(out, "out", np.ndarray, f"a uint8 array of shape {shape}").shape != shape
+            or out.dtype != np.uint8
+        ):
             raise ValueError(f"out is {out.dtype} {out.shape}, expected uint8 {shape}")
         self.read_into(wanted, out)
         return out

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from pricepix._checks import choice
+from pricepix._checks import choice, whole_number
 from pricepix.samples.simulator import (
     BARS_A_YEAR,
     check_probabilities,
@@ -163,7 +163,7 @@ def simulate(
     )
     choice(halts, "halts", ("missing", "absent"))
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     per_day = 1 if interval == "1d" else -(-_SESSION_MINUTES // _INTERVALS[interval])
     time, new_day = _calendar(start, bars, interval, per_day)
     shape = (bars, instruments)
@@ -235,6 +235,8 @@ def _check(
     bayes_accuracy: float | None,
     horizon: int,
 ) -> None:
+    whole_number(instruments, "instruments", None, 1 << 31)
+    whole_number(bars, "bars", None, 1 << 31)
     if instruments < 1 or bars < 2:
         raise ValueError(f"instruments={instruments}, bars={bars}: give at least 1 instrument and 2 bars")
     choice(interval, "interval", _INTERVALS)

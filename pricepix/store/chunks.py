@@ -6,6 +6,7 @@ several times slower; the bytes are those of its codec pipeline for the same arr
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import warnings
@@ -47,6 +48,11 @@ _SMALL: Final = 1 << 20
 _MAX_RATIO: Final = 200
 
 _local = threading.local()
+# Twice by the same thread: who makes a store makes its arrays.
+_filters = [threading.RLock()]
+if hasattr(os, "register_at_fork"):
+    # A thread may hold it that a fork does not have.
+    os.register_at_fork(after_in_child=lambda: _filters.__setitem__(0, threading.RLock()))
 
 
 def parse_size(value: str) -> int:
@@ -60,8 +66,12 @@ def parse_size(value: str) -> int:
 
 @contextmanager
 def numcodecs_allowed() -> Iterator[None]:
-    """Silence zarr's warning that ``numcodecs.packbits`` is outside the Zarr v3 core, as our format says."""
-    with warnings.catch_warnings():
+    """Silence zarr's warning that ``numcodecs.packbits`` is outside the Zarr v3 core, as our format says.
+
+    One thread at a time: filters are the process's, and of two that change them, the first to leave takes away the
+    filter of the other.
+    """
+    with _filters[0], warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Numcodecs codecs are not in the Zarr version 3", category=UserWarning
         )

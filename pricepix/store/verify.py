@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, printable
+from pricepix._checks import choice, printable, whole_number_or_none
 from pricepix.bars import display
 from pricepix.bars import kernels as bars_kernels
 from pricepix.bars.panel import Panel
@@ -122,7 +122,8 @@ def verify(
             "depth='render' draws images again, from the panel the store was made from: give panel="
         )
     report = VerifyReport(objects.url, depth, len(objects))
-    check = _Check(objects, report, workers or os.cpu_count() or 1, progress)
+    workers = whole_number_or_none(workers, "workers", 1) or os.cpu_count() or 1
+    check = _Check(objects, report, workers, progress)
     if objects.checked:
         check.metadata()
     else:

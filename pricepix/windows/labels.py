@@ -271,6 +271,8 @@ def _rows_of(
     """Panel row and instrument of each window, checked to lie in this panel."""
     offsets = panel.offsets
     if not isinstance(windows, (np.ndarray, list, tuple)):
+        if not hasattr(windows, "panel"):
+            raise TypeError(f"windows is a {type(windows).__name__}; give a WindowIndex, or panel rows")
         other = windows.panel
         if other is not panel and not (
             np.array_equal(other.offsets, offsets) and np.array_equal(other.time, panel.time)

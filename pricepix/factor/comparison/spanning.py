@@ -87,7 +87,10 @@ def factor_returns(
     values : numpy.ndarray, float64 (n, factors)
         NaN for periods with a bar whose return is not in the table.
     """
-    table = given if isinstance(given, pl.DataFrame) else pl.from_dataframe(given)
+    try:
+        table = given if isinstance(given, pl.DataFrame) else pl.from_dataframe(given)
+    except TypeError:
+        raise TypeError(f"returns is a {type(given).__name__}; give a table with a column time") from None
     names = [name for name in table.columns if name != "time"]
     if "time" not in table.columns or not names:
         raise ValueError(

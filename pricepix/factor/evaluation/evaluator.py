@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pricepix._checks import of_kind
 from pricepix.bars.times import format_times
 from pricepix.factor.cache import FactorCache
 from pricepix.factor.evaluation.holding import Portfolios, simulate_holding
@@ -440,6 +441,7 @@ class Evaluator:
         """Return how other signals did on the factor's instruments and dates."""
         s = self.settings
         signals = {name: BASELINES[name](self.market, self.position, s.per_year) for name in baselines}
+        of_kind(columns, "columns", Mapping, "a mapping from names to signals")
         for name, given in columns.items():
             if name in signals:
                 raise ValueError(f"columns={name!r} is the name of a baseline: give another name")

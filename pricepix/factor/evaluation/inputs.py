@@ -31,7 +31,9 @@ def panel_of(source: Any) -> Panel:
 
 def one_or_several(name: str, given: Any) -> tuple[Any, ...]:
     """Return an argument that is one value or a sequence as a tuple."""
-    if isinstance(given, str) or (np.ndim(given) == 0 and hasattr(given, "__float__")):
+    # An array without axes has __iter__, too; one of lists of several lengths has no number of axes.
+    several = isinstance(given, list | tuple)
+    if isinstance(given, str) or (not several and np.ndim(given) == 0 and hasattr(given, "__float__")):
         return (given,)
     try:
         return tuple(given)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pricepix._checks import whole_number
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.function_identity import identify
@@ -106,7 +107,7 @@ def audit(
         scores = Scores(_scorer(cache, model), cache.of_windows(store), tolerance)
     dates = _dates(panel, store, cache, scores, date)
     row = store_rows(store, panel)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number(seed, "seed", 0))
     redraw = Redraw(store, panel, mask, scores, rng)
     redraw.replace_after(dates, limit, progress)
     found = Audit(
