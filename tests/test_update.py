@@ -517,6 +517,7 @@ def test_commands_speak_json(frozen: Path, tmp_path: Path) -> None:
     assert again["windows_added"] == again["returns_filled"] == again["chunks_written"] == 0
     scored = call("score", store, str(frozen), cache, "--append", "--device", "cpu")
     assert scored["scores_added"] == 6
+    assert call("score", store, str(frozen), cache, "--device", "cpu")["scores_added"] == 0
     assert call("info", cache)["scorings"] == 2
     assert call("info", store)["windows"] == appended["windows"]
     assert call("export", cache, str(tmp_path / "x.csv"))["out"] == str(tmp_path / "x.csv")

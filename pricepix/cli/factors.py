@@ -156,10 +156,13 @@ def score(
     from pricepix.build.cluster import client_of
     from pricepix.factor import open_cache
     from pricepix.factor import score as run
-    from pricepix.factor.cache import is_factor_cache
 
     bars = read_panel(panel, {}) if panel else None
-    before = len(open_cache(location).scored_at) if options["append"] and is_factor_cache(location) else 0
+    try:
+        before = len(open_cache(location).scored_at)
+    except (FileNotFoundError, ValueError):
+        # None, or one that is not finished.
+        before = 0
     with client_of(scheduler) as client:
         cache = run(store, model, location, panel=bars, client=client, **options)
     history = cache.scored_at[before:]
