@@ -265,6 +265,8 @@ def test_charts_tell_the_values_under_the_pointer() -> None:
     long = line_chart("", "", [str(k) for k in range(5000)], {"x": np.arange(5000.0)})
     assert len(long.lines[0].marks) == 40
     assert len(long.x_ticks) == 6
+    dates = line_chart("", "", ["2001-02-03"] * 9, {"x": np.arange(9.0)})
+    assert [place for place, _ in dates.x_ticks] == [dates.lines[0].marks[k][0] for k in (0, 3, 5, 8)]
     assert line_chart("", "", ["a"], {"none": np.array([np.nan])}).lines[0].marks == []
 
 

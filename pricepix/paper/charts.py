@@ -57,7 +57,7 @@ def line_chart(
     Parameters
     ----------
     x_labels : sequence of str
-        One a point; all of at most ten are shown, about six of more.
+        One a point; all of at most ten are shown, six of more, four where they are long.
     series : mapping of name to numpy.ndarray, float64 (points,)
     unit : str
         ``%`` for shares.
@@ -90,11 +90,9 @@ def line_chart(
             for i in told.tolist()
         ]
         lines.append(Line(name, points, colour, name in dashed, marks))
-    shown = (
-        np.unique(np.linspace(0, n - 1, n if n <= _MOST_LABELS else 6).round().astype(int)).tolist()
-        if n
-        else []
-    )
+    # Dates are wide: four of them fit on a phone.
+    most = 4 if max(map(len, x_labels), default=0) > 4 else n if n <= _MOST_LABELS else 6
+    shown = np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int)).tolist() if n else []
     return Chart(
         title, caption, lines, [(x(i), x_labels[i]) for i in shown],
         [(y(tick), f"{tick * factor:g}{unit}") for tick in ticks],

@@ -222,17 +222,17 @@ def run_replication(
         root = {"format_version": FORMAT_VERSION, "panel": panel.digest, "training": training.describe()}
         write_json(out / _ROOT, root)
         run_tasks(context, missing, client, echo)
-        for _, target, abroad in markets:
-            run_tasks(target, abroad.missing(target), client, echo)
+        for _, target, own in markets:
+            run_tasks(target, own.missing(target), client, echo)
         results = _results(context, plan, request)
         sections = []
         for split in request.splits:
-            own = [r for r in results if r.split == split]
-            if not own:
+            of_split = [r for r in results if r.split == split]
+            if not of_split:
                 continue
             longer = _merged_results(context, plan, merged, split, request.seeds)
-            maps = [found for r in own if (found := heat_maps(context, plan, r)) is not None]
-            section = section_of(context, split, own, request, truth, longer)
+            maps = [found for r in of_split if (found := heat_maps(context, plan, r)) is not None]
+            section = section_of(context, split, of_split, request, truth, longer)
             sections.append(section._replace(maps=maps))
         for foreign in markets:
             sections += transferred(context, plan, request, foreign)

@@ -182,7 +182,9 @@ def _tables(maker: _Maker, signals: Mapping[str, Signals], truth: Truth | None) 
         note = (
             f"The planted signal tells the sign of the return over {truth.horizon} bars with a chance of "
             f"{truth.accuracy:.0%}, and no rule knows more of that sign. Elsewhere no rule is right more often than "
-            "not. Windows of a date go together, and those of dates whose returns overlap."
+            "not. Prices that must end where the pattern says revert a little, too: over other horizons a network may "
+            "be right more often than the signal. Errors know that windows of a date, and returns that overlap, go "
+            "together."
         )
         found = maker.table("", figures, [note])
         yield replace(found, title="Accuracy of signs, where a pattern was planted and elsewhere")

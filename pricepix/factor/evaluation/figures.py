@@ -206,7 +206,7 @@ def _several(evaluations: Mapping[str, Evaluation], page: float) -> Figure:
 
     figure, axes = _new(page, height=4.2)
     ax = axes[0]
-    colours = colormaps["tab10"].colors
+    colours = colormaps["tab10"](np.arange(10))
     for k, (name, evaluation) in enumerate(evaluations.items()):
         book = evaluation.series["portfolio_equal"]
         worth = np.cumprod(1.0 + np.nan_to_num(book["bar_returns"][:, -1]))
