@@ -212,17 +212,17 @@ class ChunkFormat:
         """Return zarr's codecs from the bytes of a compressed chunk to what is stored."""
         from zarr.codecs import BloscCodec, Crc32cCodec
 
-        if self.layout == "bits":
-            shuffle, typesize, block = (
-                ("shuffle" if self.typesize > 1 else "noshuffle"),
-                self.typesize,
-                self.raw_bytes,
-            )
-        else:
-            shuffle, typesize, block = "bitshuffle", 1, BLOCK_BYTES
         compressor: Any = BloscCodec(
-            cname="zstd", clevel=ZSTD_LEVEL, shuffle=shuffle, typesize=typesize, blocksize=block
+            cname="zstd", clevel=ZSTD_LEVEL, shuffle="bitshuffle", typesize=1, blocksize=BLOCK_BYTES
         )
+        if self.layout == "bits":
+            compressor = BloscCodec(
+                cname="zstd",
+                clevel=ZSTD_LEVEL,
+                shuffle="shuffle" if self.typesize > 1 else "noshuffle",
+                typesize=self.typesize,
+                blocksize=self.raw_bytes,
+            )
         return [compressor, Crc32cCodec()]
 
     @property
