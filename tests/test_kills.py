@@ -10,12 +10,24 @@ from drivers import drive, needs_fork, small_disk
 
 DRIVER = "kill_driver.py"
 KILLS = int(os.environ["PRICEPIX_KILLS"])
-# What a kill and what follows it take, where that is more than one: these are killed less often for every push.
-SECONDS = {"update": 2, "replicate": 4}
+# What a kill and what follows it take, where that is more than one: these are killed less often for every push. A
+# replication is killed once for every push in test_paper_replicate.py.
+SECONDS = {"embed": 2, "update": 2, "replicate": 4}
 
 
 @needs_fork
-@pytest.mark.parametrize("what", ["score", "score-append", "embed", "train", "run", "update", "replicate"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "score",
+        "score-append",
+        "embed",
+        "train",
+        "run",
+        "update",
+        pytest.param("replicate", marks=pytest.mark.nightly),
+    ],
+)
 def test_killed_at_any_operation_nothing_is_lost(what: str, tmp_path: Path) -> None:
     """PRICEPIX_KILLS says how often, drawn by PRICEPIX_KILL_SEED; a number above that of operations takes them all."""
     if "score" not in what:
