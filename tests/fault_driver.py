@@ -227,7 +227,8 @@ def permission(folder: Path) -> dict[str, Any]:
     folder.chmod(0o777)
     if os.getuid() == 0:
         os.setuid(65534)
-    works = Works(folder)
+    works = Works(folder / "mine")
+    works.folder.mkdir()
     in_fork(works.prepare)
     told = {}
     for name, (work, made) in works.works().items():
@@ -239,8 +240,8 @@ def permission(folder: Path) -> dict[str, Any]:
         try:
             told[name] = in_fork(losing)
         finally:
-            chmod_folders(folder, 0o755)
-    return {"told": told, "wrong": compare(folder)}
+            chmod_folders(works.folder, 0o755)
+    return {"told": told, "wrong": compare(works.folder)}
 
 
 MEGABYTE = 1 << 20

@@ -61,6 +61,36 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert name in told
 
 
+@pytest.mark.nightly
+@needs_fork
+def test_permission_lost_in_the_middle_of_anything(tmp_path: Path) -> None:
+    """Each writer says which file it may not write; allowed again, all ends in the same bytes."""
+    pytest.importorskip("lightning")
+    # Another user must be able to come here.
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path("/tmp") or not os.access(folder, os.W_OK):
+            break
+        folder.chmod(folder.stat().st_mode | 0o711)
+    found = drive("fault_driver.py", "permission", tmp_path)
+    assert list(found["told"]) == WORKS
+    assert all("Permission denied" in told or "is not writable" in told for told in found["told"].values())
+    assert found["wrong"] == []
+
+
+@pytest.mark.nightly
+@needs_fork
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="/proc/self/statm tells the memory of a process"
+)
+def test_hardly_any_memory(tmp_path: Path) -> None:
+    """``ulimit -v``: the work is done, or an error says that it is not, and all ends in the same bytes."""
+    pytest.importorskip("lightning")
+    found = drive("fault_driver.py", "memory", tmp_path)
+    assert list(found["told"]) == WORKS
+    assert all(said[-1] == "done" for said in found["told"].values()), found["told"]
+    assert found["wrong"] == []
+
+
 # --------------------------------------------------------------------------------------------- two processes
 
 
