@@ -15,7 +15,7 @@ from pricepix.bars.times import format_times
 from pricepix.paper.context import Context
 from pricepix.paper.plan import Plan
 from pricepix.paper.results import CellResult
-from pricepix.paper.tasks import RUN, Task
+from pricepix.paper.tasks import RUN, Task, computing_threads
 
 __all__ = ["HeatMaps", "heat_maps", "png"]
 
@@ -65,7 +65,9 @@ def heat_maps(context: Context, plan: Plan, result: CellResult) -> HeatMaps | No
         if not len(getattr(network, "blocks", ())):
             return None
         image = np.asarray(images.read(np.array([result.window[place]])))
-        maps = grad_cam(network, image, layers="all")
+        # What threads add up in another order would be another page.
+        with computing_threads(context.training.threads):
+            maps = grad_cam(network, image, layers="all")
         heads = ["image", *(f"layer {name}" for name in maps)]
         pictures = [
             png(image[0]),

@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT_VERSION",
     "RUN",
     "Task",
+    "computing_threads",
     "device_of",
     "read_done",
     "read_scores",
@@ -187,7 +188,7 @@ def run_task(context: Context, task: Task) -> None:
     training, cell = context.training, task.cell
     images, spec = context.images(cell), task.network(context)
     run = folder / RUN
-    with _threads(training.threads), contextlib.redirect_stdout(io.StringIO()):
+    with computing_threads(training.threads), contextlib.redirect_stdout(io.StringIO()):
         fit(
             images,
             spec,
@@ -235,7 +236,7 @@ def score_windows(
     if not len(index):
         return np.empty(0, np.float32)
     spec = task.network(context)
-    with _threads(training.threads):
+    with computing_threads(training.threads):
         model: Any = load_model(context.folder / task.path / RUN)
         model.to(device_of(training))
         if isinstance(spec, SeriesSpec):
@@ -258,7 +259,7 @@ def device_of(training: Training) -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def computing_threads(count: int | None) -> Iterator[None]:
     """Compute with so many threads, and then with as many as before."""
     import torch
 
