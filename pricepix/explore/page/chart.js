@@ -141,7 +141,7 @@ export class Chart {
     let [low, high] = [every.reduce((a, b) => Math.min(a, b)), every.reduce((a, b) => Math.max(a, b))];
     if (low === high) [low, high] = [low * 0.99, high * 1.01];
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-    const { found, digits } = ticks(low, high, Math.max(2, Math.round((bottom - top) / 60)));
+    const { found, digits } = ticks(low, high, Math.max(3, Math.round((bottom - top) / 55)));
     g.textAlign = "left";
     for (const value of found) {
       g.strokeStyle = color("line");
