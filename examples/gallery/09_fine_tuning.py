@@ -44,9 +44,8 @@ figure, ax = plt.subplots(figsize=(6.4, 2.8))
 for place, (name, run) in enumerate(runs.items()):
     found = run.test
     ax.errorbar(found["accuracy"], place, xerr=2 * found["standard_error"], fmt="o", capsize=4, ms=8)
-    print(
-        f"{name.replace(chr(10), chr(32))}: {found['accuracy']:.3f}, standard error {found['standard_error']:.3f}"
-    )
+    label, error = name.replace("\n", " "), found["standard_error"]
+    print(f"{label}: {found['accuracy']:.3f}, standard error {error:.3f}")
 ax.axvline(0.5, lw=1, ls=":", color="#7f8792")
 ax.axvline(0.72, lw=1, ls="--", color="#7f8792")
 ax.set_yticks(range(len(runs)), runs)
