@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import polars
 import pytest
 import yaml
 
@@ -89,6 +90,20 @@ def test_a_download_is_a_notebook_without_output_and_without_links_of_the_site(g
         assert not any(cell.get("outputs") for cell in found.cells)
         assert ".md" not in "".join(cell.source for cell in found.cells if cell.cell_type == "markdown")
         assert gallery.downloadable(notebook) == text
+
+
+def test_objects_keep_their_own_look_and_tables_of_polars_take_the_pages(gallery):
+    import nbformat
+
+    def shown(html):
+        return gallery.shown(
+            nbformat.v4.new_output("display_data", data={"text/html": html, "text/plain": ""}), "k"
+        )
+
+    ours = pp.ImageSpec.preset("jkx5")._repr_html_()
+    assert "<style" in ours
+    assert shown(ours).count("<style") == ours.count("<style")
+    assert "<style" not in shown(polars.DataFrame({"a": [1]})._repr_html_())
 
 
 SCRIPT = """# %% [markdown]

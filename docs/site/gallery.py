@@ -213,7 +213,11 @@ def shown(output: nbformat.NotebookNode, key: str) -> str:
     if "image/png" in data:
         return block(f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">', "figure")
     if "text/html" in data:
-        return block(re.sub(r"<style>.*?</style>", "", data["text/html"], flags=re.DOTALL), "html")
+        found = data["text/html"]
+        if 'class="dataframe"' in found:
+            # The rules of polars are for every table of the page; ours are for our objects.
+            found = re.sub(r"<style>.*?</style>", "", found, flags=re.DOTALL)
+        return block(found, "html")
     return block(f"<pre>{html.escape(data['text/plain'])}</pre>", "text")
 
 

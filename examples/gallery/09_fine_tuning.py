@@ -23,7 +23,7 @@ source = train.fit(large, network, out="large", epochs=2, lr=3e-3, **learn)
 checkpoint = "large/member_0/best.ckpt"
 
 # %% [markdown]
-# The small market trains on its first seven weeks: some six hundred images, of which neighbours overlap. The
+# The small market trains on its first seven weeks: some four hundred images, of which neighbours overlap. The
 # rest tests.
 
 # %%
@@ -44,7 +44,8 @@ figure, ax = plt.subplots(figsize=(6.4, 2.8))
 for place, (name, run) in enumerate(runs.items()):
     found = run.test
     ax.errorbar(found["accuracy"], place, xerr=2 * found["standard_error"], fmt="o", capsize=4, ms=8)
-    print(f"{name!r}: {found['accuracy']:.3f}, standard error {found['standard_error']:.3f}")
+    label, error = name.replace("\n", " "), found["standard_error"]
+    print(f"{label}: {found['accuracy']:.3f}, standard error {error:.3f}")
 ax.axvline(0.5, lw=1, ls=":", color="#7f8792")
 ax.axvline(0.72, lw=1, ls="--", color="#7f8792")
 ax.set_yticks(range(len(runs)), runs)
