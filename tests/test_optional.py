@@ -107,6 +107,8 @@ def test_extras_that_errors_name_exist_and_are_not_required() -> None:
         ("dask", "xarray"),
         ("distributed", "distributed"),
         ("exchange-calendars", "calendars"),
+        ("onnxruntime", "onnx"),
+        ("openvino", "openvino"),
     ):
         assert any(line.startswith(package) for line in extras[extra])
         assert package not in required
