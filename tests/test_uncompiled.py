@@ -100,6 +100,15 @@ def test_panels_with_every_kind_of_spec(data):
     assert_same(drawn)
 
 
+def test_arguments_are_checked_all_the_same():
+    rows = np.ones((1, 5, 5))
+    panel = Panel(np.ones((9, 5)), np.array([0, 9]), np.array(["A"]), np.arange(9))
+    with _Interpreting():
+        assert render_windows(rows, "jkx5", ma=rows[:, :, 3]).reason.tolist() == [2]
+        with pytest.raises(ValueError, match="threads"):
+            WindowIndex.from_panel(panel, ImageSpec(5, 32), threads=0)
+
+
 @pytest.mark.parametrize("name", ["jkx_5", "jkx_20", "cnnft_20", "imagetrading_9"])
 def test_golden_images(golden, name):
     kind, number = name.split("_")

@@ -222,6 +222,7 @@ def run(
     """Cut the windows (ascending by row) into tasks and run them on the path and the driver that fit."""
     if len(rows.last) == 0:
         return
+    threads = _checked_threads(threads)
     job = fast_job(arrays, spec)
     if _draw_uncompiled(arrays, spec, rows, out, mode, reason, job):
         return
@@ -326,9 +327,7 @@ def _drive(
     compiled on its own, which takes as long as the renderer, two threads in them at once end the process, they do not
     survive a fork, and they change torch's number of threads.
     """
-    allowed = whole_number(
-        _usable_threads() if threads is None else threads, "threads", 1, otherwise="None for all"
-    )
+    allowed = _checked_threads(threads)
     tasks = len(starts) - 1
     # Starting a thread takes as long as drawing what 0.25 ms draw: 1,500 images of jkx5 in 0.12 ms, by two in 0.33.
     seconds = _WINDOW_SECONDS * int(starts[-1] - starts[0]) + rest[1].nbytes / _BYTES_A_SECOND
@@ -351,6 +350,13 @@ def _drive(
         work()
         for helper in helpers:
             helper.result()
+
+
+def _checked_threads(threads: int | None) -> int:
+    """Threads of a call, those that may be used by default."""
+    return whole_number(
+        _usable_threads() if threads is None else threads, "threads", 1, otherwise="None for all"
+    )
 
 
 def _usable_threads() -> int:
