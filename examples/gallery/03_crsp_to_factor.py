@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What becomes of a CRSP file?
 #
-# From a daily file as WRDS delivers it to a factor with its returns by decile: read, draw, train, score,
-# evaluate. The file here is simulated in that shape, with a weak pattern planted in it, so that the last
+# From a daily file as WRDS delivers it to a factor with its returns by quintile: read, draw, train, score,
+# evaluate. The file here is simulated in that shape, with a pattern planted in it, so that the last
 # picture has something to show.
 
 # %%
@@ -71,9 +71,10 @@ ax.set(xlabel="quintile of the score, 5 is the highest", ylabel="mean return ove
 plt.show()
 
 # %% [markdown]
-# The bars rise with the score because a pattern was planted, and for no other reason. On a random walk they
-# would lie around zero, and the notes under the tiles above are the place to look first on real data: how
-# many dates, which of them the network has seen, what died.
+# The bars rise with the score because a pattern was planted, and for no other reason: a Sharpe ratio like
+# this one would mean a leak on real data, as the first note says. On a random walk they would lie around
+# zero, and the notes under the tiles above are the place to look first on real data: how many dates, which of
+# them the network has seen, what died.
 #
 # With a real file, `pricepix-cli init-config --like jkx` writes this as a configuration, and [Replicating the
 # paper](../paper.md) is the whole study. More on [CRSP, Compustat and
