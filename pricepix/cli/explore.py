@@ -10,9 +10,7 @@ from pricepix.cli.group import echo, main
 from pricepix.cli.options import complete_files, panel, panel_options, read_panel, store_argument
 
 
-@main.command(
-    epilog="\b\nExample:\n  pricepix-cli explore us20.zarr --panel bars.parquet --factor us20-factor.zarr"
-)
+@main.command()
 @store_argument
 @click.option(
     "--factor", metavar="CACHE", shell_complete=complete_files, help="Factor cache of the scores of STORE."

@@ -10,7 +10,7 @@ __all__ = ["COMMANDS", "EXAMPLES", "OPTIONS", "Command", "write_commands"]
 
 COMMANDS: Final = {
     "To try it": ("sample", "demo", "presets"),
-    "Stores": ("estimate", "build-store", "append", "info", "preview", "verify", "import-jkx"),
+    "Stores": ("estimate", "build-store", "append", "info", "preview", "explore", "verify", "import-jkx"),
     "Models and factors": ("train", "score", "evaluate", "export", "audit"),
     "Whole studies": ("init-config", "run", "update", "replicate"),
     "This machine, and images of others": ("doctor", "warm-up", "which-script"),
@@ -39,8 +39,10 @@ OPTIONS: Final = {
 _FEW: Final = 3
 
 EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
+    "sample": ("sample bars.parquet",),
     "demo": ("demo",),
     "presets": ("presets",),
+    "estimate": ("estimate bars.parquet --preset jkx20 --adjust multiply --layout bits",),
     "build-store": (
         "build-store bars.parquet us20.zarr --preset jkx20 --adjust multiply --layout bits",
         "build-store bars.parquet us20.zarr --preset jkx20 --every week --horizon 5 --mode resume",
@@ -49,6 +51,10 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "append": ("append us20.zarr bars.parquet --adjust multiply",),
     "info": ("info us20.zarr",),
     "preview": ("preview us20.zarr sheet.png --instrument AAPL --n 24",),
+    "explore": (
+        "explore us20.zarr",
+        "explore us20.zarr --factor factor.zarr --model runs/jkx20_h20_1 --panel bars.parquet",
+    ),
     "verify": ("verify us20.zarr", "verify us20.zarr --panel bars.parquet --adjust multiply"),
     "import-jkx": ("import-jkx monthly_20d jkx20.zarr --year 1993 --year 1994",),
     "train": (
@@ -60,13 +66,18 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "score us20.zarr runs/jkx20_h20_1 factor.zarr --append",
     ),
     "evaluate": ("evaluate factor.zarr bars.parquet report.html --adjust multiply --start 2001-01-01",),
-    "export": ("export factor.zarr factor.parquet --last 1",),
+    "export": (
+        "export factor.zarr factor.parquet --last 1",
+        "export runs/jkx20_h20_1 jkx20.onnx --check us20.zarr",
+    ),
     "audit": ("audit bars.parquet us20.zarr --cache factor.zarr --adjust multiply",),
     "init-config": ("init-config config.yaml --like jkx",),
     "run": ("run config.yaml",),
     "update": ("--json --log-file update.log update live.yaml",),
     "replicate": ("replicate crsp.parquet paper --vendor crsp", "replicate --demo paper"),
+    "doctor": ("doctor --folder stores",),
     "warm-up": ("warm-up",),
+    "which-script": ("which-script images.npy --n 2000",),
 }
 """Command lines of each command, without the name of the program."""
 
@@ -92,7 +103,6 @@ class Command(click.Command):
                     formatter.write_dl(rows)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_epilog(ctx, formatter)
         lines = EXAMPLES.get(self.name or "", ())
         if lines:
             with formatter.section("Examples" if len(lines) > 1 else "Example"):

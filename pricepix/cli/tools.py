@@ -23,14 +23,7 @@ from pricepix.cli.options import (
 )
 
 
-def _example(line: str) -> str:
-    """Return what stands under the options of a command."""
-    return f"\b\nExample:\n  {line}"
-
-
-@main.command(
-    epilog=_example("pricepix-cli estimate bars.parquet --preset jkx20 --adjust multiply --layout bits")
-)
+@main.command()
 @table_argument
 @spec_options
 @repeated("--horizon", "horizons", type=int, default=(5, 20, 60), help="Bars of a forward return")
@@ -64,7 +57,7 @@ def estimate(table_path: str, table: dict[str, Any], **options: Any) -> None:
     sys.exit(0 if found.fits else 1)
 
 
-@main.command(epilog=_example("pricepix-cli doctor --folder stores"))
+@main.command()
 @click.option("--folder", help="Measure the disk of this folder; the current one by default.")
 def doctor(folder: str | None) -> None:
     """Look at this machine: versions, CPU, compiled kernels, disk, GPU, optional parts and how to install them."""
@@ -73,7 +66,7 @@ def doctor(folder: str | None) -> None:
     echo(str(run(folder)))
 
 
-@main.command("which-script", epilog=_example("pricepix-cli which-script images.npy --n 2000"))
+@main.command("which-script")
 @click.argument("file", shell_complete=complete_files)
 @click.option("--n", type=int, default=500, help="Images to look at, evenly spread.")
 def which_script(file: str, n: int) -> None:
@@ -88,7 +81,7 @@ def which_script(file: str, n: int) -> None:
     sys.exit(0 if found.possible else 1)
 
 
-@main.command(epilog=_example("pricepix-cli sample bars.parquet"))
+@main.command()
 @click.argument("path")
 def sample(path: str) -> None:
     """Write the sample bars that come with pricepix to PATH, a .csv or .parquet file."""
