@@ -99,7 +99,10 @@ def bar_times(
         and np.ndim(time) == 1
     ):
         intervals = array.coords[array.dims[2]].values
-    shape = np.shape(time)
+    try:
+        shape = np.shape(time)
+    except ValueError as error:
+        raise ValueError(f"time is no array: its rows are of different lengths ({error})") from error
     if intervals is not None:
         offsets = _interval_offsets(intervals, per_day)
         if shape != (days,):

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pricepix._checks import choice, is_whole
+from pricepix._checks import choice, is_whole, short
 
 MINUTE_NS: Final = 60_000_000_000
 DAY_NS: Final = 1440 * MINUTE_NS
@@ -370,6 +370,8 @@ def format_times(time: NDArray[np.int64], tz: str | None, intraday: str = "%Y-%m
 def as_time(value: Any, tz: str | None, end: bool = False) -> int:
     """Return a point in time as int64 ns; see `Panel.as_time`, which passes its zone."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if not EARLIEST <= int(value) <= LATEST:
+            raise ValueError(f"{short(value)}: {OUT_OF_RANGE}")
         return int(value)
     at, aware = _moment(value)
     if aware:

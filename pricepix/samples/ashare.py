@@ -26,6 +26,8 @@ from pricepix.samples.simulator import (
 _TICK: Final = 0.01
 _LONGEST_HALT: Final = 12
 _LONGEST_SUSPENSION: Final = 10
+# Two centuries: nanoseconds can hold no more days after the start.
+_MOST_DAYS = 50_000
 # Golden weeks of the Chinese market, first and last day, as (month, day): enough for holidays to occur.
 _HOLIDAYS: Final = (((1, 1), (1, 1)), ((2, 10), (2, 16)), ((5, 1), (5, 3)), ((10, 1), (10, 7)))
 
@@ -160,9 +162,9 @@ def simulate_arrays(instruments: int = 300, days: int = 60, **options: Any) -> M
     ValueError
         An argument out of range.
     """
-    if not 1 <= instruments <= MOST_STOCKS or days < 2:
+    if not 1 <= instruments <= MOST_STOCKS or not 2 <= days <= _MOST_DAYS:
         raise ValueError(
-            f"instruments={instruments}, days={days}: give 1 to {MOST_STOCKS:,} stocks and at least 2 days"
+            f"instruments={instruments}, days={days}: give 1 to {MOST_STOCKS:,} stocks and 2 to {_MOST_DAYS:,} days"
         )
     market = AshareOptions(**options)
     rng = np.random.default_rng(market.seed)

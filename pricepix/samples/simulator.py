@@ -34,7 +34,7 @@ def trading_days(
     """
     try:
         first = np.datetime64(start, "D")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"start={start!r}: give a day as YYYY-MM-DD") from error
     year = int(str(first)[:4])
     holidays = [

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pricepix._checks import bars, choice, fraction, whole_number
+from pricepix._checks import bars, choice, fraction, number, whole_number
 from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.bars.progress import progress_bar
@@ -155,6 +155,8 @@ def evaluate(
     market = Market.of(panel, names, price, delisting)
     universe = Universe.of(universe)
     time, values, empty_dates = _within(universe, market, time, values)
+    if periods_per_year is not None and not number(periods_per_year, "periods_per_year", above=True) < 1e9:
+        raise ValueError(f"periods_per_year={periods_per_year!r}: there are fewer bars in a year")
     per_year = periods_per_year or bars_per_year(market.time, panel.tz)
     settings = Settings(
         horizon=horizon,
