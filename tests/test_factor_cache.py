@@ -114,6 +114,19 @@ def intraday():
     return pp.Panel.from_table(frame, tz="America/New_York", progress=False)
 
 
+def test_a_window_at_no_bar_of_the_cache_has_no_value_there(panel, store, tmp_path):
+    days = np.unique(store.time)
+    some = store_of(panel, every="week")
+    cache = score(some, ink, tmp_path / "f.zarr", progress=False)
+    at_own = np.isin(store.time, some.time)
+    assert 0 < len(np.unique(some.time)) < len(days)
+    values = cache.of_windows(store)
+    assert np.isnan(values[~at_own]).all()
+    expected = expected_values(some)
+    keys = zip(store.instruments[store.instrument_index[at_own]], store.time[at_own], strict=True)
+    np.testing.assert_array_equal(values[at_own], [expected[str(name), int(time)] for name, time in keys])
+
+
 @pytest.mark.parametrize("shift", [0, 1, 3, 9])
 def test_shift_moves_along_the_markets_bars_and_over_days(intraday, tmp_path, shift):
     store = store_of(intraday)

@@ -92,12 +92,7 @@ class CacheScores:
         """Return the scores of all windows, float32 (n,), NaN where there is none; the cache is read whole, once."""
         with self._lock:
             if self._every is None:
-                images, time = self.catalog.images, self.catalog.time
-                values = self.cache.of_windows(images)
-                at = np.minimum(np.searchsorted(self._calendar, time), max(len(self._calendar) - 1, 0))
-                if len(self._calendar):
-                    values[self._calendar[at] != time] = np.nan
-                self._every = values
+                self._every = self.cache.of_windows(self.catalog.images)
             return self._every
 
 

@@ -239,8 +239,12 @@ class FactorCache:
         """Return the value of each window of the store, float32 (n,); NaN where there is none."""
         calendar = np.sort(self.time[self.time != NO_TIME])
         time, values = self.matrix()
-        at = np.searchsorted(calendar, store.time) + self.shift
+        at = np.searchsorted(calendar, store.time)
+        # A window that ends at no bar of the cache has no value there, least of all that of the next bar.
         placed = at < len(calendar)
+        placed[placed] = calendar[at[placed]] == store.time[placed]
+        at += self.shift
+        placed &= at < len(calendar)
         placed[placed] &= np.isin(calendar[at[placed]], time)
         place_of = {str(name): i for i, name in enumerate(self.instruments)}
         place = np.array([place_of.get(str(name), -1) for name in store.instruments], np.int64)
