@@ -304,7 +304,7 @@ def test_bars_beside_their_averages_give_the_same_bytes(scene, random):
     out, reason = np.full((len(which), *spec.shape), 7, np.uint8), np.full(len(which), 99, np.uint8)
     undrawn = fast.render_selected(
         fast.job_of(arrays_of(beside, options.get("at_limit"), None), spec), row, instrument, offsets, which,
-        out.reshape(-1), options["nontemporal"], reason,
+        out.reshape(-1), fast.Stores(options["nontemporal"], *fast._NO_STORES), reason,
     )  # fmt: skip
     assert undrawn == np.count_nonzero(reason)
     done = reason != fast.DEFERRED

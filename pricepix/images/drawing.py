@@ -133,7 +133,7 @@ class BatchRenderer:
         """
         reason = np.empty(len(which), np.uint8)
         if self._job is not None:
-            nontemporal = fast.uses_nontemporal_stores(out)
+            stores = fast.plain_stores(out)
             undrawn: Any = fast.render_selected(
                 self._job,
                 self._row,
@@ -141,7 +141,7 @@ class BatchRenderer:
                 self._offsets,
                 which,
                 out.reshape(-1),
-                nontemporal,
+                stores,
                 reason,
             )
             if undrawn == 0:

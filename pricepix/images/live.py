@@ -291,7 +291,7 @@ class LiveImages:
                 rows,
                 out.reshape(-1),
                 rules.PIXELS,
-                fast.uses_nontemporal_stores(out),
+                fast.plain_stores(out),
                 reason,
             )
             left = np.flatnonzero(reason == fast.DEFERRED)

@@ -227,8 +227,12 @@ def run(
     if _draw_uncompiled(arrays, spec, rows, out, mode, reason, job):
         return
     if job is not None:
-        rest = (rows, out.reshape(-1, copy=False), mode, fast.uses_nontemporal_stores(out), reason)
-        _drive(fast, job, fast.plan_tasks(len(rows.last)), rest, threads)
+        flat = out.reshape(-1, copy=False)
+        every = mode == rules.PIXELS and len(rows.last) == len(out)
+        stores = fast.stores_for(out) if every else fast.plain_stores(out)
+        _drive(fast, job, fast.plan_tasks(len(rows.last)), (rows, flat, mode, stores, reason), threads)
+        if len(stores.lines):
+            fast.write_lines(stores, spec.height * spec.width, flat)
         deferred = np.flatnonzero(reason[rows.dest] == fast.DEFERRED)
         if len(deferred) == 0:
             return
@@ -263,10 +267,8 @@ def _draw_uncompiled(
     if job is None:
         ready = uncompiled.is_compiled(kernels.render_serial, *source, starts, *rest)
     else:
-        flat, nontemporal = out.reshape(-1, copy=False), fast.uses_nontemporal_stores(out)
-        ready = uncompiled.is_compiled(
-            fast.render_serial, *job, starts, rows, flat, mode, nontemporal, reason
-        )
+        flat, stores = out.reshape(-1, copy=False), fast.plain_stores(out)
+        ready = uncompiled.is_compiled(fast.render_serial, *job, starts, rows, flat, mode, stores, reason)
     if ready:
         _compiled.add(kind)
         return False
@@ -398,7 +400,7 @@ def widen(
     if fast.expands_bits(height, width) and bits.flags.c_contiguous and out.flags.c_contiguous:
         tables = fast.build_byte_tables(height, width)
         kernel: Any = fast.widen
-        args: tuple[Any, ...] = (height, width, tables, out.reshape(-1), fast.uses_nontemporal_stores(out))
+        args: tuple[Any, ...] = (height, width, tables, out.reshape(-1), fast.plain_stores(out))
     else:
         kernel, args = render_bits.unpack_images, (out,)
     seconds = _UNPACK_SECONDS * out.size
