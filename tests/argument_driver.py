@@ -64,6 +64,7 @@ def calls(folder: Path) -> dict[str, Call]:
     arrays = {name: np.ascontiguousarray(panel().bars[:20, [k]]) for k, name in enumerate(names)}
     days = np.arange("2000-01-01", "2000-01-21", dtype="M8[D]")
     windows = panel().bars[:10].reshape(2, 5, 5)
+    few = factor.Bootstrap(draws=20)
     return {
         "Panel.from_table": (pp.Panel.from_table, {"source": bars(), **quiet}),
         "Panel.from_arrays": (pp.Panel.from_arrays, {**arrays, "time": days, "instruments": ["A"]}),
@@ -90,7 +91,8 @@ def calls(folder: Path) -> dict[str, Call]:
         "audit": (pp.audit, {"panel": panel(), "store": store, **quiet}),
         "score": (factor.score, {"store": store, "model": ink, "location": None, "model_id": "ink", **quiet}),
         "evaluate": (factor.evaluate, {"cache": cache_, "panel": panel(), "quantiles": 2}),
-        "compare": (factor.compare, {"a": cache_, "b": cache_, "panel": panel(), "quantiles": 2, "draws": 20}),
+        "compare": (factor.compare, {"a": cache_, "b": cache_, "panel": panel(), "quantiles": 2, "bootstrap": few}),
+        "Bootstrap": (factor.Bootstrap, {}),
         "open_cache": (factor.open_cache, {"location": folder / "cache"}),
         "FactorCache.matrix": (cache_.matrix, {}),
         "FactorCache.at": (cache_.at, {"instrument": "S0001", "time": "2000-03-01"}),

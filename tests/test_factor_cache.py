@@ -8,6 +8,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -530,7 +531,7 @@ def test_panel_images_are_called_that(panel):
         ({"shift": 1}, "windows of panel images of 6 instruments end only at every week"),
         ({"start": "2050-01-01"}, "no image of panel images of 6 instruments lies in the time"),
         (
-            {"client": object()},
+            {"client": SimpleNamespace(scatter=None)},
             "workers cannot open panel images of 6 instruments, which lives in this process",
         ),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,9 +153,9 @@ def test_the_command_line_hands_a_universe_on(monkeypatch: pytest.MonkeyPatch, t
 
     given: dict[str, Any] = {}
 
-    def report_on(cache: Any, bars: Any, path: Any, **settings: Any) -> tuple[str, str]:
+    def report_on(cache: Any, bars: Any, path: Any, **settings: Any) -> tuple[str, Path]:
         given.update(settings)
-        return "evaluation", path
+        return "evaluation", Path(path)
 
     monkeypatch.setattr(report, "report_on", report_on)
     table().write_parquet(tmp_path / "bars.parquet")
