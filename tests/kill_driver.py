@@ -511,8 +511,20 @@ def kill_update(folder: Path, kills: int, rng: np.random.Generator) -> dict[str,
         result, ledger = json.loads(found["update.json"]), json.loads(found["ledger.json"])
         kept = [result[name] for name in ("bars_through", "windows", "exports", "notes")]
         del ledger["counts"]
+        health, days = json.loads(found["health.json"]), folder / "days.csv"
+        del health["steps"]
+
+        # In a child: a process with the threads of polars must not be forked.
+        def write(_: Path) -> None:
+            pl.read_parquet(out / "health_days.parquet").drop("seconds", "memory_mb").write_csv(days)
+
+        run_child(write, folder / "none")
+        # The page shows the figures, and how long the steps took.
+        assert found["health.html"].rstrip().endswith(b"</html>")
         return found | {
-            "update.json": json.dumps(kept).encode(), "ledger.json": json.dumps(ledger, sort_keys=True).encode()
+            "update.json": json.dumps(kept).encode(), "ledger.json": json.dumps(ledger, sort_keys=True).encode(),
+            "health.json": json.dumps(health).encode(), "health.html": b"",
+            "health_days.parquet": days.read_bytes(),
         }  # fmt: skip
 
     return Kills(folder, folder / "before", lambda target: evening(target, 31), look, content).run(kills, rng)
