@@ -70,8 +70,8 @@ def test_estimates_are_near_what_it_took(tmp_path: Path) -> None:
     """Bytes on disk and memory, of a process that does nothing else."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     code = (
-        "import resource, pathlib, sys, paper_driver; paper_driver.replicate(pathlib.Path(sys.argv[1]), echo=print);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "import pathlib, sys, paper_driver; paper_driver.replicate(pathlib.Path(sys.argv[1]), echo=print);"
+        "from pricepix.workflow.health import memory_mb; print(int(1e6 * memory_mb()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")], env=environment, capture_output=True, check=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,9 +223,14 @@ def test_render_depth_finds_a_wrong_image_with_all_checksums_right(panel: pp.Pan
 
 
 def test_report_prints_and_tells_an_exit_code(
-    sound: dict[str, Path], panel: pp.Panel, capsys: pytest.CaptureFixture[str]
+    sound: dict[str, Path],
+    panel: pp.Panel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = pp.open_store(sound["bits"])
+    # Bars are for terminals.
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     report = store.verify(panel, progress=True)
     assert (report.ok, report.exit_code, report.rendered) == (True, 0, len(store))
     assert str(report).endswith("sound")

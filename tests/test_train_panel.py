@@ -165,7 +165,9 @@ class TestAfterwards:
 
     def test_workers_elsewhere_need_a_store(self, images: ImageSet, of_store: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="which lives in this process"):
-            factor.score(images, of_store.model, tmp_path / "f.zarr", client=object())
+            factor.score(
+                images, of_store.model, tmp_path / "f.zarr", client=types.SimpleNamespace(scatter=None)
+            )
 
     def test_pictures(self, images: ImageSet, panel: pp.Panel, tmp_path: Path) -> None:
         assert pp.contact_sheet(images, tmp_path / "sheet.png", n=6).stat().st_size > 1000

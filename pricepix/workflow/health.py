@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -69,6 +71,10 @@ class Health:
 
 def memory_mb() -> float | None:
     """Return the most memory that the process has held so far, in MB; None where the system does not say."""
+    # Linux counts what the parent of a process held as its own in ru_maxrss, so that is asked elsewhere only.
+    status = Path("/proc/self/status")
+    if status.exists() and (held := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return round(int(held[1]) * 1024 / 1e6, 1)
     try:
         import resource
     except ImportError:
