@@ -449,6 +449,21 @@ def test_eight_bits_rank_alike_or_are_refused(images: pp.PanelImages, network: A
     assert rank_agreement(a[known], b[known], time[known]) >= 0.998
 
 
+@pytest.mark.parametrize("precision", ["32-true", "int8"])
+def test_an_audit_scores_with_the_engine_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch, images: pp.PanelImages, network: Any, precision: str
+) -> None:
+    needs("onnx", "onnxscript", "onnxruntime", "openvino")
+    # Whether these ranks agree is another test's question.
+    monkeypatch.setattr("pricepix.train.engines.quantised.LEAST_AGREEMENT", 0.0)
+    options = {"engine": "openvino", "precision": precision, "progress": False}
+    cache = pp.factor.score(images, network, None, **options)
+    found = pp.audit(images.panel, images, cache, model=network, date="2000-03-31", progress=False)
+    results = {check.name: check.result for check in found.checks}
+    assert found.scores > 0
+    assert results["scores"] == results["memory"] == "ok"
+
+
 def test_eight_bits_are_calibrated_on_the_training_period_only(images: pp.PanelImages, network: Any) -> None:
     given = training_images(images, network.metadata, "x")
     half = images.time[len(images) // 2]

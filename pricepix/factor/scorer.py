@@ -24,11 +24,11 @@ from pricepix.images.series import Scaling
 from pricepix.spec import ImageSpec
 from pricepix.store.sealed_files import read_sealed_yaml
 
-__all__ = ["Scorer", "ScorerOptions"]
+__all__ = ["ENGINE_NAMES", "Scorer", "ScorerOptions"]
 
 Floats = NDArray[np.float32]
 _PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed", "int8")
-_ENGINES: Final = ("torch", "openvino", "onnxruntime")
+ENGINE_NAMES: Final = ("torch", "openvino", "onnxruntime")
 # Images a call of a function.
 _BATCH: Final = 256
 _LIMITS: Final = np.iinfo(np.int64)
@@ -108,7 +108,7 @@ class Scorer:
     ) -> None:
         choice(values, "values", (None, "probability", "score"))
         self.precision = choice(precision, "precision", _PRECISIONS)
-        self.engine = choice(engine, "engine", _ENGINES)
+        self.engine = choice(engine, "engine", ENGINE_NAMES)
         _check_engine(engine, precision, device)
         batch = None if batch is None else whole_number(batch, "batch", 1, unit="images")
         # What fit returns carries the folder of the run.

@@ -12,7 +12,7 @@ from pricepix._checks import whole_number
 from pricepix.bars.panel import Panel
 from pricepix.factor.cache import FactorCache, open_cache
 from pricepix.factor.function_identity import identify
-from pricepix.factor.scorer import Scorer
+from pricepix.factor.scorer import ENGINE_NAMES, Scorer
 from pricepix.images.image_set import ImageSet
 from pricepix.images.rows import store_rows
 from pricepix.store.image_store import open_images
@@ -104,7 +104,7 @@ def audit(
     _check_lineage(panel, store, cache, mask)
     scores = None
     if cache is not None:
-        scores = Scores(_scorer(cache, model), cache.of_windows(store), tolerance)
+        scores = Scores(_scorer(cache, model, store), cache.of_windows(store), tolerance)
     dates = _dates(panel, store, cache, scores, date)
     row = store_rows(store, panel)
     rng = np.random.default_rng(whole_number(seed, "seed", 0))
@@ -155,7 +155,7 @@ def _check_lineage(
         raise ValueError(f"pass mask= if and only if {store.kind} {store.location} came with one")
 
 
-def _scorer(cache: FactorCache, model: Any) -> Scorer:
+def _scorer(cache: FactorCache, model: Any, store: ImageSet) -> Scorer:
     recorded = cache.attrs["model"]
     if model is None and not recorded.get("source"):
         raise ValueError(
@@ -167,6 +167,9 @@ def _scorer(cache: FactorCache, model: Any) -> Scorer:
     scorer = Scorer(
         recorded["source"] if model is None else model,
         precision=precision,
+        # A cache holds the versions of what scored it; torch is among them whatever engine ran.
+        engine=next((name for name in ENGINE_NAMES[1:] if name in cache.attrs["versions"]), "torch"),
+        images=store if precision == "int8" else None,
         tz=cache.tz,
         model_id=recorded["name"] if named else None,
     )
