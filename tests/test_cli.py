@@ -256,6 +256,14 @@ def test_data_and_out_are_for_other_projects_files(tmp_path: Path) -> None:
     assert "--data and --out are for configurations of other projects: edit" in said
 
 
+def test_an_error_is_printed_once() -> None:
+    """In a process of its own: a log that nobody asked for goes to the terminal there, and not under pytest."""
+    command = [sys.executable, "-m", "pricepix", "info", "nothing.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("no store at nothing.zarr") == 1
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
     """As with ``| head``: no message, whenever the pipe closes."""
     command = [sys.executable, "-c", "from pricepix.cli import main; main()", "presets"]

@@ -71,7 +71,10 @@ class Group(click.Group):
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             message = printable(spelled(str(text), command))
-            logging.getLogger("pricepix").error(message, extra={"exit_code": code})
+            log = logging.getLogger("pricepix")
+            # Without a log, Python would print the record beside the error.
+            if log.hasHandlers():
+                log.error(message, extra={"exit_code": code})
             if settings.json:
                 click.echo(json.dumps({"error": message, "kind": type(error).__name__, "exit_code": code}))
             if ctx.params.get("traceback"):
