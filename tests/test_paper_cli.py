@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,28 @@ def call(*arguments: Any, code: int = 0) -> str:
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """What the functions behind the command were called with."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def stand_in(name: str) -> Any:
+        def replication(*args: Any, **options: Any) -> pp.paper.Replication:
+            calls.append(((name, *args), options))
+            why = {("paper", "I60/R60"): "too few bars"}
+            return pp.paper.Replication(Path("out"), Path("out/paper.html"), [], why, [])
+
+        return replication
+
     for name in ("replicate", "demo"):
-        monkeypatch.setattr(pp.paper, name, lambda *a, _name=name, **k: calls.append(((_name, *a), k)))
+        monkeypatch.setattr(pp.paper, name, stand_in(name))
     return calls
+
+
+def test_what_was_made_is_told_as_json(called: Any, tmp_path: Path) -> None:
+    samples.simulate(3, 30).write_parquet(tmp_path / "bars.parquet")
+    for words in (["--demo", tmp_path / "out"], [tmp_path / "bars.parquet", tmp_path / "out"]):
+        done = CliRunner().invoke(cli.main, ["--json", "replicate", *map(str, words)])
+        assert json.loads(done.stdout) == {
+            "page": "out/paper.html", "tables": 0,
+            "skipped": [{"split": "paper", "cell": "I60/R60", "why": "too few bars"}],
+        }  # fmt: skip
 
 
 def test_options_are_forwarded(called: Any, tmp_path: Path) -> None:

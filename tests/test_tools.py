@@ -231,3 +231,27 @@ def test_the_documented_line_gives_a_script(shell):
         pytest.skip("no bash to ask for its version")
     assert "pricepix-cli" in done.stdout
     assert f"_PRICEPIX_CLI_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_tools_speak_json(tmp_path):
+    """A line each, whether a program looks at the machine, at bars, or at somebody's images."""
+
+    def told(*words):
+        done = CliRunner().invoke(main, ["--json", *map(str, words)])
+        assert done.exit_code == 0, done.output
+        (line,) = done.stdout.splitlines()
+        return json.loads(line)
+
+    bars, images = tmp_path / "bars.parquet", tmp_path / "images.npy"
+    assert told("sample", bars) == {"path": str(bars), "bars": 7578}
+    found = told("estimate", bars, "--preset", "jkx5", "--adjust", "multiply")
+    assert (found["bars"], found["fits"]) == (7578, True)
+    panel = pp.Panel.from_table(bars, adjust="multiply", progress=False)
+    np.save(images, pp.PanelImages(panel, "jkx5").read(slice(0, 20)))
+    found = told("which-script", images)
+    assert (found["images"], found["height"], found["width"]) == (20, 32, 15)
+    assert found["possible"][0]["style"].startswith("jkx")
+    assert told("doctor")["versions"]
+    assert told("presets")["jkx20"]["lookback"] == 20
+    assert told("init-config", tmp_path / "c.yaml") == {"path": str(tmp_path / "c.yaml")}
+    assert told("warm-up", "--part", "bars")["cache"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pricepix.cli.group import echo, main
+from pricepix.cli.group import echo, main, say
 from pricepix.cli.options import (
     choice_option,
     device,
@@ -18,6 +18,9 @@ from pricepix.cli.options import (
     several,
 )
 from pricepix.cli.options import settings as read_settings
+
+if TYPE_CHECKING:
+    from pricepix.paper import Replication
 
 
 @main.command()
@@ -88,9 +91,10 @@ def replicate(
                 "--demo brings its own bars, cells and training: only --seeds goes with it"
             )
         with client_of(scheduler) as client:
-            run_demo(
+            found = run_demo(
                 out, client=client, echo=echo, **{name: chosen[name] for name in ("seeds",) if name in chosen}
             )
+        _tell(found)
         return
     training = Training(
         every=chosen.pop("every"),
@@ -103,7 +107,7 @@ def replicate(
     conditions = ("top", "min_price", "min_dollar_volume", "min_age")
     universe = {name: chosen.pop(name) for name in conditions if name in chosen}
     with client_of(scheduler) as client:
-        run(
+        found = run(
             read_panel(paths[0], table, report=True),
             out,
             **({"cells": like} | chosen),
@@ -112,3 +116,10 @@ def replicate(
             client=client,
             echo=echo,
         )
+    _tell(found)
+
+
+def _tell(found: Replication) -> None:
+    """With ``--json``, say on a line what was made; otherwise it was said while it was made."""
+    skipped = [{"split": split, "cell": cell, "why": why} for (split, cell), why in found.skipped.items()]
+    say("", page=found.page, tables=len(found.tables), skipped=skipped)

@@ -21,7 +21,7 @@ def init_config(path: str, like: str) -> None:
     from pricepix.workflow.templates import init_config as run
 
     run(like, path)
-    echo(f"{path}: edit it, then pricepix-cli run {path}")
+    say(f"{path}: edit it, then pricepix-cli run {path}", path=path)
 
 
 @main.command()
@@ -77,7 +77,7 @@ def warm_up(**options: Any) -> None:
     """Compile everything once, into Numba's cache (NUMBA_CACHE_DIR), in parallel processes."""
     from pricepix.workflow.warm_up import warm_up as run
 
-    echo(str(run(**options, echo=echo)))
+    result(run(**options, echo=echo))
 
 
 @main.command()
@@ -86,4 +86,4 @@ def demo(folder: str) -> None:
     """Run everything end to end on sample data, into FOLDER."""
     from pricepix.workflow.demo import demo as run_demo
 
-    run_demo(folder, echo=echo)
+    say("", made=run_demo(folder, echo=echo))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main, say
+from pricepix.cli.group import main, say
 from pricepix.cli.options import (
     asof,
     changed_chunks,
@@ -189,11 +189,12 @@ def presets() -> None:
     """List the image presets."""
     from pricepix.spec import ImageSpec
 
-    echo(f"{'preset':9} {'size':>8} {'lookback':>8}  style")
+    lines = [f"{'preset':9} {'size':>8} {'lookback':>8}  style"]
     for name, spec in ImageSpec.presets().items():
         drawn = [f"MA {n}" for n in spec.ma] + (["volume"] if spec.volume else [])
         size = f"{spec.height}x{spec.width}"
-        echo(f"{name:9} {size:>8} {spec.lookback:>8}  {spec.style}: {', '.join(['OHLC', *drawn])}")
+        lines.append(f"{name:9} {size:>8} {spec.lookback:>8}  {spec.style}: {', '.join(['OHLC', *drawn])}")
+    say("\n".join(lines), **{name: spec.to_dict() for name, spec in ImageSpec.presets().items()})
 
 
 @main.command("import-jkx")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pricepix.cli.group import echo, main
+from pricepix.cli.group import main, result, say
 from pricepix.cli.options import (
     choice_option,
     complete_files,
@@ -53,7 +53,7 @@ def estimate(table_path: str, table: dict[str, Any], **options: Any) -> None:
     elif table:
         raise click.UsageError(f"{table_path} is a market cache: leave out the options of tables")
     found = run(source, **given)
-    echo(str(found))
+    result(found)
     sys.exit(0 if found.fits else 1)
 
 
@@ -63,7 +63,7 @@ def doctor(folder: str | None) -> None:
     """Look at this machine: versions, CPU, compiled kernels, disk, GPU, optional parts and how to install them."""
     from pricepix.workflow.doctor import doctor as run
 
-    echo(str(run(folder)))
+    result(run(folder))
 
 
 @main.command("which-script")
@@ -77,7 +77,7 @@ def which_script(file: str, n: int) -> None:
     from pricepix.workflow.which_script import which_script as run
 
     found = run(file, n)
-    echo(str(found))
+    result(found)
     sys.exit(0 if found.possible else 1)
 
 
@@ -91,5 +91,7 @@ def sample(path: str) -> None:
     kinds = {".csv": "write_csv", ".parquet": "write_parquet"}
     if target.suffix.lower() not in kinds:
         raise click.UsageError(f"{path!r} ends in neither .csv nor .parquet")
-    getattr(bundled(), kinds[target.suffix.lower()])(target)
-    echo(f"{target}: pricepix-cli build-store {target} bars.zarr --preset jkx20 --adjust multiply")
+    bars = bundled()
+    getattr(bars, kinds[target.suffix.lower()])(target)
+    told = f"{target}: pricepix-cli build-store {target} bars.zarr --preset jkx20 --adjust multiply"
+    say(told, path=target, bars=len(bars))

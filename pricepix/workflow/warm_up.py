@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -72,6 +72,15 @@ class WarmUp:
     def compiled(self) -> int:
         """Kernels that were compiled; 0 if all were in the cache."""
         return sum(step.compiled for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was done as JSON values."""
+        return {
+            "cache": None if self.cache is None else str(self.cache),
+            "compiled": self.compiled,
+            "seconds": self.seconds,
+            "steps": [asdict(step) for step in self.steps],
+        }
 
     def __str__(self) -> str:
         if self.cache is None:

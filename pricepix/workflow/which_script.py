@@ -57,6 +57,14 @@ class WhichScript:
         without = {"average": "bars alone", "average and volume": "volume"}
         return [one for one in found if (one.style, without.get(one.drawn, "")) not in plain]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was found as JSON values."""
+        return {
+            "images": self.images, "height": self.height, "width": self.width,
+            "possible": [{"style": one.style, "drawn": one.drawn} for one in self.possible],
+            "candidates": [one._asdict() for one in self.candidates],
+        }  # fmt: skip
+
     def __str__(self) -> str:
         head = f"{self.images:,} images of {self.height}x{self.width}, {self.width // 3} bars"
         lines = [head, "", f"{'renderer':<42}{'fits':>14}  the first that does not"]
