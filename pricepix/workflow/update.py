@@ -20,7 +20,7 @@ from pricepix._version import __version__
 from pricepix.bars.panel import Panel
 from pricepix.bars.times import as_time, to_series
 from pricepix.build.append import append
-from pricepix.location import Location, atomic_file
+from pricepix.location import BUILD, Location, atomic_file
 from pricepix.store.image_store import open_store
 from pricepix.store.lock import WriteLock
 from pricepix.workflow.config import Config, join_path, load_config
@@ -162,6 +162,8 @@ def update(
     if where.path is not None:
         where.path.mkdir(parents=True, exist_ok=True)
     with WriteLock(where, "folder"):
+        # Of a process that died while it wrote; what it had done may be all that there is to do.
+        where.delete_all(f"{BUILD}/tmp")
         evening = _Evening(config, where, now, echo or (lambda line: None), progress)
         evening.client = client
         return evening.run()
