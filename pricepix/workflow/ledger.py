@@ -189,9 +189,14 @@ class Ledger:
         }  # fmt: skip
         self._where.put(_FILE, (json.dumps(self.entry, indent=2) + "\n").encode())
         self._known = after
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete files of bars that no longer count; whoever calls holds the lock of the folder."""
+        whole = self.entry.get("whole", 0)
         for key in list(self._where.list(_BARS)):
             stem, _, kind = PurePosixPath(key).name.removesuffix(".parquet").partition(".")
-            if stem.isdecimal() and int(stem) < (number if kind else whole):
+            if stem.isdecimal() and int(stem) < (len(self) if kind else whole):
                 self._where.delete(key)
 
     def _difference(self, known: Known, now: Panel) -> pl.DataFrame:

@@ -162,9 +162,10 @@ def update(
     if where.path is not None:
         where.path.mkdir(parents=True, exist_ok=True)
     with WriteLock(where, "folder"):
-        # Of a process that died while it wrote; what it had done may be all that there is to do.
-        where.delete_all(f"{BUILD}/tmp")
         evening = _Evening(config, where, now, echo or (lambda line: None), progress)
+        # What a process left that died while it wrote or swept; what it had done may be all that there is to do.
+        where.delete_all(f"{BUILD}/tmp")
+        evening.ledger.sweep()
         evening.client = client
         return evening.run()
 
