@@ -308,7 +308,7 @@ def test_a_cache_with_nothing_left_to_score_is_finished(panel, tmp_path, shift, 
             distributed = pytest.importorskip("distributed")
             stack.enter_context(warnings.catch_warnings())
             cluster = distributed.LocalCluster(
-                n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+                n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
             )
             client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
         with pytest.MonkeyPatch.context() as patch:
@@ -582,7 +582,7 @@ def test_workers_of_a_cluster_score_the_same(store, networks, tmp_path):
     with (
         warnings.catch_warnings(),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -145,7 +145,7 @@ def test_ten_evenings_in_a_bucket_with_two_workers(bucket: str, frozen: Path, tm
     )
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -65,7 +65,11 @@ def test_a_worker_dies_and_another_one_goes_on(panel: pp.Panel, tmp_path: Path) 
     before: dict[Path, tuple[bytes, int]] = {}
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

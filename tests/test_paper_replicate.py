@@ -190,7 +190,11 @@ def test_workers_give_the_same(made: Any, panel: pp.Panel, tmp_path: Path) -> No
     found, _ = made
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="inproc://"
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            protocol="inproc://",
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
