@@ -557,6 +557,9 @@ def test_the_command_exports_a_model(images: pp.PanelImages, network: Any, tmp_p
     assert done.exit_code == 0, done.output
     assert "1 x jkx5, probability of a rise; differs by at most" in done.output
     assert (tmp_path / "m.pt2").stat().st_size > 100_000
+    told = json.loads(runner.invoke(main, ["--json", *arguments]).stdout)
+    assert (told["out"], told["model"], told["members"]) == (arguments[2], "jkx5", 1)
+    assert 0 <= told["largest_difference"] < 1e-5
     assert "--last: of a factor cache" in runner.invoke(main, [*arguments, "--last", "3"]).output
     wrong = runner.invoke(main, ["export", str(tmp_path / "c"), str(tmp_path / "c.csv"), "--check", "x"])
     assert "--check and --horizon are of a model" in wrong.output

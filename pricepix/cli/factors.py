@@ -207,9 +207,13 @@ def export(cache: str, out: str, check: str | None, horizon: int | None, **optio
         from pricepix.train import export_model
 
         about = export_model(cache, out, horizon=horizon, check=check)
-        echo(
+        say(
             f"{out}: {about['members']} x {about['model']}, {about['output']['is']}; differs by at most "
-            f"{about['largest_difference']:.1e} from torch"
+            f"{about['largest_difference']:.1e} from torch",
+            out=out,
+            model=about["model"],
+            members=about["members"],
+            largest_difference=about["largest_difference"],
         )
         return
     if check is not None or horizon is not None:
