@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
@@ -316,8 +317,8 @@ def scores_of_file(
     from pricepix.train.engines.onnx_engines import ENGINES
 
     content = Path(path).read_bytes()
-    for kind in ENGINES.values():
-        if kind.is_installed():
+    for name, kind in ENGINES.items():
+        if importlib.util.find_spec(name) is not None:
             return np.asarray(kind(content).predict(inputs).mean(axis=0))
     optional_module("onnxruntime", "onnx", f"checking {Path(path).name}, one of {', '.join(ENGINES)},")
     raise AssertionError

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -11,23 +10,11 @@ from numpy.typing import NDArray
 
 from pricepix._checks import optional_module
 
-__all__ = ["ENGINES", "OnnxEngine", "OnnxRuntimeEngine", "OpenVinoEngine"]
+__all__ = ["ENGINES", "OnnxRuntimeEngine", "OpenVinoEngine"]
 
 _MEMBERS: Final = "member_scores"
 # Images a call: measured with jkx20 on two cores, both engines are fastest from 16 to 64.
 _BATCH: Final = 32
-
-
-class OnnxEngine(Protocol):
-    """An engine as `pricepix.train.engines.torch_engine.TorchEngine` is one: scores of each member."""
-
-    def predict(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return float32 (members, n), or (members, n, heads)."""
-        ...
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _batches(inputs: NDArray[Any], size: int) -> list[NDArray[Any]]:
@@ -62,11 +49,6 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input, self.batch = self._session.get_inputs()[0].name, batch or _BATCH
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether it can be made here."""
-        return _installed("onnxruntime")
 
     def predict(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Return the members' scores, float32 (members, n), or (members, n, heads)."""
@@ -115,11 +97,6 @@ class OpenVinoEngine:
         self.batch = batch or _BATCH
         self._found: dict[int, NDArray[np.float32]] = {}
 
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether it can be made here."""
-        return _installed("openvino")
-
     def _take(self, request: Any, number: int) -> None:
         self._found[number] = np.array(request.get_output_tensor(1).data)
 
@@ -139,4 +116,4 @@ class OpenVinoEngine:
 
 
 ENGINES: Final[dict[str, Any]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
-"""Engines beside torch, by the names that ``score`` has for them."""
+"""Engines beside torch, by the names that ``score`` has for them, which are those of their packages."""
