@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import zarr
+from clusters import local_client
 
 import pricepix as pp
 from pricepix.factor import open_cache, score
@@ -305,12 +306,8 @@ def test_a_cache_with_nothing_left_to_score_is_finished(panel, tmp_path, shift, 
     with contextlib.ExitStack() as stack:
         client = None
         if on_workers:
-            distributed = pytest.importorskip("distributed")
             stack.enter_context(warnings.catch_warnings())
-            cluster = distributed.LocalCluster(
-                n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-            )
-            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+            client = stack.enter_context(local_client())
         with pytest.MonkeyPatch.context() as patch:
             # As a kill leaves it between the last day and the last word.
             patch.setattr(CacheWriter, "finish", stop)
@@ -577,15 +574,8 @@ def test_functions_that_cannot_be_told_apart_are_not_resumed(store, tmp_path):
 
 
 def test_workers_of_a_cluster_score_the_same(store, networks, tmp_path):
-    distributed = pytest.importorskip("distributed")
     here = score(store, networks[0], tmp_path / "here.zarr", progress=False)
-    with (
-        warnings.catch_warnings(),
-        distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with warnings.catch_warnings(), local_client(threads=2) as client:
         warnings.simplefilter("ignore")
         there = score(store, networks[0], tmp_path / "there.zarr", client=client, progress=False)
         with pytest.raises(ValueError, match="cannot open store memory, which lives in this process"):

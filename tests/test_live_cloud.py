@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from clusters import local_client
 from test_update import bars_of, changed, frozen, rescaled, rows, until
 
 import pricepix as pp
@@ -140,13 +141,5 @@ def test_an_endpoint_of_plain_http_says_how_to_allow_it(bucket: str, monkeypatch
 
 @pytest.mark.nightly
 def test_ten_evenings_in_a_bucket_with_two_workers(bucket: str, frozen: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip(
-        "distributed", reason="needs dask.distributed: pip install 'pricepix[distributed]'"
-    )
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with local_client(2, processes=True) as client:
         evenings(bucket, frozen, tmp_path, 10, client)

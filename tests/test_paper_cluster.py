@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import local_client
 from waiting import free_port, wait_until
 
 distributed = pytest.importorskip(
@@ -63,16 +64,7 @@ def test_a_worker_dies_and_another_one_goes_on(panel: pp.Panel, tmp_path: Path) 
     expected = replicate(tmp_path / "local", **grid)
     out = tmp_path / "cluster"
     before: dict[Path, tuple[bytes, int]] = {}
-    with (
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with local_client(2, processes=True, silence_logs=50) as client:
         pids = client.run(os.getpid)
         assert len(set(pids.values())) == 2
 

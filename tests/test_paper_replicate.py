@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("jinja2")
 
+from clusters import local_client  # noqa: E402
 from paper_driver import TRAINING, replicate, small_panel  # noqa: E402
 
 import pricepix as pp  # noqa: E402
@@ -186,18 +187,8 @@ def test_ten_kills_end_in_the_same_page(made: Any, panel: pp.Panel, tmp_path: Pa
 
 
 def test_workers_give_the_same(made: Any, panel: pp.Panel, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
     found, _ = made
-    with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            protocol="inproc://",
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with local_client(protocol="inproc://") as client:
         again = replicate(tmp_path / "out", panel=panel, client=client)
     assert again.page.read_bytes() == found.page.read_bytes()
     assert same_weights(again.folder, found.folder)

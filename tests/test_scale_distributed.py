@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import local_client
 from waiting import free_port, wait_until
 
 import pricepix as pp
@@ -47,16 +48,7 @@ def local(panel: pp.Panel, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    with (
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        distributed.Client(cluster) as connected,
-    ):
+    with local_client(2, processes=True, silence_logs=50) as connected:
         yield connected
 
 
